@@ -1,0 +1,64 @@
+"""Errors that a user can act on: what happened, where, what was expected, what was found, the remedy."""
+
+from __future__ import annotations
+
+
+class SecateurError(Exception):
+    """A failure with a one-line explanation; the command line prints it without a traceback.
+
+    Args:
+        what: The failure in a few words, without a full stop.
+        where: File, recipe key or module it happened in.
+        expected: What would have been right.
+        found: What was there instead.
+        remedy: What to try next.
+
+    Example:
+        >>> print(SecateurError("unknown network", where="network.name", found="resnet"))
+        unknown network (network.name): found resnet
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what = what
+        head = what if where is None else f"{what} ({where})"
+        facts = [
+            f"{name} {value}"
+            for name, value in (("expected", expected), ("found", found))
+            if value is not None
+        ]
+        line = head + (": " + ", ".join(facts) if facts else "")
+        if remedy is not None:
+            line += f"; {remedy}"
+        super().__init__(" ".join(line.split()))
+
+
+class RecipeError(SecateurError):
+    """A recipe that cannot be read, or says something impossible."""
+
+    exit_code = 2
+
+
+class DataError(SecateurError):
+    """Images or labels that are missing, corrupt or too few."""
+
+
+class NetworkError(SecateurError):
+    """A network that does not exist or cannot be built, traced or loaded as asked."""
+
+
+class StoreError(SecateurError):
+    """A folder that cannot be written, or a stored result that is damaged."""
+
+
+class TrainingError(SecateurError):
+    """A training that diverged."""

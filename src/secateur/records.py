@@ -1,0 +1,80 @@
+"""One measurement, one JSON line, the same everywhere: in a run, on stdout, under ``results/``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateur.errors import StoreError
+
+
+class Record(BaseModel):
+    """One measured number and everything needed to repeat it.
+
+    ``low`` and ``high`` bound the value: the 95 % interval of an accuracy, the 10th and 90th
+    percentile of a latency; None for exact counts. ``n`` is the number of images, timings or
+    elements behind the value. ``at`` places the value on a curve, for example
+    ``{"fraction": 0.3, "layer": "network", "effective_sparsity": 0.29}`` in a scan or
+    ``{"epoch": 4}`` in training; it is empty for a single number.
+
+    Metrics: ``top1_percent``, ``parameters``, ``nonzero_parameters``, ``macs``, ``size_bytes``,
+    ``latency_ms``, ``compression_rate``, ``top1_drop_points`` (reference minus variant, paired),
+    ``scan_top1_percent``, ``scan_drop_points``, ``threshold_fraction``, ``validation_top1_percent``,
+    ``train_loss``, ``seconds``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: str
+    dataset: str
+    variant: str
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int
+    at: dict[str, float | str] = Field(default_factory=dict)
+    seed: int
+    geometry: str
+    preset: str
+    recipe_id: str
+    runtime: str
+    threads: int
+    processor: str
+    versions: dict[str, str]
+    commit: str
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON, without the line feed."""
+        return json.dumps(self.model_dump(), ensure_ascii=False, allow_nan=False)
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write ``records`` to ``path``, one JSON object a line."""
+    path.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read every record of ``path``.
+
+    Raises:
+        StoreError: The file is missing, or a line is not a record; the message names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError("cannot read records", where=path, found=error) from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(Record.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "line"
+            raise StoreError(
+                "not a record", where=f"{path}:{number}", found=f"{name}: {first['msg']}"
+            ) from error
+    return records
