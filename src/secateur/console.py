@@ -1,4 +1,4 @@
-"""Progress for people: bars with the time left on a terminal, plain lines elsewhere; stderr only."""
+"""Progress for people, on stderr: bars with the time left on a terminal, else plain lines."""
 
 from __future__ import annotations
 

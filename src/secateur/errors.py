@@ -1,4 +1,4 @@
-"""Errors that a user can act on: what happened, where, what was expected, what was found, the remedy."""
+"""Errors that a user can act on: what, where, what was expected and found, and the remedy."""
 
 from __future__ import annotations
 

@@ -1,0 +1,119 @@
+"""From what the stages stored to records: the only place that gives numbers their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from secateur.pipeline import VARIANTS, Pipeline
+from secateur.records import Record
+from secateur.statistics import Interval, mcnemar, paired_drop, proportion, spread
+from secateur.store import Stage
+
+
+def collect(pipeline: Pipeline, upto: str = "bench") -> list[Record]:
+    """Records of every stage from ``data`` to ``upto``, in the order of the chain."""
+    records: list[Record] = []
+    for name, stage in stages(pipeline, upto):
+        by = _Recorder(pipeline, stage)
+        records.append(by("reference", "seconds", stage.manifest["seconds"], at={"stage": name}))
+        if name == "train" or name.startswith("prune-"):
+            records += _training(by, name)
+        elif name == "scan":
+            records += _scan(by, pipeline)
+        elif name == "bench":
+            records += _bench(by)
+    return records
+
+
+def stages(pipeline: Pipeline, upto: str) -> Iterator[tuple[str, Stage]]:
+    """Make or find each stage up to ``upto``, in order; ``prune`` is its rounds and the removal."""
+    for name in ("data", "train", "scan", "prune", "export", "quantize", "bench"):
+        if name == "prune":
+            for stage in pipeline.rounds:
+                yield stage.name, stage
+            yield "remove", pipeline.remove
+        else:
+            yield name, getattr(pipeline, name)
+        if name == upto:
+            return
+
+
+class _Recorder:
+    """Makes records that share one stage's provenance."""
+
+    def __init__(self, pipeline: Pipeline, stage: Stage) -> None:
+        recipe, manifest = pipeline.recipe, stage.manifest
+        self.stage = stage
+        self.common: dict[str, Any] = {
+            "network": recipe.network.name,
+            "dataset": recipe.data.name,
+            "seed": recipe.seed,
+            "geometry": recipe.geometry,
+            "preset": recipe.preset,
+            "recipe_id": recipe.id,
+            "runtime": f"torch {manifest['versions']['torch']}",
+            "threads": manifest["threads"],
+            "processor": manifest["processor"],
+            "versions": manifest["versions"],
+            "commit": manifest["commit"],
+        }
+
+    def __call__(
+        self, variant: str, metric: str, value: float | Interval, n: int = 1, **more: Any
+    ) -> Record:
+        if isinstance(value, Interval):
+            more |= {"low": value.low, "high": value.high}
+            value = value.value
+        fields = self.common | more
+        return Record(variant=variant, metric=metric, value=value, n=n, **fields)
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(*(100 * bound for bound in interval))
+
+
+def _training(by: _Recorder, name: str) -> Iterator[Record]:
+    variant = "reference" if name == "train" else "pruned"
+    for epoch in by.stage.json("history.json"):
+        at = {"stage": name, "epoch": epoch["epoch"]}
+        n = epoch["validation_images"]
+        accuracy = _percent(proportion(epoch["validation_right"], n))
+        yield by(variant, "train_loss", epoch["train_loss"], at=at)
+        yield by(variant, "validation_top1_percent", accuracy, n, at=at)
+
+
+def _scan(by: _Recorder, pipeline: Pipeline) -> Iterator[Record]:
+    scan = by.stage.json("scan.json")
+    for point in scan["network"] + scan["layers"]:
+        at = {key: point[key] for key in ("layer", "fraction", "effective_sparsity")}
+        accuracy, drop = Interval(*point["accuracy"]), Interval(*point["drop"])
+        yield by("reference", "scan_top1_percent", _percent(accuracy), point["n"], at=at)
+        yield by("reference", "scan_drop_points", _percent(drop), point["n"], at=at)
+    at = {"tolerance_points": pipeline.recipe.scan.tolerance}
+    if pipeline.recipe.scan.threshold is not None:
+        at = {"by_hand": "yes"}
+    yield by("reference", "threshold_fraction", pipeline.threshold, at=at)
+
+
+def _bench(by: _Recorder) -> Iterator[Record]:
+    measured = by.stage.json("bench.json")
+    right = {v: r.numpy() for v, r in by.stage.tensors("right.safetensors").items()}
+    by.common |= {"runtime": measured["runtime"], "threads": measured["threads"]}
+    images = len(right["reference"])
+    reference_bytes = measured["variants"]["reference"]["size_bytes"]
+    for variant in VARIANTS:
+        found, decided = measured["variants"][variant], right[variant]
+        accuracy = proportion(int(decided.sum()), images)
+        yield by(variant, "top1_percent", _percent(accuracy), images)
+        if variant != "reference":
+            drop = _percent(paired_drop(right["reference"], decided))
+            at = {"mcnemar_p": mcnemar(right["reference"], decided)}
+            yield by(variant, "top1_drop_points", drop, images, at=at)
+        for metric in ("parameters", "nonzero_parameters", "macs", "size_bytes"):
+            yield by(variant, metric, found[metric])
+        yield by(variant, "compression_rate", reference_bytes / found["size_bytes"])
+        times = np.array(found["latencies_ms"])
+        yield by(variant, "latency_ms", spread(times), len(times))

@@ -1,0 +1,83 @@
+"""Where a number was made: processor, versions, commit, device."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from secateur import __version__
+from secateur.errors import SecateurError
+
+_PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
+
+
+@functools.cache
+def processor() -> str:
+    """Model name of the processor with the instruction sets that decide its int8 speed."""
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(
+        (part.strip() for part in line.split(":", 1)) for line in info.splitlines() if ":" in line
+    )
+    flags = fields.get("flags", "").split()
+    vector = [name for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni") if name in flags]
+    name = fields.get("model name", platform.machine())
+    return f"{name}, {os.cpu_count()} cores" + (f", {' '.join(vector)}" if vector else "")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python, Secateur and the libraries whose numerics matter."""
+    found = {"python": platform.python_version(), "secateur": __version__}
+    return found | {name: metadata.version(name) for name in _PACKAGES}
+
+
+@functools.cache
+def commit() -> str:
+    """Commit of the checkout this runs from, with ``-dirty`` if changed; else ``unknown``."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]  # fixed words, no input of a user
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        return done.stdout.strip()
+
+    try:
+        # Installed inside somebody else's checkout, their commit would say nothing about us.
+        if Path(git("rev-parse", "--show-toplevel")) != folder.parent.parent:
+            return "unknown"
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def threads() -> int:
+    """Threads that torch computes with."""
+    return torch.get_num_threads()
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called ``name``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        SecateurError: The device does not exist on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SecateurError(
+            "no such device", where="--device", found=name, remedy="use auto, cpu or cuda"
+        ) from error
+    return device
