@@ -265,16 +265,19 @@ def _validate(said: dict[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(said)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
+        path = [str(part) for part in problem["loc"]]
         if problem["type"] == "extra_forbidden":
-            *parents, leaf = [str(part) for part in problem["loc"]]
+            *parents, leaf = path
             remedy = _nearest(leaf, _fields(parents)).removesuffix("; ") or None
-            raise RecipeError("unknown recipe key", where=where, found=key, remedy=remedy) from None
+            what = "unknown recipe key"
+            raise RecipeError(what, where=where, found=".".join(path), remedy=remedy) from None
+        # In a union pydantic adds the branch it tried to the path; no user wrote that.
+        key = ".".join(part for part in path if part.isidentifier() or part.isdigit())
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         raise RecipeError(
-            f"recipe key {key}" if key else "recipe",
+            f"recipe key {key} does not fit",
             where=where,
-            expected=problem["msg"].removeprefix("Value error, ")[:1].lower()
-            + problem["msg"].removeprefix("Value error, ")[1:],
+            expected=message[:1].lower() + message[1:],
             found="nothing" if problem["type"] == "missing" else repr(problem["input"])[:80],
         ) from None
 

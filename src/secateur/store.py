@@ -63,12 +63,16 @@ class Store:
     Args:
         root: Created where missing.
 
+    Attributes:
+        made_any: Whether any stage was made, rather than found, so far.
+
     Raises:
         StoreError: The folder cannot be written.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.made_any = False
         try:
             root.mkdir(parents=True, exist_ok=True)
             probe = root / f".probe-{os.getpid()}"
@@ -122,6 +126,7 @@ class Store:
             make(partial)
             self._finish(name, identity, key, partial, folder, time.monotonic() - start)
         Path(lock.lock_file).unlink(missing_ok=True)
+        self.made_any = True
         return Stage(name, identity, folder, fresh=True)
 
     def _finish(

@@ -1,0 +1,36 @@
+# Everything happens in .venv; the first target that needs it makes it from the pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: run test check format requirements clean
+
+run: $(READY)  ## the main job: the quickstart recipe, with a report
+	$(BIN)/secateur run
+
+test: $(READY)  ## every test
+	$(BIN)/pytest -q -n 2
+
+check: $(READY)  ## lint, format, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+requirements: $(READY)  ## resolve the pins anew, for every supported Python
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --group dev pyproject.toml -o requirements.txt
+
+clean:
+	rm -rf .venv runs
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

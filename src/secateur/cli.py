@@ -1,0 +1,201 @@
+"""The ``secateur`` command: arguments, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur import __version__
+from secateur.console import say, stderr
+from secateur.errors import SecateurError
+
+app = typer.Typer(
+    name="secateur",
+    help="Prunes and quantizes image classifiers, and proves what that cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[RECIPE]", help="A built-in recipe (see `secateur recipes`) or a path to a .toml."
+    ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Folder with the data set's files; only read. Else SECATEUR_DATA, else a download.",
+    ),
+]
+OutFolder = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Where stages, records and reports go.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Replaces the recipe's seed.", min=0)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. train.epochs=3."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Records on stdout, all else on stderr.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001
+) -> None:
+    if version:
+        typer.echo(f"secateur {__version__}")
+        raise typer.Exit
+
+
+def _chain_command(upto: str, summary: str, examples: str) -> Callable[..., None]:
+    """Make the command that goes down the chain to ``upto``."""
+
+    def command(
+        recipe: RecipeName = "quickstart",
+        data: DataFolder = None,
+        out: OutFolder = Path("runs"),
+        device: Device = "auto",
+        seed: Seed = None,
+        overrides: Overrides = None,
+        json: Json = False,
+    ) -> None:
+        from secateur.run import run  # torch is slow to import: not for --help
+
+        result = run(recipe, upto, data=data, out=out, device=device, seed=seed, sets=overrides)
+        if json:
+            sys.stdout.writelines(record.to_json() + "\n" for record in result.records)
+        else:
+            result.print_summary()
+        say(
+            f"report: {result.folder / 'report.html'}"
+            if result.fresh
+            else f"nothing to do: every stage is in place; report: {result.folder / 'report.html'}"
+        )
+
+    command.__doc__ = f"{summary}\n\nExamples:\n\n" + "\n\n".join(
+        f"    {line}" for line in examples.splitlines()
+    )
+    return command
+
+
+_CHAIN = {
+    "run": (
+        "bench",
+        "Run the whole chain: train, scan, prune, export, quantize, bench, report.",
+        "secateur run\n"
+        "secateur run shufflenet_v2-fashionmnist-quick --data ~/data\n"
+        "secateur run my.toml --set train.epochs=3 --seed 1 --json > records.jsonl",
+    ),
+    "train": ("train", "Train the reference network.", "secateur train my.toml --device cuda"),
+    "scan": (
+        "scan",
+        "Scan how much can go: accuracy on validation against the fraction pruned.",
+        "secateur scan\nsecateur scan my.toml --set scan.tolerance=0.5",
+    ),
+    "prune": (
+        "prune",
+        "Prune and retrain in rounds, then remove what is masked.",
+        "secateur prune my.toml --set prune.fraction=0.5 --set prune.retrain=finetune",
+    ),
+    "export": ("export", "Export the float networks to ONNX.", "secateur export my.toml"),
+    "quantize": (
+        "quantize",
+        "Quantize the pruned network to int8 ONNX.",
+        "secateur quantize my.toml --set quantize.images=1000",
+    ),
+    "bench": (
+        "bench",
+        "Measure accuracy, size and latency of the files.",
+        "secateur bench my.toml --set bench.threads=1",
+    ),
+}
+for _name, (_upto, _summary, _examples) in _CHAIN.items():
+    app.command(_name)(_chain_command(_upto, _summary, _examples))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder, with records.jsonl in it.")],
+) -> None:
+    """Write report.html and report.md anew from a run's records.
+
+    Examples:
+        secateur report runs/quickstart-0123456789ab
+    """
+    from secateur.report import write_report
+
+    write_report(run)
+    say(f"report: {run / 'report.html'}")
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, a recipe or a file of either.")],
+) -> None:
+    """Print what a run, a stage or a file is.
+
+    Examples:
+        secateur show runs/quickstart-0123456789ab
+
+        secateur show runs/stages/quantize-0123456789ab/quantized.onnx
+    """
+    from secateur.show import describe
+
+    for line in describe(path):
+        typer.echo(line)
+
+
+@app.command()
+def recipes() -> None:
+    """List the built-in recipes.
+
+    Examples:
+        secateur recipes
+    """
+    from secateur.recipe import builtin_recipes, load_recipe
+
+    for name in builtin_recipes():
+        typer.echo(f"{name:<40}{load_recipe(name).description}")
+
+
+def main() -> None:
+    """Run the command; a failure is one line on stderr and a non-zero exit code."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")  # so that it may stand anywhere
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", 130, debug)
+    except SecateurError as error:
+        _fail(str(error), error.exit_code, debug)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}", 1, debug)
+    except Exception as error:  # noqa: BLE001 a traceback is no message; --debug shows it
+        line = " ".join(str(error).split())[:300]
+        _fail(f"internal error: {type(error).__name__}: {line}; --debug shows where", 70, debug)
+
+
+def _fail(line: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    stderr.print(f"secateur: {line}", markup=False)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""An ONNX graph as one reads it: who makes a tensor, who uses it, what is constant; and tidying."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from secateur.errors import SecateurError, StoreError
+
+IR_VERSION = 10
+OPSET = 18
+
+
+class Graph:
+    """A snapshot of the edges of ``model.graph``; edit the model, then take a new one.
+
+    Attributes:
+        constants: Initializers by name.
+        producer: The node that makes each tensor; the graph's inputs and constants have none.
+        consumers: The nodes that read each tensor, in the graph's order.
+        inputs: Names of the graph's inputs.
+        outputs: Names of the graph's outputs.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.nodes = list(graph.node)
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        self.inputs = [value.name for value in graph.input]
+        self.outputs = [value.name for value in graph.output]
+        self.producer = {name: node for node in self.nodes for name in node.output}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+
+    def constant(self, name: str) -> npt.NDArray:
+        """The value of the initializer ``name``."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def optional(self, node: onnx.NodeProto, index: int) -> npt.NDArray | None:
+        """The constant that is input ``index`` of ``node``, or None where it has no such input."""
+        if index >= len(node.input) or not node.input[index]:
+            return None
+        return self.constant(node.input[index])
+
+
+def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+    """The value of one attribute of ``node``."""
+    for item in node.attribute:
+        if item.name == name:
+            return onnx.helper.get_attribute_value(item)
+    return default
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises:
+        StoreError: The file is missing or is not ONNX.
+    """
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's DecodeError is not importable from a stable place
+        raise StoreError("cannot read an ONNX file", where=path, found=error) from error
+    if not model.graph.node:
+        raise StoreError("an ONNX file without a graph", where=path)
+    return model
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> None:
+    """Check ``model`` and write it whole or not at all; the same model gives the same bytes.
+
+    Raises:
+        SecateurError: The graph breaks ONNX's rules.
+        StoreError: The file cannot be written.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise SecateurError("not a valid ONNX graph", where=path, found=error) from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError("cannot write an ONNX file", where=path, found=error) from error
+
+
+def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph an integer runtime wants, with nothing in it but the graph.
+
+    A mean over height and width becomes GlobalAveragePool; Identity and Dropout go; so do unused
+    constants, documentation strings and the traces of the exporting machine. Tensors between nodes
+    are named anew by operator and position, constants keep the names of the network's parameters.
+    """
+    nodes = _without_identities(model, _with_global_pools(model))
+    used = {name for node in nodes for name in node.input}
+    constants = [_bare(tensor) for tensor in model.graph.initializer if tensor.name in used]
+    _rename(nodes, {tensor.name for tensor in constants}, model.graph)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "network",
+        [_bare_value(value) for value in model.graph.input],
+        [_bare_value(value) for value in model.graph.output],
+        constants,
+    )
+    opset = onnx.helper.make_opsetid("", OPSET)
+    return onnx.helper.make_model(
+        graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="secateur"
+    )
+
+
+def _with_global_pools(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Replace each mean over the last two of four dimensions by GlobalAveragePool."""
+    graph = Graph(model)
+    values = [*model.graph.value_info, *model.graph.input]
+    rank = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
+    nodes = []
+    for node in graph.nodes:
+        axes = graph.optional(node, 1) if node.op_type == "ReduceMean" else None
+        over_pixels = (
+            axes is not None
+            and rank.get(node.input[0]) == 4
+            and {int(axis) % 4 for axis in axes} == {2, 3}
+        )
+        if not over_pixels:
+            nodes.append(node)
+            continue
+        source, target = node.input[0], node.output[0]
+        keeps = bool(attribute(node, "keepdims", 1))
+        pooled = target if keeps else f"{target}/pooled"
+        nodes.append(onnx.helper.make_node("GlobalAveragePool", [source], [pooled]))
+        if not keeps:
+            nodes.append(onnx.helper.make_node("Flatten", [pooled], [target], axis=1))
+    return nodes
+
+
+def _without_identities(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """Drop nodes that copy at inference, unless one names an output of the graph."""
+    outputs = {value.name for value in model.graph.output}
+    same: dict[str, str] = {}
+    kept = []
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = same.get(name, name)
+        if node.op_type in ("Identity", "Dropout") and node.output[0] not in outputs:
+            same[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    return kept
+
+
+def _rename(nodes: list[onnx.NodeProto], constants: set[str], graph: onnx.GraphProto) -> None:
+    fixed = constants | {value.name for value in [*graph.input, *graph.output]} | {""}
+    names = {name: name for name in fixed}
+    for number, node in enumerate(nodes):
+        node.name = f"{node.op_type.lower()}_{number}"
+        for index, name in enumerate(node.output):
+            tail = f"_{index}" if len(node.output) > 1 else ""
+            names.setdefault(name, node.name + tail)
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+
+
+def _bare(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor)), tensor.name)
+
+
+def _bare_value(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    kind = value.type.tensor_type
+    shape = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
+    return onnx.helper.make_tensor_value_info(value.name, kind.elem_type, shape)

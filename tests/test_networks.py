@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from secateur.errors import NetworkError
+from secateur.networks import build_network
+from secateur.recipe import Network
+
+PARAMETERS = {"mobilenet_v2": 2_236_682, "shufflenet_v2_x1_0": 1_263_854, "alexnet": 57_044_810}
+# A one-channel first convolution drops two of three input planes.
+FIRST = {"mobilenet_v2": 32 * 9, "shufflenet_v2_x1_0": 24 * 9, "alexnet": 64 * 121}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_torchvision_s(name: str) -> None:
+    for channels in (3, 1):
+        network = build_network(Network(name=name, resolution=224), channels, 10)  # type: ignore[arg-type]
+        found = sum(parameter.numel() for parameter in network.parameters())
+        assert found == PARAMETERS[name] - (3 - channels) * FIRST[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "smallest"),
+    [("alexnet", "paper", 63), ("alexnet", "cifar", 21), ("mobilenet_v2", "paper", 8)],
+)
+def test_too_small_a_resolution_names_the_smallest(name: str, stem: str, smallest: int) -> None:
+    def build(side: int) -> None:
+        config = Network(name=name, stem=stem, resolution=side)  # type: ignore[arg-type]
+        build_network(config, 1, 10)
+
+    build(smallest)
+    if smallest > 8:
+        with pytest.raises(NetworkError, match=rf"at least {smallest}, found {smallest - 1}"):
+            build(smallest - 1)
+
+
+def _map_sides(name: str, stem: str, side: int) -> list[int]:
+    """Sides of the square maps that the convolutions give, without repeats, in order."""
+    network = build_network(Network(name=name, stem=stem, resolution=side), 1, 10).eval()  # type: ignore[arg-type]
+    sides: list[int] = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d):
+            module.register_forward_hook(lambda m, i, o: sides.append(o.shape[-1]))
+    network(torch.zeros(1, 1, side, side))
+    return [s for s, before in zip(sides, [0, *sides], strict=False) if s != before]
+
+
+def test_stems_keep_the_maps_they_promise() -> None:
+    assert _map_sides("shufflenet_v2_x1_0", "paper", 32) == [16, 8, 4, 8, 4, 2, 4, 2, 1, 2, 1]
+    assert _map_sides("shufflenet_v2_x1_0", "stride1", 32)[:3] == [32, 16, 8]
+    assert _map_sides("shufflenet_v2_x1_0", "cifar", 32)[:2] == [32, 16]
+    assert _map_sides("mobilenet_v2", "paper", 32) == [16, 8, 4, 2, 1]
+    assert _map_sides("mobilenet_v2", "stride1", 32) == [32, 16, 8, 4, 2]
+    assert _map_sides("mobilenet_v2", "cifar", 32) == [32, 16, 8, 4]
+
+
+def test_the_seed_decides_the_weights_and_disturbs_nothing() -> None:
+    config = Network(name="shufflenet_v2_x1_0", resolution=28)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, same, other = (build_network(config, 1, 10, seed) for seed in (0, 0, 1))
+    assert torch.rand(1) == expected
+    assert torch.equal(first.fc.weight, same.fc.weight)
+    assert not torch.equal(first.fc.weight, other.fc.weight)

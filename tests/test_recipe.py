@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur.errors import RecipeError
+from secateur.recipe import builtin_recipes, load_recipe, parse_recipe
+
+
+def test_three_presets_for_each_network_and_data_set() -> None:
+    expected = {
+        f"{network}-{dataset}-{preset}"
+        for network in ("mobilenet_v2", "shufflenet_v2", "alexnet")
+        for dataset in ("cifar10", "fashionmnist")
+        for preset in ("paper", "fast", "quick")
+    } | {"quickstart"}
+    assert set(builtin_recipes()) == expected
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_builtin_recipe_is_what_its_name_says(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    if name != "quickstart":
+        network, dataset, preset = name.split("-")
+        assert recipe.network.name.startswith(network)
+        assert (recipe.data.name, recipe.preset) == (dataset, preset)
+
+
+def test_ids_are_pinned() -> None:
+    # A new field with a neutral default must not rename old results; a changed default must be seen.
+    assert load_recipe("quickstart").id == "283693cc21db"
+    assert load_recipe("shufflenet_v2-fashionmnist-quick").id == "e27d2bbe0321"
+
+
+def test_id_depends_on_what_decides_the_result_alone() -> None:
+    recipe = load_recipe("quickstart")
+    assert load_recipe("quickstart", ["description=other"]).id == recipe.id
+    assert load_recipe("quickstart", ["train.epochs=3"]).id != recipe.id
+    assert load_recipe("quickstart", seed=1).id != recipe.id
+    # Said or left at its default is the same thing.
+    assert load_recipe("quickstart", ["train.momentum=0.9"]).id == recipe.id
+
+
+def test_toml_round_trip() -> None:
+    recipe = load_recipe("mobilenet_v2-cifar10-fast", ["prune.fraction=0.5"])
+    assert parse_recipe(recipe.to_toml(), "here") == recipe
+
+
+def test_override_takes_numbers_lists_and_bare_words() -> None:
+    recipe = load_recipe(
+        "quickstart",
+        ["train.epochs=3", "scan.fractions=[0.1, 0.2]", "prune.retrain=reinit", "seed=7"],
+    )
+    assert recipe.train.epochs == 3
+    assert recipe.scan.fractions == (0.1, 0.2)
+    assert recipe.prune.retrain == "reinit"
+    assert recipe.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.epoch=3", ["unknown recipe key", "train.epoch", "'epochs'"]),
+        ("dat.name=x", ["unknown recipe key", "dat", "'data'"]),
+        ("train.epochs=three", ["train.epochs", "valid integer", "'three'"]),
+        ("train.epochs=0", ["train.epochs", "greater than or equal to 1", "found 0"]),
+        ("prune.fraction=1.5", ["prune.fraction", "less than 1", "1.5"]),
+        ("network.name=resnet", ["network.name", "'mobilenet_v2'", "'resnet'"]),
+        ("train=3", ["train", "found 3"]),
+        ("seed.x=3", ["--set", "seed"]),
+        ("nothing", ["--set", "key=value", "'nothing'"]),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_key_and_remedy(
+    override: str, parts: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("quickstart", ["seed=1", override])
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line
+
+
+def test_unreadable_recipes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
+        load_recipe("quickstrat")
+    with pytest.raises(RecipeError, match="cannot read recipe"):
+        load_recipe(str(tmp_path / "none.toml"))
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = ")
+    with pytest.raises(RecipeError, match="not a TOML file"):
+        load_recipe(str(broken))
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="cannot read recipe"):
+        load_recipe(str(binary))
+    empty = tmp_path / "empty.toml"
+    empty.write_text('name = "x"')
+    with pytest.raises(RecipeError, match=r"recipe key data .* found nothing"):
+        load_recipe(str(empty))

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from secateur.errors import StoreError
+from secateur.store import Store, save_tensors, write_text
+
+
+def _write(text: str) -> object:
+    return lambda folder: write_text(folder / "out.txt", text)
+
+
+def test_a_stage_is_made_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = store.stage("train", {"epochs": 1}, {}, _write("a"))  # type: ignore[arg-type]
+    assert first.fresh
+    assert store.made_any
+    store = Store(tmp_path)
+    second = store.stage("train", {"epochs": 1}, {}, _write("b"))  # type: ignore[arg-type]
+    assert not second.fresh
+    assert not store.made_any
+    assert (second.folder / "out.txt").read_text() == "a"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [first.folder.name]
+
+
+def test_the_id_is_the_hash_of_what_is_said_and_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    data = store.stage("data", {}, {}, _write("a"))  # type: ignore[arg-type]
+    other = store.stage("data", {"seed": 1}, {}, _write("a"))  # type: ignore[arg-type]
+    ids = {
+        store.stage("train", says, {"data": up}, _write("x")).id  # type: ignore[arg-type]
+        for says in ({"epochs": 1}, {"epochs": 2})
+        for up in (data, other)
+    }
+    assert len(ids) == 4
+
+
+def test_what_a_killed_stage_left_is_offered_but_never_trusted(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def killed(folder: Path) -> None:
+        write_text(folder / "checkpoint", "half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.stage("train", {}, {}, killed)
+    assert [path.suffix for path in tmp_path.iterdir() if path.is_dir()] == [".partial"]
+
+    def resumed(folder: Path) -> None:
+        assert (folder / "checkpoint").read_text() == "half"
+        (folder / "checkpoint").unlink()
+        write_text(folder / "out.txt", "whole")
+
+    stage = store.stage("train", {}, {}, resumed)
+    assert stage.fresh
+    assert set(stage.manifest["files"]) == {"out.txt"}
+
+
+def test_a_damaged_stage_is_refused_by_name(tmp_path: Path) -> None:
+    stage = Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+    (stage.folder / "out.txt").write_text("b")
+    with pytest.raises(StoreError, match=r"damaged.*out\.txt.*delete"):
+        Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+    (stage.folder / "stage.json").write_text("{")
+    with pytest.raises(StoreError, match=r"damaged.*stage\.json"):
+        Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+
+
+def _hold(path: str, held: object, release: object) -> None:
+    with FileLock(path):
+        held.set()  # type: ignore[attr-defined]
+        release.wait(30)  # type: ignore[attr-defined]
+
+
+def test_two_processes_do_not_make_the_same_stage(tmp_path: Path) -> None:
+    stage = Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+    os.rename(stage.folder, tmp_path / "elsewhere")
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    lock = str(stage.folder) + ".lock"
+    other = context.Process(target=_hold, args=(lock, held, release))
+    other.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(StoreError, match="another process"):
+            Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+    finally:
+        release.set()
+        other.join()
+
+
+def test_unwritable_output_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write to output folder.*--out"):
+        Store(tmp_path / "file" / "runs")
+
+
+def test_a_full_disk_leaves_no_tensors_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("secateur.store.save_file", full)
+    with pytest.raises(StoreError, match="No space left"):
+        save_tensors(tmp_path / "weights.safetensors", {"a": torch.ones(1)})
+    assert list(tmp_path.iterdir()) == []
