@@ -30,7 +30,7 @@ def test_builtin_recipe_is_what_its_name_says(name: str) -> None:
 
 
 def test_ids_are_pinned() -> None:
-    # A new field with a neutral default must not rename old results; a changed default must be seen.
+    # A new field with a neutral default must not rename old results.
     assert load_recipe("quickstart").id == "283693cc21db"
     assert load_recipe("shufflenet_v2-fashionmnist-quick").id == "e27d2bbe0321"
 

@@ -53,7 +53,7 @@ Json = Annotated[bool, typer.Option("--json", help="Records on stdout, all else 
 @app.callback(invoke_without_command=True)
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     if version:
         typer.echo(f"secateur {__version__}")
@@ -185,7 +185,7 @@ def main() -> None:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{where}", 1, debug)
-    except Exception as error:  # noqa: BLE001 a traceback is no message; --debug shows it
+    except Exception as error:
         line = " ".join(str(error).split())[:300]
         _fail(f"internal error: {type(error).__name__}: {line}; --debug shows where", 70, debug)
 

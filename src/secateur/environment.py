@@ -24,13 +24,14 @@ def processor() -> str:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or platform.machine()
-    fields = dict(
-        (part.strip() for part in line.split(":", 1)) for line in info.splitlines() if ":" in line
-    )
+    fields: dict[str, str] = {}
+    for line in info.splitlines():
+        name, _, value = line.partition(":")
+        fields[name.strip()] = value.strip()
     flags = fields.get("flags", "").split()
-    vector = [name for name in ("avx2", "avx512f", "avx_vnni", "avx512_vnni") if name in flags]
-    name = fields.get("model name", platform.machine())
-    return f"{name}, {os.cpu_count()} cores" + (f", {' '.join(vector)}" if vector else "")
+    vector = [flag for flag in ("avx2", "avx512f", "avx_vnni", "avx512_vnni") if flag in flags]
+    model = fields.get("model name", platform.machine())
+    return f"{model}, {os.cpu_count()} cores" + (f", {' '.join(vector)}" if vector else "")
 
 
 @functools.cache

@@ -34,7 +34,7 @@ from secateur.pruning.surgery import Plan, plan_removal, rebuild, remove
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
 from secateur.recipe import Recipe
-from secateur.runtime import OnnxRuntime
+from secateur.runtime import OnnxRuntime, Runtime
 from secateur.sensitivity import ScanPoint, choose_threshold, scan_layers, scan_network
 from secateur.store import Stage, Store, save_tensors, write_json
 from secateur.train import train
@@ -135,7 +135,10 @@ class Pipeline:
             plan = Plan.from_json((stage.folder / "plan.json").read_text(encoding="utf-8"))
             network = rebuild(network, plan)
         network.load_state_dict(stage.tensors("weights.safetensors"))
-        return network.to(self.device, memory_format=torch.channels_last).eval()
+        return self._place(network).eval()
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        return network.to(device=self.device).to(memory_format=torch.channels_last)
 
     @cached_property
     def _prunable(self) -> Prunable:
@@ -154,7 +157,7 @@ class Pipeline:
         return self._stage("train", says, {"data": self.data}, self._make_train)
 
     def _make_train(self, folder: Path) -> None:
-        network = self._fresh_network().to(self.device, memory_format=torch.channels_last)
+        network = self._place(self._fresh_network())
         self._train_into(folder, network, self.recipe.train, None, "train")
 
     def _train_into(
@@ -267,7 +270,7 @@ class Pipeline:
         masks.apply_(network)
         if config.retrain == "reinit":
             network = reinitialize(network, masks, self.recipe.seed + index)
-            network = network.to(self.device, memory_format=torch.channels_last)
+            network = self._place(network)
         label = f"prune {index}/{config.rounds} to {fraction:.3f}"
         self._train_into(folder, network, self._retraining, masks, label)
         masks.save(folder / "masks.safetensors")
@@ -356,7 +359,7 @@ class Pipeline:
 
     def _make_bench(self, folder: Path) -> None:
         config = self.recipe.bench
-        runtimes = {v: OnnxRuntime(self.file(v), config.threads) for v in VARIANTS}
+        runtimes: dict[str, Runtime] = {v: OnnxRuntime(self.file(v), config.threads) for v in VARIANTS}
         test = load(self.recipe.data.name, self.data_root, train=False)
         image = self._prepare(test.pixels[:1]).contiguous().numpy()
         samples = latencies(runtimes, image, config.warmup, config.repeats)

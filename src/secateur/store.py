@@ -46,7 +46,7 @@ class Stage:
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """Read one of the stage's safetensors files."""
-        return load_file(self.folder / file)
+        return load_tensors(self.folder / file)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -192,6 +192,18 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        StoreError: The file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError("cannot read", where=path, found=error) from error
+
+
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
@@ -201,7 +213,8 @@ def save_tensors(
         StoreError: The disk is full or the folder cannot be written.
     """
     temporary = path.with_name(path.name + ".tmp")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Cloned, because views of one storage (masks of a group, say) are refused.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         save_file(plain, temporary, metadata)
     except (OSError, SafetensorError) as error:

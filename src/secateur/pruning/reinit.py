@@ -1,0 +1,60 @@
+"""Drawing what remains anew, for networks that retrain better from new weights than from old."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from secateur.errors import NetworkError
+from secateur.pruning.masks import Masks
+
+
+def reinitialize(model: nn.Module, masks: Masks, seed: int) -> nn.Module:
+    """Return a copy of ``model``, on the CPU, with new weights and the masks in force.
+
+    Every layer is reset as torch resets it: weights and biases of convolutions and linear layers
+    are uniform in +-1/sqrt(fan-in), batch-norms the identity with fresh statistics. Where single
+    weights are masked, an output's fan-in counts those that remain, so that a sparse layer passes
+    on as much variance as a dense one. Inputs whose whole channel is masked still count: a
+    batch-norm makes up for them.
+
+    Args:
+        model: Left as it is.
+        masks: What remains.
+        seed: Decides the draw, the same on any device.
+
+    Raises:
+        NetworkError: A layer has parameters and cannot be reset, or a mask does not fit.
+    """
+    fresh = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, layer in fresh.named_modules():
+            if not any(True for _ in layer.parameters(recurse=False)):
+                continue
+            if not callable(getattr(layer, "reset_parameters", None)):
+                raise NetworkError(
+                    "cannot draw weights anew",
+                    where=name or type(layer).__name__,
+                    expected="a layer with reset_parameters",
+                    found=type(layer).__name__,
+                )
+            layer.reset_parameters()
+    masks.apply_(fresh)
+    _widen(fresh, masks)
+    return fresh
+
+
+@torch.no_grad()
+def _widen(model: nn.Module, masks: Masks) -> None:
+    """Scale each output's weights from the dense fan-in's bound to that of what remains."""
+    parameters = dict(model.named_parameters())
+    for name, mask in masks.tensors.items():
+        if mask.ndim < 2:
+            continue
+        inputs = mask[0].numel()
+        remaining = mask.flatten(1).sum(1).clamp(min=1).to("cpu")
+        scale = (inputs / remaining).sqrt().to(parameters[name].dtype)
+        parameters[name].mul_(scale.view(-1, *[1] * (mask.ndim - 1)))

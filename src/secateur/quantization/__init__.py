@@ -1,0 +1,1 @@
+"""Post-training quantization: the arithmetic, the ranges, the graph."""

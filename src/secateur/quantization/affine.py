@@ -1,0 +1,161 @@
+"""Affine quantization: integers that stand for evenly spaced real numbers.
+
+    Q(x) = clamp(round(x / delta) + z, low, high)        D(q) = (q - z) delta
+
+``round`` takes a half to the even neighbor, before the zero point z is added, as ONNX
+QuantizeLinear does; since z is an integer this is round(x / delta + z) everywhere but at exact
+halves (Jacob et al. 2018, section 2.1; Krishnamoorthi 2018, section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Integers = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers available.
+
+    Attributes:
+        bits: 2 to 16.
+        signed: Two's complement, or from 0.
+        symmetric: The zero point is 0 and the lowest integer is left out, so that the range is as
+            wide on both sides: int8 is -127 to 127. Needs ``signed``.
+    """
+
+    bits: int = 8
+    signed: bool = False
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 16:
+            raise ValueError(f"need 2 to 16 bits, found {self.bits}")
+        if self.symmetric and not self.signed:
+            raise ValueError("a symmetric grid is signed")
+
+    @property
+    def low(self) -> int:
+        """The lowest integer."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+
+    @property
+    def high(self) -> int:
+        """The highest integer."""
+        return 2 ** (self.bits - int(self.signed)) - 1
+
+
+UINT8 = Grid(8)
+INT8_SYMMETRIC = Grid(8, signed=True, symmetric=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """How a tensor is quantized: one scale and zero point, or one for each slice along an axis.
+
+    Attributes:
+        delta: Step between neighbors, float32, positive; shape () or (slices,).
+        zero_point: The integer that stands for 0.0; the shape of ``delta``.
+        grid: The integers available.
+        axis: The axis that ``delta`` runs along; None where it is a scalar.
+    """
+
+    delta: npt.NDArray[np.float32]
+    zero_point: Integers
+    grid: Grid
+    axis: int | None = None
+
+    def quantize(self, x: Floats) -> Integers:
+        """Return Q(x) as int32, the shape of ``x``."""
+        delta, zero_point = self._along(x.ndim)
+        return quantize(x, delta, zero_point, self.grid.low, self.grid.high)
+
+    def dequantize(self, q: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+        """Return D(q) as float32, the shape of ``q``."""
+        delta, zero_point = self._along(q.ndim)
+        return dequantize(q, delta, zero_point).astype(np.float32)
+
+    def _along(self, dimensions: int) -> tuple[npt.NDArray[np.float32], Integers]:
+        if self.axis is None:
+            return self.delta, self.zero_point
+        shape = [1] * dimensions
+        shape[self.axis] = -1
+        return self.delta.reshape(shape), self.zero_point.reshape(shape)
+
+
+def quantize(
+    x: npt.ArrayLike,
+    delta: npt.ArrayLike,
+    zero_point: npt.ArrayLike,
+    low: int = 0,
+    high: int = 255,
+) -> Integers:
+    """Return clamp(round(x / delta) + zero_point, low, high) as int32; arguments broadcast.
+
+    The division is done in the precision of ``x``: float32 as ONNX QuantizeLinear does it, float64
+    for Python's numbers.
+
+    Example:
+        >>> int(quantize(0.75, 0.01, 128))
+        203
+    """
+    x = np.asarray(x)
+    kind = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float64)
+    steps = np.rint(np.divide(x, np.asarray(delta, kind), dtype=kind))
+    # Clamped before the cast: a float beyond int32 has no defined integer.
+    bounded = np.clip(steps + np.asarray(zero_point, np.float64), low, high)
+    return bounded.astype(np.int32)
+
+
+def dequantize(
+    q: npt.ArrayLike, delta: npt.ArrayLike, zero_point: npt.ArrayLike
+) -> npt.NDArray[np.floating]:
+    """Return (q - zero_point) * delta in the precision of ``delta``; arguments broadcast."""
+    delta = np.asarray(delta)
+    shifted = np.asarray(q, np.int64) - np.asarray(zero_point, np.int64)
+    return shifted.astype(delta.dtype) * delta
+
+
+def from_range(
+    low: npt.ArrayLike, high: npt.ArrayLike, grid: Grid, axis: int | None = None
+) -> Affine:
+    """Choose delta and zero point for values in [``low``, ``high``].
+
+    The range is widened to hold 0.0, which is then exactly representable, as padding and ReLU
+    need: delta = (high - low) / (grid.high - grid.low), and the zero point is the integer nearest
+    to grid.low - low / delta. On a symmetric grid delta = max(|low|, |high|) / grid.high. An empty
+    range, [0, 0], has no scale of its own and gets 1.
+
+    Raises:
+        ValueError: A bound is not finite, or ``low`` is above ``high``.
+    """
+    lowest, highest = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    finite = np.isfinite(lowest).all() and np.isfinite(highest).all()
+    if not (finite and (lowest <= highest).all()):
+        raise ValueError(f"need finite low <= high, found {lowest} and {highest}")
+    lowest, highest = np.minimum(lowest, 0), np.maximum(highest, 0)
+    if grid.symmetric:
+        wide = np.maximum(-lowest, highest) / grid.high
+    else:
+        wide = (highest - lowest) / (grid.high - grid.low)
+    tiny = float(np.finfo(np.float32).tiny)
+    delta = np.asarray(np.where(highest > lowest, np.maximum(wide, tiny), 1.0), np.float32)
+    if grid.symmetric:
+        zero_point = np.zeros(delta.shape, np.int32)
+    else:
+        nearest = np.rint(grid.low - lowest / delta.astype(np.float64))
+        zero_point = np.clip(nearest, grid.low, grid.high).astype(np.int32)
+    return Affine(delta, zero_point, grid, axis)
+
+
+def from_tensor(x: Floats, grid: Grid, axis: int | None = None) -> Affine:
+    """Choose delta and zero point for the values of ``x``, per slice along ``axis`` if given."""
+    others = None if axis is None else tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    return from_range(x.min(axis=others), x.max(axis=others), grid, axis)

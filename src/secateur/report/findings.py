@@ -1,0 +1,197 @@
+"""What a run's records say, sorted into single numbers, curves and surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from secateur.errors import StoreError
+from secateur.records import Record
+
+K = TypeVar("K")
+
+VARIANTS = ("reference", "pruned", "quantized")
+SINGLE = (
+    "top1_percent",
+    "top1_drop_points",
+    "parameters",
+    "nonzero_parameters",
+    "macs",
+    "size_bytes",
+    "latency_ms",
+)
+"""Metrics of which each variant has one number; rates are computed, never read."""
+
+
+class ScanPoint(NamedTuple):
+    """One fraction of a scan: accuracy, and how much was lost on the same images."""
+
+    fraction: float
+    sparsity: float | None
+    accuracy: Record | None
+    drop: Record | None
+
+
+class EpochPoint(NamedTuple):
+    """One epoch of one stage's training."""
+
+    stage: str
+    epoch: int
+    loss: Record | None
+    accuracy: Record | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """One run's records by meaning.
+
+    Attributes:
+        about: Any record, for what all share: network, data set, geometry, seed, recipe.
+        single: (variant, metric) to the one number measured.
+        network_scan: By rising fraction.
+        layer_scans: Layer to its points by rising fraction, in the order of the network.
+        threshold: The fraction the scan or the recipe settled on.
+        epochs: In the order they ran.
+        seconds: Stage and time spent, in the order they ran.
+        surroundings: Field to each of its values and the stages that had it.
+    """
+
+    about: Record
+    single: dict[tuple[str, str], Record]
+    network_scan: tuple[ScanPoint, ...]
+    layer_scans: dict[str, tuple[ScanPoint, ...]]
+    threshold: Record | None
+    epochs: tuple[EpochPoint, ...]
+    seconds: tuple[tuple[str, float], ...]
+    surroundings: dict[str, dict[str, list[str]]]
+
+    @classmethod
+    def of(cls, records: list[Record]) -> Findings:
+        """Sort ``records``.
+
+        Raises:
+            StoreError: There are none, they are of several recipes, or a number is there twice.
+        """
+        if not records:
+            raise StoreError("no records", expected="those of a run", remedy="run a stage first")
+        recipes = sorted({record.recipe_id for record in records})
+        if len(recipes) > 1:
+            raise StoreError("records of more than one recipe", found=", ".join(recipes))
+        scans = _scans(records)
+        thresholds = [record for record in records if record.metric == "threshold_fraction"]
+        return cls(
+            about=records[0],
+            single=_unique(
+                (r for r in records if r.metric in SINGLE), lambda r: (r.variant, r.metric)
+            ),
+            network_scan=scans.pop("network", ()),
+            layer_scans=scans,
+            threshold=thresholds[-1] if thresholds else None,
+            epochs=_epochs(records),
+            seconds=tuple((_stage(r), r.value) for r in records if r.metric == "seconds"),
+            surroundings=_surroundings(records),
+        )
+
+    @property
+    def variants(self) -> list[str]:
+        """Variants of which anything was measured, in the order of the chain."""
+        measured = {variant for variant, _ in self.single}
+        return [v for v in VARIANTS if v in measured] + sorted(measured - set(VARIANTS))
+
+    @property
+    def tolerance(self) -> float | None:
+        """Points of accuracy that the threshold may cost; None where it was set by hand."""
+        found = self.threshold.at.get("tolerance_points") if self.threshold else None
+        return None if found is None else float(found)
+
+    def get(self, variant: str, metric: str) -> Record | None:
+        """The one number of that name, if it was measured."""
+        return self.single.get((variant, metric))
+
+    def gain(self, variant: str, metric: str) -> float | None:
+        """How many times smaller ``variant`` is than the reference in ``metric``."""
+        reference, other = self.get("reference", metric), self.get(variant, metric)
+        if reference is None or other is None or other.value <= 0:
+            return None
+        return reference.value / other.value
+
+
+def _unique(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, Record]:
+    found: dict[K, Record] = {}
+    for record in records:
+        if key(record) in found:
+            raise StoreError(
+                "a number is recorded twice", where=f"{record.variant} {record.metric} {record.at}"
+            )
+        found[key(record)] = record
+    return found
+
+
+def _scans(records: list[Record]) -> dict[str, tuple[ScanPoint, ...]]:
+    def place(record: Record) -> tuple[str, float]:
+        return str(record.at.get("layer", "network")), _coordinate(record, "fraction")
+
+    accuracy = _unique((r for r in records if r.metric == "scan_top1_percent"), place)
+    drop = _unique((r for r in records if r.metric == "scan_drop_points"), place)
+    curves: dict[str, list[ScanPoint]] = {}
+    for layer, fraction in dict.fromkeys([*accuracy, *drop]):
+        here = accuracy.get((layer, fraction)), drop.get((layer, fraction))
+        sparsity = next(r for r in here if r).at.get("effective_sparsity")
+        point = ScanPoint(fraction, None if sparsity is None else float(sparsity), *here)
+        curves.setdefault(layer, []).append(point)
+    return {layer: tuple(sorted(points)) for layer, points in curves.items()}
+
+
+def _epochs(records: list[Record]) -> tuple[EpochPoint, ...]:
+    def place(record: Record) -> tuple[str, int]:
+        return _stage(record), int(_coordinate(record, "epoch"))
+
+    loss = _unique((r for r in records if r.metric == "train_loss"), place)
+    accuracy = _unique((r for r in records if r.metric == "validation_top1_percent"), place)
+    places = list(dict.fromkeys([*loss, *accuracy]))
+    order = list(dict.fromkeys(stage for stage, _ in places))
+    places.sort(key=lambda at: (order.index(at[0]), at[1]))
+    return tuple(EpochPoint(*at, loss.get(at), accuracy.get(at)) for at in places)
+
+
+def _coordinate(record: Record, name: str) -> float:
+    try:
+        return float(record.at[name])
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"a {record.metric} record is at no {name}", found=record.at or "nothing"
+        ) from error
+
+
+def _stage(record: Record) -> str:
+    """The stage that made a record."""
+    if "stage" in record.at:
+        return str(record.at["stage"])
+    return "scan" if record.metric.startswith(("scan_", "threshold_")) else "bench"
+
+
+def _surroundings(records: list[Record]) -> dict[str, dict[str, list[str]]]:
+    """Fields that may differ by stage: one found in place keeps those it was made with."""
+    measured = {_stage(record) for record in records if record.metric != "seconds"}
+    order = list(dict.fromkeys(_stage(record) for record in records))
+    fields: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        stage = _stage(record)
+        if record.metric == "seconds" and stage in measured:
+            continue  # the time a stage took says less about its runtime than its own numbers
+        versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+        for name, value in (
+            ("Processor", record.processor),
+            ("Runtime", record.runtime),
+            ("Threads", str(record.threads)),
+            ("Versions", versions),
+            ("Commit", record.commit),
+        ):
+            stages = fields.setdefault(name, {}).setdefault(value, [])
+            if stage not in stages:
+                stages.append(stage)
+    for values in fields.values():
+        for stages in values.values():
+            stages.sort(key=order.index)
+    return fields

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.pruning.schedule import fraction_after
+
+FRACTIONS = st.floats(0, 0.99)
+ROUNDS = st.integers(1, 12)
+
+
+def test_three_halvings() -> None:
+    assert [fraction_after(k, 3, 0.875) for k in range(4)] == pytest.approx([0, 0.5, 0.75, 0.875])
+
+
+@given(ROUNDS, FRACTIONS)
+def test_each_round_removes_the_same_share_and_the_last_meets_the_target(
+    rounds: int, target: float
+) -> None:
+    left = [1 - fraction_after(k, rounds, target) for k in range(rounds + 1)]
+    shares = [after / before for before, after in zip(left, left[1:], strict=False)]
+    assert shares == pytest.approx([shares[0]] * rounds, rel=1e-9)
+    assert left[0] == 1
+    assert fraction_after(rounds, rounds, target) == target  # exactly
+
+
+@pytest.mark.parametrize("call", [(4, 3, 0.5), (-1, 3, 0.5), (0, 0, 0.5), (1, 3, 1.0)])
+def test_refuses_what_is_out_of_range(call: tuple[int, int, float]) -> None:
+    with pytest.raises(ValueError, match="no round"):
+        fraction_after(*call)
