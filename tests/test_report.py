@@ -346,6 +346,13 @@ def test_terminal_table_fits_and_has_the_numbers(width: int) -> None:
     assert ("quantized" in first) == (width == 76)
 
 
+def test_terminal_table_before_anything_is_measured() -> None:
+    console = Console(width=76, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(summary_table(list(seconds())))
+    assert capture.get() == "nothing is measured on the test images yet\n"
+
+
 # ---- what is not there
 
 

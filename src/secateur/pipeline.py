@@ -202,7 +202,7 @@ class Pipeline:
         if 0 < config.images < len(validation):
             chosen = torch.linspace(0, len(validation) - 1, config.images).long()
             some = validation.take(chosen.to(self.device))
-        layers = len(prunable.groups) + len(prunable.linears)
+        layers = len(prunable.names)
         points = len(config.fractions) + layers * len(config.layer_fractions) + 2
         with progress("scan", points) as tick:
 

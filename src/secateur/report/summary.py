@@ -58,12 +58,16 @@ class SummaryTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table that suits the width."""
+        if not self.rows:
+            yield Text("nothing is measured on the test images yet")
+            return
         grid = [HEADINGS, *self.rows]
         if options.max_width < self.WIDE:
             grid = list(zip(*grid, strict=True))
         table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False, header_style="")
         for index, cell in enumerate(grid[0]):
-            table.add_column(_lines(cell, "bold"), justify="right" if index else "left")
+            heading = _lines(cell._replace(note=cell.note or " "), "bold")  # all two lines high
+            table.add_column(heading, justify="right" if index else "left")
         for row in grid[1:]:
             table.add_row(*(_lines(cell, "") for cell in row))
         yield table
@@ -72,8 +76,8 @@ class SummaryTable:
 def summary_table(records: list[Record]) -> SummaryTable:
     """The table of variants for a terminal: accuracy, size and speed with their intervals.
 
-    Compression and speed-up are computed from bytes and medians. Before anything is measured the
-    table has no rows.
+    Compression and speed-up are computed from bytes and medians. Before anything is measured a
+    line says so.
 
     Raises:
         StoreError: As :meth:`secateur.report.findings.Findings.of`.
