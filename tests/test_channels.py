@@ -110,6 +110,7 @@ class Forward(nn.Module):
         (lambda m, x: m.b(torch.sigmoid(m.a(x))), "sigmoid at node sigmoid"),
         (lambda m, x: m.b(m.a(x)) * m.a.weight.sum(), "a shares its weights"),
         (lambda m, x: m.fc(m.a(x).mean(3).mean(2)), "mean at node mean"),
+        (lambda m, x: m.fc(m.a(x).mean([1, 2])), "mean at node mean"),
         (lambda m, x: m.fc(m.a(x)), "Linear at fc"),
         (lambda m, x: m.fc(m.a(x).transpose(1, 2).flatten(1)[:, :2]), "transpose at node"),
         (lambda m, x: m.a(x), "the network's output"),
@@ -160,6 +161,17 @@ def test_every_convolution_and_linear_layer_is_accounted_for() -> None:
     }
 
 
+def test_a_layer_that_is_more_than_its_type_says_is_left_alone() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 1))
+    special = nn.modules.linear.NonDynamicallyQuantizableLinear(4, 2)  # torch's own subclass
+    network = nn.Sequential(normed, nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    prunable = found(network.append(special), 1, 4, 4)
+    assert prunable.names == ()
+    reasons = {layer.name: layer.reason for layer in prunable.protected}
+    assert set(reasons) == {"0", "1", "4"}
+    assert "not a plain Linear" in reasons["4"]
+
+
 def test_only_a_lone_linear_reader_without_live_dropout_makes_dead_neurons_removable() -> None:
     def feed(*between: nn.Module) -> Feed | None:
         network = nn.Sequential(nn.Linear(2, 2), *between, nn.Linear(2, 2))
@@ -192,6 +204,8 @@ def test_an_untraceable_network_is_refused_by_the_module_at_fault() -> None:
     network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.ReLU(), Branching()))
     with pytest.raises(NetworkError, match=r"cannot trace network \(1\.1\)"):
         found(network, 1, 4, 4)
+    with pytest.raises(NetworkError, match=r"cannot trace network \(Forward\)"):
+        found(Forward(lambda m, x: x if m.a(x).sum() > 0 else -x), 2, 4, 4)
 
 
 def test_a_shape_that_does_not_run_is_refused() -> None:

@@ -95,7 +95,9 @@ def test_counts_are_exact_and_widths_rounded_up(
         assert weights.flatten().int().diff().ge(0).all()
 
 
-@pytest.mark.parametrize(("fraction", "gone"), [(0.29, 29), (0.57, 57), (0.7, 70), (0.999, 99)])
+@pytest.mark.parametrize(
+    ("fraction", "gone"), [(0.29, 29), (0.57, 57), (0.7, 70), (0.999, 99), (1 - 1e-12, 99)]
+)
 def test_a_fraction_means_its_decimal_and_never_empties(fraction: float, gone: int) -> None:
     network = nn.Sequential(nn.Conv2d(1, 100, 1), nn.Conv2d(100, 1, 1))
     masks = make_masks(network, find_prunable(network, torch.zeros(1, 1, 1, 1)), fraction)

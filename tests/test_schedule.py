@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def test_each_round_removes_the_same_share_and_the_last_meets_the_target(
     rounds: int, target: float
 ) -> None:
     left = [1 - fraction_after(k, rounds, target) for k in range(rounds + 1)]
-    shares = [after / before for before, after in zip(left, left[1:], strict=False)]
+    shares = [after / before for before, after in pairwise(left)]
     assert shares == pytest.approx([shares[0]] * rounds, rel=1e-9)
     assert left[0] == 1
     assert fraction_after(rounds, rounds, target) == target  # exactly

@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.data import Images, Preparation
 
-BATCH = 500
+BATCH = 250
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from secateur.collect import collect
 from secateur.environment import choose_device
+from secateur.kernels import keep_freed_memory
 from secateur.pipeline import Pipeline
 from secateur.recipe import load_recipe
 from secateur.records import Record, write_records
@@ -61,6 +62,7 @@ def run(
     Raises:
         SecateurError: One line that says what is wrong and what to try.
     """
+    keep_freed_memory()
     recipe = load_recipe(name, sets, seed)
     store = Store(out / "stages")
     pipeline = Pipeline(recipe, store, data, choose_device(device))

@@ -20,7 +20,7 @@ from secateur.console import progress
 from secateur.data import Images, Preparation, augment
 from secateur.errors import TrainingError
 from secateur.evaluate import correctness
-from secateur.kernels import fast_small_maps, keep_freed_memory
+from secateur.kernels import fast_small_maps
 from secateur.store import save_tensors
 
 GLANCE = 2000
@@ -233,7 +233,6 @@ def train(
     Raises:
         TrainingError: The loss is no longer finite.
     """
-    keep_freed_memory()
     trainer = Trainer(network, config, seed, masks)
     if checkpoint.exists():
         trainer.load(checkpoint)

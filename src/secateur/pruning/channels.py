@@ -246,8 +246,6 @@ def _member(traced: Trace, node: fx.Node, user: fx.Node) -> type[nn.Module] | No
 
 def _passes(traced: Trace, node: fx.Node, user: fx.Node) -> bool:
     """Whether ``user`` keeps the channels apart, in order, and zero where they are zero."""
-    if user.all_input_nodes != [node]:
-        return False
     layer, rank = traced.module(user), len(shape_of(node))
     if layer is not None:
         if type(layer) is nn.Flatten:
@@ -291,13 +289,10 @@ def _feed(traced: Trace, node: fx.Node) -> Feed | None:
 
 
 def _only_users(node: fx.Node) -> Iterator[fx.Node]:
-    """Follow ``node`` as long as one node reads it, and nothing else goes in there."""
+    """Follow ``node`` as long as one node alone reads it."""
     while len(node.users) == 1:
-        (user,) = node.users
-        if user.all_input_nodes != [node]:
-            return
-        yield user
-        node = user
+        (node,) = node.users
+        yield node
 
 
 def _spoken(traced: Trace, node: fx.Node) -> str:
