@@ -36,8 +36,8 @@ def keep_freed_memory() -> None:
 def _pad_then_convolve(convolution: nn.Conv2d, images: Tensor) -> Tensor:
     if min(images.shape[2:]) >= max(convolution.kernel_size):
         return nn.Conv2d.forward(convolution, images)
-    rows, columns = convolution.padding  # type: ignore[misc]
-    padded = F.pad(images, (columns, columns, rows, rows))  # type: ignore[list-item]
+    rows, columns = (int(side) for side in convolution.padding)
+    padded = F.pad(images, (columns, columns, rows, rows))
     return F.conv2d(
         padded,
         convolution.weight,

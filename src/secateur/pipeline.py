@@ -359,7 +359,9 @@ class Pipeline:
 
     def _make_bench(self, folder: Path) -> None:
         config = self.recipe.bench
-        runtimes: dict[str, Runtime] = {v: OnnxRuntime(self.file(v), config.threads) for v in VARIANTS}
+        runtimes: dict[str, Runtime] = {
+            v: OnnxRuntime(self.file(v), config.threads) for v in VARIANTS
+        }
         test = load(self.recipe.data.name, self.data_root, train=False)
         image = self._prepare(test.pixels[:1]).contiguous().numpy()
         samples = latencies(runtimes, image, config.warmup, config.repeats)

@@ -1,0 +1,54 @@
+"""Imports go down only: the layers of docs/architecture.md, held against the code."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import secateur
+
+PACKAGE = Path(secateur.__file__).parent
+LAYERS = [
+    {"errors", "__init__"},
+    {"recipe", "console", "environment"},
+    {"store", "data", "networks", "records", "statistics", "onnx_graph"},
+    {"runtime", "cost", "kernels", "evaluate"},
+    {"benchmark", "train", "pruning", "quantization", "export"},
+    {"sensitivity"},
+    {"pipeline", "report"},
+    {"collect"},
+    {"run", "show"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def _top(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("secateur"):
+            *_, first = node.module.split(".", 1)
+            if node.module == "secateur":
+                for alias in node.names:
+                    yield alias.name if alias.name in LEVEL else "__init__"
+            else:
+                yield first.split(".")[0]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {_top(path) for path in PACKAGE.rglob("*.py")} == set(LEVEL)
+
+
+def test_imports_go_down_only() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {target}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for target in _imports(path)
+        if target != _top(path) and LEVEL[target] >= LEVEL[_top(path)]
+    ]
+    assert wrong == []
