@@ -12,7 +12,7 @@ import typer
 
 from secateur import __version__
 from secateur.console import say, stderr
-from secateur.errors import SecateurError
+from secateur.errors import InterruptedByUserError, SecateurError
 
 app = typer.Typer(
     name="secateur",
@@ -74,7 +74,12 @@ def _chain_command(upto: str, summary: str, examples: str) -> Callable[..., None
     ) -> None:
         from secateur.run import run  # torch is slow to import: not for --help
 
-        result = run(recipe, upto, data=data, out=out, device=device, seed=seed, sets=overrides)
+        try:
+            result = run(recipe, upto, data=data, out=out, device=device, seed=seed, sets=overrides)
+        except KeyboardInterrupt:  # caught here, because typer says no more than "Aborted!"
+            raise InterruptedByUserError(
+                "interrupted", remedy="the same command goes on from the last checkpoint"
+            ) from None
         if json:
             sys.stdout.writelines(record.to_json() + "\n" for record in result.records)
         else:
@@ -178,8 +183,6 @@ def main() -> None:
         sys.argv.remove("--debug")  # so that it may stand anywhere
     try:
         app()
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 130, debug)
     except SecateurError as error:
         _fail(str(error), error.exit_code, debug)
     except OSError as error:

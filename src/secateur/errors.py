@@ -60,5 +60,11 @@ class StoreError(SecateurError):
     """A folder that cannot be written, or a stored result that is damaged."""
 
 
+class InterruptedByUserError(SecateurError):
+    """Ctrl-C; the exit code is the shell's for SIGINT."""
+
+    exit_code = 130
+
+
 class TrainingError(SecateurError):
     """A training that diverged."""
