@@ -15,7 +15,7 @@ LAYERS = [
     {"store", "data", "networks", "records", "statistics", "onnx_graph"},
     {"runtime", "cost", "kernels", "evaluate"},
     {"benchmark", "train", "pruning", "quantization", "export"},
-    {"sensitivity"},
+    {"sensitivity", "measure"},
     {"pipeline", "report"},
     {"collect"},
     {"run", "show"},

@@ -7,11 +7,13 @@ import hashlib
 import os
 import pickle
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -142,6 +144,16 @@ def augment(pixels: Tensor, config: recipe.Augment, generator: torch.Generator) 
         inside = inside & (column >= left) & (column < left + config.cutout)
         pixels = pixels.masked_fill(inside, 0)
     return pixels
+
+
+def batches(images: Images, prepare: Preparation, size: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield all images in order, prepared, ``size`` at a time, as a runtime takes them.
+
+    Yields:
+        float32, shape (size, C, R, R), in the order of a C array; the last may be shorter.
+    """
+    for start in range(0, len(images), size):
+        yield prepare(images.pixels[start : start + size]).contiguous().cpu().numpy()
 
 
 def split(labels: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor]:

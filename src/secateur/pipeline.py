@@ -14,17 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from secateur import recipe as recipes
-from secateur.benchmark import latencies
 from secateur.console import progress, say
 from secateur.cost import macs, nonzero_parameters, parameters
-from secateur.data import Images, Preparation, load, normalization, split
+from secateur.data import Images, Preparation, batches, load, normalization, split
 from secateur.evaluate import correctness
 from secateur.export import export_onnx
+from secateur.measure import measure
 from secateur.networks import build_network
 from secateur.pruning.channels import Prunable, find_prunable
 from secateur.pruning.masks import Masks, make_masks
@@ -34,7 +33,6 @@ from secateur.pruning.surgery import Plan, plan_removal, rebuild, remove
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
 from secateur.recipe import Recipe
-from secateur.runtime import OnnxRuntime, Runtime
 from secateur.sensitivity import ScanPoint, choose_threshold, scan_layers, scan_network
 from secateur.store import Stage, Store, save_tensors, write_json
 from secateur.train import train
@@ -339,7 +337,7 @@ class Pipeline:
         chosen = torch.randperm(len(training), generator=generator)[: config.images]
         images = training.take(chosen.to(self.device))
         ranges = calibrate(
-            source, _batches(images, self._prepare, 64), config.method, config.percentile
+            source, batches(images, self._prepare, 64), config.method, config.percentile
         )
         write_json(folder / "ranges.json", ranges)
         quantize_onnx(source, ranges, folder / "quantized.onnx")
@@ -358,36 +356,15 @@ class Pipeline:
         return self._stage("bench", {"bench": _said(self.recipe.bench)}, upstream, self._make_bench)
 
     def _make_bench(self, folder: Path) -> None:
-        config = self.recipe.bench
-        runtimes: dict[str, Runtime] = {
-            v: OnnxRuntime(self.file(v), config.threads) for v in VARIANTS
-        }
         test = load(self.recipe.data.name, self.data_root, train=False)
-        image = self._prepare(test.pixels[:1]).contiguous().numpy()
-        samples = latencies(runtimes, image, config.warmup, config.repeats)
-        measured: dict[str, Any] = {
-            "runtime": f"{runtimes['reference'].name} {runtimes['reference'].version}",
-            "threads": config.threads,
-            "test_fingerprint": test.fingerprint,
-            "variants": {},
-        }
-        right = {}
-        with progress("test set", len(VARIANTS)) as tick:
-            for variant in VARIANTS:
-                decisions = [
-                    runtimes[variant].run(batch).argmax(1)
-                    for batch in _batches(test, self._prepare, 100)
-                ]
-                right[variant] = np.concatenate(decisions) == test.labels.numpy()
-                tick.advance(note=f"{variant} {100 * right[variant].mean():.2f} %")
+        files: dict[str, Path] = {variant: self.file(variant) for variant in VARIANTS}
+        measured, right = measure(files, test, self._prepare, self.recipe.bench)
         for variant in VARIANTS:
             network = self._load(self.train if variant == "reference" else self.remove).cpu()
-            measured["variants"][variant] = {
+            measured["variants"][variant] |= {
                 "parameters": parameters(network),
                 "nonzero_parameters": nonzero_parameters(network),
                 "macs": macs(network, self._input_shape),
-                "size_bytes": self.file(variant).stat().st_size,
-                "latencies_ms": [round(float(sample), 5) for sample in samples[variant]],
             }
         save_tensors(
             folder / "right.safetensors", {v: torch.from_numpy(r) for v, r in right.items()}
@@ -410,8 +387,3 @@ class Pipeline:
 def _said(part: recipes.Part, *without: str) -> dict[str, Any]:
     """What a part of the recipe says beyond its defaults, as plain data."""
     return part.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
-
-
-def _batches(images: Images, prepare: Preparation, size: int) -> Any:
-    for start in range(0, len(images), size):
-        yield prepare(images.pixels[start : start + size]).contiguous().cpu().numpy()
