@@ -82,6 +82,7 @@ def _training(by: _Recorder, name: str) -> Iterator[Record]:
         n = epoch["validation_images"]
         accuracy = _percent(proportion(epoch["validation_right"], n))
         yield by(variant, "train_loss", epoch["train_loss"], at=at)
+        yield by(variant, "epoch_seconds", epoch["seconds"], at=at)
         yield by(variant, "validation_top1_percent", accuracy, n, at=at)
 
 

@@ -27,8 +27,8 @@ def say(line: str) -> None:
 class Ticker:
     """Counts finished steps of one piece of work; made by :func:`progress`."""
 
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done, self.note = label, total, 0, ""
+    def __init__(self, label: str, total: int, done: int) -> None:
+        self.label, self.total, self.done, self.note = label, total, done, ""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Say that ``steps`` more are done; ``note`` stands beside the count."""
@@ -37,9 +37,10 @@ class Ticker:
 
 
 class _Bar(Ticker):
-    def __init__(self, label: str, total: int, bar: Progress) -> None:
-        super().__init__(label, total)
-        self._bar, self._task = bar, bar.add_task(label, total=total, note="")
+    def __init__(self, label: str, total: int, done: int, bar: Progress) -> None:
+        super().__init__(label, total, done)
+        self._bar = bar
+        self._task = bar.add_task(label, total=total, completed=done, note="")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         super().advance(steps, note)
@@ -51,8 +52,9 @@ class _Lines(Ticker):
 
     EVERY = 15.0
 
-    def __init__(self, label: str, total: int) -> None:
-        super().__init__(label, total)
+    def __init__(self, label: str, total: int, done: int) -> None:
+        super().__init__(label, total, done)
+        self._found_done = done  # in no time of ours: a resumed training starts there
         self._start = self._last = time.monotonic()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
@@ -61,16 +63,16 @@ class _Lines(Ticker):
         if now - self._last < self.EVERY and self.done < self.total:
             return
         self._last, spent = now, now - self._start
-        left = spent / self.done * (self.total - self.done)
+        left = spent / max(1, self.done - self._found_done) * (self.total - self.done)
         tail = f"  {self.note}" if self.note else ""
         say(f"{self.label}  {self.done}/{self.total}  {spent:.0f} s, {left:.0f} s left{tail}")
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Ticker]:
-    """Show the progress of ``total`` steps while the block runs."""
+def progress(label: str, total: int, done: int = 0) -> Iterator[Ticker]:
+    """Show the progress of ``total`` steps, ``done`` of them earlier, while the block runs."""
     if not stderr.is_terminal:
-        yield _Lines(label, total)
+        yield _Lines(label, total, done)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -81,4 +83,4 @@ def progress(label: str, total: int) -> Iterator[Ticker]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=stderr) as bar:
-        yield _Bar(label, total, bar)
+        yield _Bar(label, total, done, bar)

@@ -23,7 +23,8 @@ class Record(BaseModel):
     Metrics: ``top1_percent``, ``parameters``, ``nonzero_parameters``, ``macs``, ``size_bytes``,
     ``latency_ms``, ``compression_rate``, ``top1_drop_points`` (reference minus variant, paired),
     ``scan_top1_percent``, ``scan_drop_points``, ``threshold_fraction``,
-    ``validation_top1_percent``, ``train_loss``, ``seconds``.
+    ``validation_top1_percent``, ``train_loss``, ``epoch_seconds``, ``seconds`` (of a stage, as
+    wall time).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -237,8 +237,8 @@ def train(
     if checkpoint.exists():
         trainer.load(checkpoint)
     steps = len(training) // min(config.batch_size, len(training))
-    with progress(label, steps * config.epochs) as tick, fast_small_maps(network):
-        tick.advance(steps * len(trainer.history))
+    behind = steps * len(trainer.history)
+    with progress(label, steps * config.epochs, behind) as tick, fast_small_maps(network):
         while len(trainer.history) < config.epochs:
             start = time.monotonic()
             loss = trainer.run_epoch(training, prepare, tick)
