@@ -27,7 +27,7 @@ CASES = [
     ("shufflenet_v2_x1_0", "paper"),
     ("shufflenet_v2_x1_0", "stride1"),
 ]
-BATCH, STEPS, WARMUP, ROUNDS = 128, 10, 3, 3
+BATCH, STEPS, WARMUP, ROUNDS = 128, 10, 3, 2
 
 
 def arm(name: str, stem: str, fast: bool) -> list[float]:

@@ -1,8 +1,8 @@
 """Two slow paths of training on a processor, and the ways around them.
 
-Measured with torch 2.15 on two cores of an AMD EPYC (AVX2), batch 128, 28x28: MobileNetV2 with its
-own strides trains 2.6 times as fast with both, ShuffleNetV2 1.8 times
-(``benchmarks/training_speed.py``).
+How much they gain: ``benchmarks/training_speed.py``, and ``results/training_speed.jsonl`` for one
+machine (two cores, AVX2, batch 128 at 28x28: 3.1 times for MobileNetV2 with its own strides, 1.6 for
+ShuffleNetV2).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def _pad_then_convolve(convolution: nn.Conv2d, images: Tensor) -> Tensor:
 def fast_small_maps(network: nn.Module) -> Iterator[None]:
     """Pad depthwise convolutions by hand where the map is smaller than the kernel.
 
-    oneDNN computes the weight gradient of those with its reference code, up to 70 times slower than
-    the same gradient with the padding made explicit. The arithmetic is the same.
+    oneDNN computes the weight gradient of those far slower than the same gradient with the padding
+    made explicit. The arithmetic is the same.
     """
     slow = [
         module
