@@ -157,7 +157,8 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         load("cifar10", tmp_path, train=True)
 
 
-def test_image_folder(image_folder: Path) -> None:
+def test_image_folder(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SECATEUR_DATA", raising=False)
     images = load("folder", image_folder, train=True)
     assert images.classes == ("left", "right")
     assert images.pixels.shape == (24, 3, 16, 16)

@@ -1,8 +1,8 @@
 """Two slow paths of training on a processor, and the ways around them.
 
 How much they gain: ``benchmarks/training_speed.py``, and ``results/training_speed.jsonl`` for one
-machine (two cores, AVX2, batch 128 at 28x28: 3.1 times for MobileNetV2 with its own strides, 1.6 for
-ShuffleNetV2).
+machine (two cores, AVX2, batch 128 at 28x28): 3.1 times for MobileNetV2 with its own strides,
+1.6 times for ShuffleNetV2.
 """
 
 from __future__ import annotations
