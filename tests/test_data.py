@@ -169,3 +169,11 @@ def test_image_folder(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         load("folder", image_folder / "train", train=True)
     with pytest.raises(DataError, match="give --data"):
         load("folder", None, train=True)
+
+
+def test_spread_sees_a_sorted_set_from_end_to_end() -> None:
+    pixels = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1)
+    images = Images(pixels, torch.arange(7), tuple("abcdefg"))
+    assert images.spread(3).labels.tolist() == [0, 3, 6]
+    assert images.spread(0) is images
+    assert images.spread(8) is images

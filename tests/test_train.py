@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import secateur.train as subject
 from secateur.data import Images, Preparation
 from secateur.errors import TrainingError
 from secateur.kernels import fast_small_maps
@@ -168,10 +167,3 @@ def test_small_maps_are_padded_by_hand_to_the_same_result() -> None:
         for slow, quick in zip(*results, strict=True):
             assert torch.allclose(slow, quick, rtol=1e-12)
     assert "forward" not in vars(network[0])
-
-
-def test_glance_is_spread_over_the_whole_set() -> None:
-    images = _images(2 * subject.GLANCE + 7)
-    seen = subject._glance(images)
-    assert len(seen) == subject.GLANCE
-    assert torch.equal(seen.pixels[-1], images.pixels[-1])

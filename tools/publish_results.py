@@ -39,6 +39,13 @@ def section(folder: Path) -> str:
 
 def _says(name: str, records: list[Record]) -> str:
     spent = {str(r.at["stage"]): r.value for r in records if r.metric == "seconds"}
+    epochs: dict[str, float] = {}
+    for record in records:
+        if record.metric == "epoch_seconds":
+            stage = str(record.at["stage"])
+            epochs[stage] = epochs.get(stage, 0) + record.value
+    # A resumed stage's own clock starts with its last process; its epochs remember the others.
+    spent = {stage: max(seconds, epochs.get(stage, 0)) for stage, seconds in spent.items()}
     bench = next(r for r in records if r.metric == "latency_ms")
     return (
         f"**`secateur run {name}`** ([report](results/{name}/report.md)): {bench.network} on "

@@ -71,6 +71,16 @@ class Images:
         """Return the images at ``indices``, an int64 tensor, in that order."""
         return Images(self.pixels[indices], self.labels[indices], self.classes)
 
+    def spread(self, count: int) -> Images:
+        """Return ``count`` images, evenly spaced so that a set sorted by class is seen whole.
+
+        All of them where ``count`` is 0 or more than there are.
+        """
+        if not 0 < count < len(self):
+            return self
+        chosen = torch.linspace(0, len(self) - 1, count).long()
+        return self.take(chosen.to(self.labels.device))
+
     def to(self, device: torch.device) -> Images:
         """Return the same images on ``device``."""
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)

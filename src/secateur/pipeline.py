@@ -196,10 +196,7 @@ class Pipeline:
     def _make_scan(self, folder: Path) -> None:
         config, network, prunable = self.recipe.scan, self._load(self.train), self._prunable
         _, validation = self._parts
-        some = validation
-        if 0 < config.images < len(validation):
-            chosen = torch.linspace(0, len(validation) - 1, config.images).long()
-            some = validation.take(chosen.to(self.device))
+        some = validation.spread(config.images)
         layers = len(prunable.names)
         points = len(config.fractions) + layers * len(config.layer_fractions) + 2
         with progress("scan", points) as tick:

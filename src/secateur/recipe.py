@@ -100,8 +100,8 @@ class Train(Part):
 class Scan(Part):
     """How much can go without retraining: accuracy on validation against the fraction pruned.
 
-    The network-wide scan uses every validation image; the per-layer scan the first ``images`` of
-    them (0 for all), at ``layer_fractions``. The threshold is the largest fraction up to which
+    The network-wide scan uses every validation image; the per-layer scan ``images`` of them, evenly
+    spaced (0 for all), at ``layer_fractions``. The threshold is the largest fraction up to which
     every point's loss of accuracy, at the upper end of its 95 % interval, is within ``tolerance``
     (percentage points); ``threshold`` overrides it by hand.
     """

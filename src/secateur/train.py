@@ -243,7 +243,7 @@ def train(
             start = time.monotonic()
             loss = trainer.run_epoch(training, prepare, tick)
             epoch = len(trainer.history) + 1
-            seen = validation if epoch == config.epochs else _glance(validation)
+            seen = validation if epoch == config.epochs else validation.spread(GLANCE)
             right = int(correctness(trainer.average, seen, prepare).sum())
             spent = time.monotonic() - start
             trainer.history.append(Epoch(epoch, loss, right, len(seen), spent))
@@ -251,10 +251,3 @@ def train(
             note = f"epoch {epoch} loss {loss:.3f} validation {100 * right / len(seen):.2f} %"
             tick.advance(0, note)
     return trainer.average.eval(), trainer.history
-
-
-def _glance(validation: Images) -> Images:
-    if len(validation) <= GLANCE:
-        return validation
-    # Evenly spaced, so that a data set sorted by class is seen whole.
-    return validation.take(torch.linspace(0, len(validation) - 1, GLANCE).long())
