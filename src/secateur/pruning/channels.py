@@ -1,305 +1,335 @@
-"""Which channels can be taken out, and what must go with them, read off the traced network.
+"""Which channels can be taken out, and all that must go with each.
 
-A convolution's output channels can be removed where they flow only through layers that keep a zero
-channel zero into layers that read it. A depthwise convolution or a batch-norm on the way loses the
-same channels. Where they reach anything else (an addition, a concatenation, the output) the
-convolution is protected, and the reason is said.
+A *unit* is what can only go as a whole: entries of tensors that are inseparable, such as output 5
+of a convolution, entry 5 of the batch-norm after it and input 5 of each layer that reads it. Units
+with a place in exactly the same tensors can stand in for one another and form a *group*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
 
-from secateur.pruning.trace import Protection, Trace, shape_of, trace
+from secateur.errors import NetworkError
+from secateur.pruning.wiring import INPUTS, Axis, Nodes, Wiring
 
-_ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Hardswish, nn.Tanh, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d),
-)
-"""Elementwise, and zero at zero. Exact types: a subclass may compute anything."""
-
-_POOLS: tuple[type[nn.Module], ...] = (
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-)
-
-_FUNCTIONS = {
-    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.tanh),
-    *(F.dropout, F.dropout2d, torch.relu, torch.tanh),
-    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.max_pool2d),
-}
-_METHODS = {"relu", "relu_", "tanh", "tanh_", "contiguous"}
-
-_RECTIFIERS = {nn.ReLU, F.relu, torch.relu, "relu", "relu_"}
-_NOTHING = {nn.Identity, nn.Dropout, F.dropout}
-"""What may stand between two linear layers whose dead neurons are looked for."""
-
-_INHERITED = "depthwise: its channels are those of its input, which must stay"
-_NOT_CALLED = "the traced network does not call it as a layer"
+Ints = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Consumer:
-    """A layer that reads a group's channels.
+@dataclass(frozen=True, eq=False)
+class Member:
+    """Where the units of a group lie along one axis of one tensor.
 
     Attributes:
-        module: Name of a Conv2d or Linear.
-        repeat: Adjacent inputs per channel: 1, or after flattening the elements of one map.
+        axis: Tensor and dimension.
+        index: Positions along it, rising, shape (entries,).
+        unit: The unit at each position, shape (entries,).
+        role: ``makes``, ``reads`` or ``follows`` (norms, biases, inputs of grouped convolutions).
     """
 
-    module: str
-    repeat: int = 1
+    axis: Axis
+    index: Ints
+    unit: Ints
+    role: str
+
+    @property
+    def module(self) -> str:
+        """Name of the module that owns the tensor."""
+        return self.axis.tensor.rpartition(".")[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
-    """Channels of one convolution, and every layer that loses or stops reading them.
+    """Units that can stand in for one another.
 
-    For example ``conv(3, 8) -> bn(8) -> relu -> conv(8, 4)`` makes one group of 8 channels: its
-    producer is the first convolution, its norm the batch-norm, its consumer the second.
-
-    Attributes:
-        producer: Name of the Conv2d whose filters make the channels; also the group's name.
-        channels: How many.
-        norms: BatchNorm2d layers that scale them.
-        depthwise: Depthwise convolutions that filter each of them.
-        consumers: Layers that read them.
-    """
-
-    producer: str
-    channels: int
-    norms: tuple[str, ...]
-    depthwise: tuple[str, ...]
-    consumers: tuple[Consumer, ...]
-
-    @property
-    def name(self) -> str:
-        """What masks, fractions and scans call it."""
-        return self.producer
-
-    @property
-    def owners(self) -> tuple[str, ...]:
-        """Layers whose parameters' first axis is the channels: those that lose them."""
-        return (self.producer, *self.norms, *self.depthwise)
-
-    def __str__(self) -> str:
-        """Say layer by layer why it belongs to the group."""
-        lines = [f"{self.producer}: makes {self.channels} channels"]
-        lines += [f"  {name}: normalizes each of them" for name in self.norms]
-        lines += [f"  {name}: filters each of them on its own" for name in self.depthwise]
-        for consumer in self.consumers:
-            each = "an input each" if consumer.repeat == 1 else f"{consumer.repeat} inputs each"
-            lines.append(f"  {consumer.module}: reads them, {each}")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Feed:
-    """A linear layer that alone reads another's neurons.
+    For example ``conv(3, 8) -> bn(8) -> relu -> conv(8, 4)`` makes one group of 8 units: output i of
+    the first convolution, entry i of the batch-norm's four vectors, input i of the second.
 
     Attributes:
-        module: Name of the reading Linear.
-        rectified: Whether a ReLU stands between.
-    """
-
-    module: str
-    rectified: bool
-
-
-@dataclass(frozen=True)
-class LinearLayer:
-    """A linear layer, pruned by single weights.
-
-    Attributes:
-        name: Its module's name.
-        feeds: The only layer that reads it, where that is a linear one; its dead neurons can go.
+        name: The module whose weight makes the channels, the first in the network's order.
+        units: How many there are.
+        members: Every place they take up.
+        routes: For each unit, which of the group's routes through the network it takes, shape
+            (units,). All 0, unless operations that count positions (chunk, channel shuffle) send
+            some elsewhere; then the group must shrink evenly, in ``steps``.
+        steps: Widths it can have: 1 .. ``steps``, where ``steps`` is all of it.
+        words: Why its members belong together, a line each.
     """
 
     name: str
-    feeds: Feed | None = None
+    units: int
+    members: tuple[Member, ...]
+    routes: Ints
+    steps: int
+    words: tuple[str, ...]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether it must shrink evenly."""
+        return bool(self.routes.any())
+
+    @cached_property
+    def channels(self) -> int:
+        """Outputs of the layer that it is named after, as far as they are its own."""
+        return len(next(m for m in self.members if m.role == "makes").index)
+
+    def makers(self) -> Iterable[Member]:
+        """Weights that make its channels."""
+        return (member for member in self.members if member.role == "makes")
+
+    def readers(self) -> Iterable[Member]:
+        """Weights that read its channels."""
+        return (member for member in self.members if member.role == "reads")
+
+    def width(self, fraction: float, round_to: int = 1) -> int:
+        """Steps that stay where ``fraction`` goes: ``floor(fraction * steps)`` go, then rounded up.
+
+        Rounding makes every layer that makes the channels a multiple of ``round_to`` wide, as far
+        as its full width; something always stays.
+        """
+        gone = math.floor(fraction * self.steps + 1e-9 * self.steps)  # 0.29 * 100 is 28.99...
+        stays = max(1, self.steps - gone)
+        step = self.stride(round_to)
+        return min(self.steps, math.ceil(stays / step) * step)
+
+    def stride(self, round_to: int) -> int:
+        """Smallest number of steps by which every layer changes in multiples of ``round_to``."""
+        each = [len(member.index) // self.steps for member in self.makers()]
+        return math.lcm(*(round_to // math.gcd(round_to, many) for many in each))
+
+    def __str__(self) -> str:
+        """Say line by line why its members belong together."""
+        return "\n".join((f"{self.name}: {self.units} channels or sets of them", *self.words))
 
 
 @dataclass(frozen=True)
 class Protected:
-    """A layer whose outputs must stay, and why."""
+    """A layer of which nothing can be taken out, and why."""
 
     name: str
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prunable:
-    """All that may be pruned in a network, and what may not; in the order of the network."""
+    """All that can be taken out of a network, and what cannot; in the order of the network.
+
+    Attributes:
+        groups: What can be taken out.
+        protected: Layers that make channels which cannot, each with why.
+        unfollowed: Operations that could not be followed, as ``name at module``.
+        example: One input without data.
+        wiring: What the run said.
+    """
 
     groups: tuple[Group, ...]
-    linears: tuple[LinearLayer, ...]
     protected: tuple[Protected, ...]
+    unfollowed: tuple[str, ...]
+    example: Tensor
+    wiring: Wiring
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the groups, then of the linear layers."""
-        return (*(group.name for group in self.groups), *(layer.name for layer in self.linears))
+    def group(self, name: str) -> Group:
+        """The group called ``name``.
+
+        Raises:
+            NetworkError: There is none; says why, where the layer is protected.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        reasons = {layer.name: layer.reason for layer in self.protected}
+        raise NetworkError(
+            "layer cannot be pruned",
+            where=name,
+            expected=f"one of {', '.join(group.name for group in self.groups) or 'none'}",
+            found=reasons.get(name),
+        )
 
 
-def find_prunable(model: nn.Module, example_input: Tensor) -> Prunable:
-    """Find what can be pruned in ``model``, from its graph in inference mode.
+class Units:
+    """The nodes of a wiring, sorted into components that stand and fall together.
 
-    Args:
-        model: Any network of plain torch modules; left as it is.
-        example_input: One batch of the shape to run on; only its shape and dtype count.
-
-    Raises:
-        NetworkError: torch.fx cannot trace the network, or it does not run on the input's shape.
+    Attributes:
+        of: Component of each node, shape (nodes,).
+        reasons: Component to why it must stay.
+        signature: Component to the axes it has entries on, with how many on each.
     """
-    traced = trace(model, example_input)
-    groups: list[Group] = []
-    linears: list[LinearLayer] = []
-    protected: dict[str, str] = {}
-    for node in traced.calls():
-        name, layer = str(node.target), traced.module(node)
-        try:
-            if isinstance(layer, nn.Linear):
-                traced.require_plain(name, nn.Linear)
-                linears.append(LinearLayer(name, _feed(traced, node)))
-            elif isinstance(layer, nn.Conv2d) and not _is_depthwise(layer):
-                groups.append(_group(traced, node))
-        except Protection as reason:
-            protected[name] = str(reason)
-    found = {name for group in groups for name in group.owners}
-    found |= {linear.name for linear in linears}
-    for name, layer in model.named_modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)) and name not in found:
-            why = _INHERITED if traced.called[name] else _NOT_CALLED
-            protected.setdefault(name, why)
-    names = [name for name, _ in model.named_modules()]
-    return Prunable(
-        groups=tuple(groups),
-        linears=tuple(linears),
-        protected=tuple(Protected(n, protected[n]) for n in names if n in protected),
-    )
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
+        edges, count = wiring.edges, wiring.count
+        ones = np.ones(len(edges), bool)
+        graph = coo_array((ones, (edges[:, 0], edges[:, 1])), shape=(count, count))
+        self.number, self.of = connected_components(graph, directed=False)
+        self.axes = list(wiring.offsets)
+        starts = np.fromiter(wiring.offsets.values(), np.int64, len(self.axes))
+        self.axis_of = np.searchsorted(starts, np.arange(count), side="right") - 1
+        self.index_of = np.arange(count) - starts[self.axis_of]
+        self.by_unit = np.argsort(self.of, kind="stable")
+        self.bounds = np.searchsorted(self.of[self.by_unit], np.arange(self.number + 1))
+        self.reasons: dict[int, str] = {}
+        for nodes, why in wiring.protections:
+            for unit in np.unique(self.of[nodes]).tolist():
+                self.reasons.setdefault(unit, why)
+        self.families = self._families()
+
+    def nodes(self, unit: int) -> Nodes:
+        """Nodes of a component, rising."""
+        return self.by_unit[self.bounds[unit] : self.bounds[unit + 1]]
+
+    @cached_property
+    def signatures(self) -> list[tuple[tuple[int, int], ...]]:
+        """For each component, the axes it has entries on and how many on each."""
+        found = []
+        for unit in range(self.number):
+            axes, counts = np.unique(self.axis_of[self.nodes(unit)], return_counts=True)
+            found.append(tuple(zip(axes.tolist(), counts.tolist(), strict=True)))
+        return found
+
+    def makes(self, unit: int) -> bool:
+        """Whether the component has channels that a layer makes."""
+        return any(self.axes[axis] in self.wiring.sources for axis, _ in self.signatures[unit])
+
+    def _families(self) -> dict[int, int]:
+        """Components that an operation counts by position, to a number they share.
+
+        One of them that must stay keeps the others.
+        """
+        first: dict[int, int] = {}
+
+        def find(unit: int) -> int:
+            while first.setdefault(unit, unit) != unit:
+                unit = first[unit]
+            return unit
+
+        bound = [(np.unique(self.of[nodes]).tolist(), what) for nodes, what in self.wiring.couplings]
+        for members, _ in bound:
+            for unit in members:
+                first[find(unit)] = find(members[0])
+        for members, what in bound:
+            for unit in members:
+                why = f"{what} counts them together with channels that must stay"
+                if unit in self.reasons:
+                    self.reasons.setdefault(find(unit), why)
+        for members, what in bound:
+            for unit in members:
+                if find(unit) in self.reasons:
+                    why = f"{what} counts them together with channels that must stay"
+                    self.reasons.setdefault(unit, why)
+        return {unit: find(unit) for unit in first}
+
+    def groups(self) -> list[Group]:
+        """Components that can go, by where they lie, in the order of the network."""
+        sets: dict[tuple[str, object], list[int]] = {}
+        for unit in range(self.number):
+            if self.makes(unit) and unit not in self.reasons:
+                family = self.families.get(unit)
+                key = ("one", self.signatures[unit]) if family is None else ("even", family)
+                sets.setdefault(key, []).append(unit)
+        groups = []
+        names: dict[str, int] = {}
+        for (kind, _), members in sorted(sets.items(), key=lambda item: self._first(item[1])):
+            group = self._group(members, kind == "even", names)
+            if group.steps > 1:
+                groups.append(group)
+            else:
+                mixing = [words for words in group.words if "mixes" in words or "groups" in words]
+                why = "; ".join(mixing[:1] or group.words[:3])
+                self.refuse(group, f"its channels all hang together: {why}")
+        return groups
+
+    def refuse(self, group: Group, why: str) -> None:
+        """Keep all units of a group."""
+        for member in group.members:
+            start = self.wiring.offsets[member.axis]
+            for unit in np.unique(self.of[start + member.index]).tolist():
+                self.reasons.setdefault(unit, why)
+
+    def _first(self, members: Sequence[int]) -> int:
+        return min(int(self.nodes(unit)[0]) for unit in members)
+
+    def _group(self, components: list[int], even: bool, names: dict[str, int]) -> Group:
+        components.sort(key=lambda unit: int(self.nodes(unit)[0]))
+        nodes = np.concatenate([self.nodes(unit) for unit in components])
+        unit = np.repeat(
+            np.arange(len(components)), [len(self.nodes(each)) for each in components]
+        )
+        members = []
+        for axis in np.unique(self.axis_of[nodes]).tolist():
+            here = self.axis_of[nodes] == axis
+            order = np.argsort(self.index_of[nodes[here]])
+            members.append(
+                Member(
+                    self.axes[axis],
+                    self.index_of[nodes[here]][order],
+                    unit[here][order],
+                    self._role(self.axes[axis]),
+                )
+            )
+        kinds = list(dict.fromkeys(self.signatures[each] for each in components))
+        routes = np.array([kinds.index(self.signatures[each]) for each in components])
+        steps = len(components)
+        if even:
+            steps = math.gcd(*(len(member.index) for member in members))
+        name = next(m for m in members if m.role == "makes").module
+        names[name] = names.get(name, 0) + 1
+        name += f":{names[name]}" if names[name] > 1 else ""
+        return Group(name, len(components), tuple(members), routes, steps, self._words(nodes))
+
+    def _role(self, axis: Axis) -> str:
+        if axis in self.wiring.sources:
+            return "makes"
+        return "reads" if axis in self.wiring.readers else "follows"
+
+    def _words(self, nodes: Nodes) -> tuple[str, ...]:
+        ours = set(np.unique(self.of[nodes]).tolist())
+        said: dict[str, None] = {}
+        for event in self.wiring.events:
+            if not ours.isdisjoint(np.unique(self.of[event.nodes]).tolist()):
+                said[f"{event.where}: {event.what}"] = None
+        for coupled, what in self.wiring.couplings:
+            if not ours.isdisjoint(np.unique(self.of[coupled]).tolist()):
+                said[f"{what}: counts them by position"] = None
+        return tuple(said)
 
 
-def _is_depthwise(layer: nn.Conv2d) -> bool:
-    return 1 < layer.groups == layer.in_channels == layer.out_channels
+def protected_layers(
+    model: nn.Module, names: Mapping[str, str], units: Units, groups: Sequence[Group]
+) -> list[Protected]:
+    """Layers that make channels of which none, or not all, can go.
 
-
-def _group(traced: Trace, producer: fx.Node) -> Group:
-    name, layer = str(producer.target), traced.module(producer)
-    traced.require_plain(name, nn.Conv2d)
-    assert isinstance(layer, nn.Conv2d)
-    if layer.groups != 1:
-        raise Protection(f"its {layer.groups} groups are not single channels")
-    norms: list[str] = []
-    depthwise: list[str] = []
-    consumers: list[Consumer] = []
-    todo = [producer]
-    while todo:
-        node = todo.pop(0)
-        if not node.users:
-            raise Protection(f"output of {node.name} is not used")
-        for user in node.users:
-            reader = _consumer(traced, node, user, layer.out_channels)
-            if reader is not None:
-                consumers.append(reader)
-                continue
-            kind = _member(traced, node, user)
-            if kind is nn.BatchNorm2d:
-                norms.append(str(user.target))
-            elif kind is nn.Conv2d:
-                depthwise.append(str(user.target))
-            elif not _passes(traced, node, user):
-                raise Protection(f"output reaches {_spoken(traced, user)}")
-            todo.append(user)
-    return Group(name, layer.out_channels, tuple(norms), tuple(depthwise), tuple(consumers))
-
-
-def _consumer(traced: Trace, node: fx.Node, user: fx.Node, channels: int) -> Consumer | None:
-    """The layer that reads the channels at ``user``, if one does there."""
-    layer, shape = traced.module(user), shape_of(node)
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
-        traced.require_plain(str(user.target), nn.Conv2d)
-        return Consumer(str(user.target))
-    if isinstance(layer, nn.Linear) and len(shape) == 2:
-        traced.require_plain(str(user.target), nn.Linear)
-        return Consumer(str(user.target), shape[1] // channels)
-    return None
-
-
-def _member(traced: Trace, node: fx.Node, user: fx.Node) -> type[nn.Module] | None:
-    """Type of the layer at ``user``, where it has parameters of its own for each channel."""
-    layer = traced.module(user)
-    if isinstance(layer, nn.BatchNorm2d):
-        traced.require_plain(str(user.target), nn.BatchNorm2d)
-        if not layer.affine:
-            raise Protection(f"{user.target} normalizes without a scale that could be zero")
-        return nn.BatchNorm2d
-    if isinstance(layer, nn.Conv2d) and _is_depthwise(layer):
-        traced.require_plain(str(user.target), nn.Conv2d)
-        return nn.Conv2d
-    return None
-
-
-def _passes(traced: Trace, node: fx.Node, user: fx.Node) -> bool:
-    """Whether ``user`` keeps the channels apart, in order, and zero where they are zero."""
-    layer, rank = traced.module(user), len(shape_of(node))
-    if layer is not None:
-        if type(layer) is nn.Flatten:
-            return _flattens(rank, layer.start_dim, layer.end_dim)
-        if type(layer) is nn.Hardtanh:
-            return layer.min_val <= 0 <= layer.max_val
-        return type(layer) in (*_ACTIVATIONS, *_POOLS)
-    if user.target in (torch.flatten, "flatten"):
-        start = _argument(user, 1, "start_dim", 0)
-        return _flattens(rank, start, _argument(user, 2, "end_dim", -1))
-    if user.target in (torch.mean, "mean"):
-        axes = _argument(user, 1, "dim", ())
-        axes = axes if isinstance(axes, (list, tuple)) else [axes]
-        return rank == 4 and {axis % rank for axis in axes} == {2, 3}
-    return (user.op == "call_function" and user.target in _FUNCTIONS) or (
-        user.op == "call_method" and user.target in _METHODS
-    )
-
-
-def _flattens(rank: int, start: int, end: int) -> bool:
-    return start % rank == 1 and end % rank == rank - 1
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _feed(traced: Trace, node: fx.Node) -> Feed | None:
-    """The linear layer that alone reads ``node``, through ReLU and dropout only."""
-    rectified = False
-    for user in _only_users(node):
-        layer = traced.module(user)
-        if type(layer) is nn.Linear and traced.called[str(user.target)] == 1:
-            return None if str(user.target) in traced.tied else Feed(str(user.target), rectified)
-        kind = user.target if layer is None else type(layer)
-        if kind in _RECTIFIERS:
-            rectified = True
-        elif kind not in _NOTHING or (kind is F.dropout and _argument(user, 2, "training", True)):
-            return None
-    return None
-
-
-def _only_users(node: fx.Node) -> Iterator[fx.Node]:
-    """Follow ``node`` as long as one node alone reads it."""
-    while len(node.users) == 1:
-        (node,) = node.users
-        yield node
-
-
-def _spoken(traced: Trace, node: fx.Node) -> str:
-    layer = traced.module(node)
-    if node.op == "output":
-        return "the network's output"
-    if layer is not None:
-        return f"{type(layer).__name__} at {node.target}"
-    name = node.target if isinstance(node.target, str) else node.target.__name__
-    return f"{name} at node {node.name}"
+    ``names`` gives for each name of a tensor its first one.
+    """
+    free: dict[Axis, int] = {}
+    for group in groups:
+        for member in group.members:
+            free[member.axis] = free.get(member.axis, 0) + len(member.index)
+    reasons: dict[str, str] = {}
+    for axis in units.wiring.sources:
+        size = units.wiring.sizes[axis]
+        if free.get(axis, 0) == size:
+            continue
+        start = units.wiring.offsets[axis]
+        kept = [units.reasons.get(unit) for unit in units.of[start : start + size].tolist()]
+        why = next(reason for reason in kept if reason is not None)
+        some = f"{size - free[axis]} of {size} channels: " if axis in free else ""
+        reasons.setdefault(axis.tensor.rpartition(".")[0], some + why)
+    makers = {axis.tensor for axis in units.wiring.sources}
+    for module_name, module in model.named_modules():
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            weight = names.get(f"{module_name}.weight")
+            if weight is None:
+                reasons.setdefault(module_name, "its weights are computed")
+            elif weight not in makers:
+                reasons.setdefault(module_name, "the network does not call it as a layer")
+    ordered = [name for name, _ in model.named_modules() if name in reasons]
+    return [Protected(name, reasons[name]) for name in ordered]

@@ -1,4 +1,4 @@
-"""Which weights are kept: exact counts, and masks that only shrink from round to round."""
+"""Which weights are kept: of a plan, of some units of a group, or the largest of a layer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.errors import NetworkError, StoreError
-from secateur.pruning.channels import Group, Prunable
-from secateur.pruning.importance import filter_importance, weight_importance
+from secateur.pruning.channels import Group
+from secateur.pruning.importance import weight_importance
+from secateur.pruning.plan import Plan
+from secateur.pruning.wiring import INPUTS, Axis
 from secateur.store import save_tensors
 
 
@@ -105,111 +109,89 @@ class Masks:
             yield parameters[name], mask.to(parameters[name].device)
 
 
-def make_masks(
+def plan_masks(model: nn.Module, plan: Plan) -> Masks:
+    """Masks of everything that ``plan`` removes: what makes each channel and what reads it.
+
+    Because its readers are masked too, it does not matter what an activation function makes of a
+    channel's zeros. Running statistics have no masks.
+
+    Raises:
+        NetworkError: The plan does not fit the network.
+    """
+    parameters = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    for axis, keep in plan.keeps().items():
+        if axis.tensor in parameters:
+            kept = torch.zeros(parameters[axis.tensor].shape[axis.axis], dtype=torch.bool)
+            kept[list(keep)] = True
+            _narrow(tensors, parameters[axis.tensor], axis, kept)
+    return Masks(tensors)
+
+
+def group_masks(model: nn.Module, group: Group, gone: npt.NDArray[np.bool_]) -> Masks:
+    """Masks of some units of one group, everywhere they have a place.
+
+    Args:
+        model: Left as it is.
+        group: One of its groups.
+        gone: For each unit whether it is masked, shape (units,).
+    """
+    parameters = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    for member in group.members:
+        if member.axis.axis != INPUTS and member.axis.tensor in parameters:
+            parameter = parameters[member.axis.tensor]
+            kept = torch.ones(parameter.shape[member.axis.axis], dtype=torch.bool)
+            kept[member.index[gone[member.unit]]] = False
+            _narrow(tensors, parameter, member.axis, kept)
+    return Masks(tensors)
+
+
+def _narrow(tensors: dict[str, Tensor], parameter: Tensor, axis: Axis, kept: Tensor) -> None:
+    shape = [-1 if d == axis.axis else 1 for d in range(parameter.ndim)]
+    before = tensors.get(axis.tensor, torch.tensor(True))
+    tensors[axis.tensor] = (before & kept.view(shape)).expand(parameter.shape).contiguous()
+
+
+def weight_masks(
     model: nn.Module,
-    prunable: Prunable,
-    fractions: float | Mapping[str, float],
-    round_to: int = 1,
+    layers: Iterable[str],
+    fraction: float,
     previous: Masks | None = None,
 ) -> Masks:
-    """Mask the smallest filters of each group and the smallest weights of each linear layer.
+    """Mask the single weights of smallest magnitude, in each layer on its own.
 
-    Of n filters or weights ``floor(fraction * n)`` go, exactly, ties by index; the filters that
-    stay are rounded up to a multiple of ``round_to`` (at most n), and one always stays. What
-    ``previous`` masks is masked first, and stays masked.
-
-    A group's mask covers filter and bias of the producer and depthwise convolutions, and scale and
-    shift of the batch-norms (unlike in the published code), so that a masked channel is exactly
-    zero wherever it is read. Running statistics stay, and so do its readers' weights, which no
-    longer matter. Linear layers lose single weights, no biases.
+    Of n weights ``floor(fraction * n)`` go, exactly, ties by index, and one always stays. What
+    ``previous`` masks is masked first, and stays masked. Biases have no masks.
 
     Args:
         model: Its weights decide; left as it is.
-        prunable: Of the same network.
-        fractions: In [0, 1): one for all layers, or by layer name with 0 for those left out.
-        round_to: 1 or more.
+        layers: Names of modules with a ``weight``.
+        fraction: In [0, 1).
         previous: Masks of the round before.
 
     Raises:
-        NetworkError: A layer name is not prunable.
-        ValueError: A fraction is out of range.
+        NetworkError: Weights are not finite.
+        ValueError: The fraction is out of range.
     """
-    asked = _by_layer(prunable, fractions)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fraction must be in [0, 1), found {fraction}")
     before = {} if previous is None else previous.tensors
-    parameters = dict(model.named_parameters())
-    tensors: dict[str, Tensor] = {}
-    for group in prunable.groups:
-        old = before.get(f"{group.producer}.weight")
-        kept = None if old is None else old.flatten(1).any(1)
-        stays = group.channels - _gone(asked[group.name], group.channels)
-        stays = min(group.channels, math.ceil(stays / round_to) * round_to)
-        channels = _keep_largest(filter_importance(model, group), stays, kept)
-        for name in group_parameters(model, group):
-            like = parameters[name]
-            shape = (-1, *[1] * (like.ndim - 1))
-            tensors[name] = channels.view(shape).expand_as(like).contiguous()
-    for linear in prunable.linears:
-        name = f"{linear.name}.weight"
-        scores = weight_importance(parameters[name])
-        stays = scores.numel() - _gone(asked[linear.name], scores.numel())
+    tensors = {}
+    for layer in layers:
+        name = f"{layer}.weight"
+        scores = weight_importance(model.get_parameter(name))
+        stays = scores.numel() - _gone(fraction, scores.numel())
         tensors[name] = _keep_largest(scores, stays, before.get(name))
-    masks = Masks(tensors)
-    assert previous is None or masks.shrinks(previous)
-    return masks
-
-
-def group_parameters(model: nn.Module, group: Group) -> Iterator[str]:
-    """Names of the parameters whose first axis is the group's channels."""
-    for owner in group.owners:
-        for name, _ in model.get_submodule(owner).named_parameters(recurse=False):
-            yield f"{owner}.{name}"
+    return Masks(tensors)
 
 
 @torch.no_grad()
-def effective_sparsity(model: nn.Module, prunable: Prunable, layer: str | None = None) -> float:
-    """Fraction of zeros among the prunable weights ``model`` has now, in [0, 1].
-
-    Counted are the weights of producers, depthwise convolutions and linear layers, not biases and
-    norms: of the group or linear layer named ``layer``, or of all.
-
-    Raises:
-        NetworkError: ``layer`` is not prunable, or nothing is.
-    """
-    owners = {
-        **{group.name: (group.producer, *group.depthwise) for group in prunable.groups},
-        **{linear.name: (linear.name,) for linear in prunable.linears},
-    }
-    _require_known(prunable, owners if layer is None else [layer])
-    chosen = [name for key, names in owners.items() if layer in (None, key) for name in names]
-    weights = [model.get_parameter(f"{name}.weight") for name in chosen]
-    if not weights:
-        raise NetworkError("nothing in this network can be pruned")
-    entries = sum(weight.numel() for weight in weights)
-    return 1 - sum(int(weight.count_nonzero()) for weight in weights) / entries
-
-
-def _by_layer(prunable: Prunable, fractions: float | Mapping[str, float]) -> dict[str, float]:
-    if isinstance(fractions, Mapping):
-        _require_known(prunable, fractions)
-        asked = {name: fractions.get(name, 0.0) for name in prunable.names}
-    else:
-        asked = dict.fromkeys(prunable.names, fractions)
-    for name, fraction in asked.items():
-        if not 0 <= fraction < 1:
-            raise ValueError(f"fraction of {name} must be in [0, 1), found {fraction}")
-    return asked
-
-
-def _require_known(prunable: Prunable, names: Iterable[str]) -> None:
-    for name in names:
-        if name not in prunable.names:
-            reasons = {layer.name: layer.reason for layer in prunable.protected}
-            raise NetworkError(
-                "layer cannot be pruned",
-                where=name,
-                expected=f"one of {', '.join(prunable.names) or 'none'}",
-                found=reasons.get(name),
-            )
+def sparsity(model: nn.Module, names: Iterable[str]) -> float:
+    """Fraction of zeros among the parameters called ``names``, in [0, 1]."""
+    parameters = [model.get_parameter(name) for name in names]
+    entries = sum(parameter.numel() for parameter in parameters)
+    return 1 - sum(int(parameter.count_nonzero()) for parameter in parameters) / entries
 
 
 def _gone(fraction: float, entries: int) -> int:

@@ -1,128 +1,163 @@
-"""A network's graph in inference mode, with the shape of every tensor in it."""
+"""Running a network to see where its channels go, instead of reading its source.
+
+The network runs once, on tensors without data, while every operation is watched. An activation
+carries one label for each of its elements: the channel it belongs to. What an operation does to the
+data (reshape, permute, slice, chunk, concatenate) it does to the labels, so that a channel shuffle
+needs no rule of its own; :mod:`secateur.pruning.operations` says what the others do. Nothing is
+traced symbolically: forward may branch on shapes, loop and call what it likes, as long as it does
+not look at values.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from secateur.errors import NetworkError
+from secateur.pruning.labels import Ledger, Weight
+from secateur.pruning.operations import cannot_follow, rule_of
+from secateur.pruning.wiring import Wiring
 
 
-class Protection(Exception):  # noqa: N818  a finding, not an error
-    """Why a layer's outputs must stay."""
+class _Watch(TorchDispatchMode):
+    """Runs each operation, and enters in the ledger what it gives."""
 
-
-class _Tracer(fx.Tracer):
-    """Remembers the module it is in, which torch's own error does not name."""
-
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         super().__init__()
-        self.inside: list[str] = []
+        self.ledger = ledger
 
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        self.inside.append(self.path_of_module(m))
-        result = super().call_module(m, forward, args, kwargs)
-        self.inside.pop()  # after a failure it stays, on purpose
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        rule = rule_of(func)
+        if rule is None:
+            with self:  # what it is made of comes back here, piece by piece
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            rule = cannot_follow
+        result = func(*args, **kwargs)
+        rule(self.ledger, func, args, kwargs, result)
         return result
 
 
-class _Shapes(fx.Interpreter):
-    """Notes the shape of every tensor as the graph runs."""
+def weightless(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` whose tensors have shapes and no data; shared ones stay shared.
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            n.meta["shape"] = tuple(result.shape)
-        return result
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A traced network.
-
-    Attributes:
-        graph: Every call, in order.
-        modules: The network's modules by name, their tensors without data.
-        called: How often each module is called, by name.
-        tied: Names of modules with a parameter that something else uses too.
+    Single numbers, such as a batch-norm's count of batches, stay: layers look at them.
     """
-
-    graph: fx.Graph
-    modules: dict[str, nn.Module]
-    called: Counter[str]
-    tied: frozenset[str]
-
-    def calls(self) -> list[fx.Node]:
-        """First call of each module, in order."""
-        first: dict[Any, fx.Node] = {}
-        for node in self.graph.nodes:
-            if node.op == "call_module":
-                first.setdefault(node.target, node)
-        return list(first.values())
-
-    def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that ``node`` calls, or None where it calls something else."""
-        return self.modules[str(node.target)] if node.op == "call_module" else None
-
-    def require_plain(self, name: str, kind: type[nn.Module]) -> None:
-        """Refuse a layer that does more than its type says, or whose weights serve twice.
-
-        Raises:
-            Protection: Says which, and of what layer.
-        """
-        layer = self.modules[name]
-        if type(layer) is not kind:
-            raise Protection(f"{name} is a {type(layer).__name__}, not a plain {kind.__name__}")
-        if self.called[name] > 1:
-            raise Protection(f"{name} is called {self.called[name]} times")
-        if name in self.tied:
-            raise Protection(f"{name} shares its weights with another use")
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.cpu().clone() if buffer.ndim == 0 else buffer.to("meta")
+    return copy.deepcopy(model, memo)
 
 
-def trace(model: nn.Module, example_input: Tensor) -> Trace:
-    """Trace ``model``, which is left as it is, and note the shapes for ``example_input``.
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer, with the first name of the same tensor."""
+    first: dict[int, str] = {}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def example_of(example_input: Tensor) -> Tensor:
+    """One image of the batch, without data."""
+    return torch.empty_like(example_input[:1], device="meta", requires_grad=False)
+
+
+def follow_channels(probe: nn.Module, example: Tensor, trains: bool | None = None) -> Wiring:
+    """Run ``probe``, a network of :func:`weightless`, on ``example`` and tell what was seen.
+
+    It runs at inference and, if it can, in training, where heads may read what nothing reads else.
+
+    Args:
+        probe: Left in inference mode.
+        example: One image, of :func:`example_of`.
+        trains: True if it must run in training, False if it need not, None to find out.
 
     Raises:
-        NetworkError: torch.fx cannot trace the network, or it does not run on the input's shape.
+        NetworkError: The network looks at values, or does not run on the input's shape.
     """
-    probe = copy.deepcopy(model).eval().to("meta")  # shapes only: nothing is computed
-    tracer = _Tracer()
+    wiring = Wiring()
+    _watch(probe.eval(), example, wiring)
+    if trains is False:
+        return wiring
+    both = copy.deepcopy(wiring)
+    both.trains = True
     try:
-        graph = tracer.trace(probe)
-    except Exception as error:  # whatever the network's own code raises when it meets a proxy
-        raise NetworkError(
+        _watch(probe.train(), example.expand(2, *example.shape[1:]), both)
+    except NetworkError:
+        if trains:
+            raise
+        return wiring
+    finally:
+        probe.eval()
+    return both
+
+
+def _watch(probe: nn.Module, example: Tensor, wiring: Wiring) -> None:
+    tensors = {**dict(probe.named_parameters()), **dict(probe.named_buffers())}
+    weights = {
+        id(tensor): Weight(name, tuple(range(tensor.ndim)), tuple(tensor.shape), tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    }
+    with _module_stack(probe) as stack, torch.inference_mode():
+        ledger = Ledger(wiring, weights, stack)
+        try:
+            with _Watch(ledger):
+                outputs = probe(example)
+        except Exception as error:  # whatever the network's own code raises
+            raise _failure(error, stack[-1], example) from error
+        for output in tree_iter(outputs):
+            if isinstance(output, Tensor):
+                labels = ledger.labels(output).numpy()
+                wiring.protect(labels, "they are the network's output")
+
+
+def _failure(error: Exception, where: str, example: Tensor) -> NetworkError:
+    found = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    if "meta" in found or isinstance(error, NotImplementedError):
+        return NetworkError(
             "cannot trace network",
-            where=tracer.inside[-1] if tracer.inside else type(model).__name__,
-            found=f"{type(error).__name__}: {error}",
-            remedy="forward must not branch on values or shapes of its input",
-        ) from error
+            where=where,
+            found=found,
+            remedy="forward must not look at the values of tensors",
+        )
+    shape = tuple(example.shape)
+    return NetworkError(
+        f"network does not run on an input of shape {shape}",
+        where=where,
+        found=found,
+        remedy="give an example input of the shape it is made for, (N, C, H, W)",
+    )
+
+
+@contextmanager
+def _module_stack(model: nn.Module) -> Iterator[list[str]]:
+    """Names of the modules that are running, outermost first; after a failure the culprit's last."""
+    stack = [type(model).__name__]
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles += [
+                module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)),
+                module.register_forward_hook(lambda *_: (stack.pop(), None)[1]),
+            ]
     try:
-        with torch.no_grad():
-            shapes = _Shapes(fx.GraphModule(probe, graph))
-            shapes.extra_traceback = False  # its errors say what happened, and no more
-            shapes.run(example_input.to("meta"))
-    except (RuntimeError, TypeError, ValueError) as error:
-        shape = tuple(example_input.shape)
-        raise NetworkError("network does not run", where=f"input {shape}", found=error) from error
-    called = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    return Trace(graph, dict(probe.named_modules()), called, _tied(probe, graph))
-
-
-def _tied(model: nn.Module, graph: fx.Graph) -> frozenset[str]:
-    """Names of modules with a parameter that something else uses too."""
-    homes: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        homes.setdefault(id(parameter), set()).add(name.rpartition(".")[0])
-    shared = {name for names in homes.values() if len(names) > 1 for name in names}
-    fetched = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
-    return frozenset(shared | fetched)
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Shape of what ``node`` gives; empty where that is no tensor."""
-    return node.meta.get("shape", ())
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()

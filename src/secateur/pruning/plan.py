@@ -1,0 +1,140 @@
+"""A removal as plain data: which entries of which tensors stay, and which constants move to a bias.
+
+The order of steps follows distiller's ``thinning.py``: a plan can be saved, read and replayed, and
+a pruned network is its spec, its plan and its weights, never a pickled module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from secateur.errors import NetworkError
+from secateur.pruning.wiring import INPUTS, Axis
+
+
+class Cut(BaseModel):
+    """What stays of one module along one axis of its tensors.
+
+    Attributes:
+        module: Its name; empty for the network itself.
+        axis: 0 for a layer's outputs (with bias and statistics), 1 for a plain layer's inputs.
+        tensors: Its parameters and buffers that are cut alike.
+        size: Width before the cut.
+        keep: Indices of what stays, in their new order.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    module: str
+    axis: int
+    tensors: tuple[str, ...]
+    size: int
+    keep: tuple[int, ...]
+
+    @property
+    def paths(self) -> list[str]:
+        """Full names of the tensors."""
+        return [f"{self.module}.{leaf}" if self.module else leaf for leaf in self.tensors]
+
+
+class Fold(BaseModel):
+    """Inputs of a layer that are constant, to be taken up by what is added to its outputs.
+
+    Attributes:
+        module: Name of the Conv or Linear that reads them.
+        inputs: Which, by index before any cut.
+        values: What each of them always is.
+        into: Tensor that takes up the weighted sum: the layer's bias, or with a minus sign the
+            running mean of the batch-norm that alone reads it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    module: str
+    inputs: tuple[int, ...]
+    values: tuple[float, ...]
+    into: str
+
+
+class Plan(BaseModel):
+    """Everything that leaves a network: constants to fold first, in order, then cuts.
+
+    Widths and indices are those before the removal. It holds no weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[2] = 2
+    folds: tuple[Fold, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the plan as JSON."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            NetworkError: It is not a plan.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or None
+            raise NetworkError("not a removal plan", where=where, found=first["msg"]) from error
+
+    @classmethod
+    def of(cls, keeps: Mapping[Axis, Sequence[int]], sizes: Mapping[Axis, int]) -> Plan:
+        """The plan that keeps ``keeps`` along each axis, and all of the others."""
+        cuts = []
+        said = [(*_split(axis), tuple(keep), sizes[axis]) for axis, keep in keeps.items()
+                if axis.axis != INPUTS and list(keep) != list(range(sizes[axis]))]  # fmt: skip
+        for (module, dimension, keep, size), same in groupby(said, key=lambda s: (s[0], *s[2:])):
+            leaves = tuple(leaf for _, leaf, *_ in same)
+            cuts.append(Cut(module=module, axis=dimension, tensors=leaves, size=size, keep=keep))
+        return cls(cuts=tuple(cuts))
+
+    def keeps(self) -> dict[Axis, tuple[int, ...]]:
+        """What stays along each axis that is cut."""
+        return {Axis(path, cut.axis): cut.keep for cut in self.cuts for path in cut.paths}
+
+    def then(self, later: Plan) -> Plan:
+        """One plan that does what this one and then ``later`` do, for stored weights.
+
+        Folds are left out: weights that are stored after a removal have them folded already.
+        """
+        keeps, sizes = {}, {}
+        for plan in (self, later):
+            for cut in plan.cuts:
+                for path in cut.paths:
+                    axis = Axis(path, cut.axis)
+                    before = keeps.get(axis, range(cut.size))
+                    sizes.setdefault(axis, cut.size)
+                    if len(before) != cut.size:
+                        raise misfit(path, f"{cut.size} entries on axis {cut.axis}", len(before))
+                    keeps[axis] = tuple(before[index] for index in cut.keep)
+        return Plan.of(keeps, sizes)
+
+
+def _split(axis: Axis) -> tuple[str, str, int]:
+    module, _, leaf = axis.tensor.rpartition(".")
+    return module, leaf, axis.axis
+
+
+def misfit(where: str, expected: object, found: object) -> NetworkError:
+    """The error for a plan that was made for another network."""
+    return NetworkError(
+        "removal plan does not fit the network",
+        where=where,
+        expected=expected,
+        found=found,
+        remedy="a plan goes with the network it was made for",
+    )
+

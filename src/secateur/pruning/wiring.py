@@ -1,0 +1,134 @@
+"""What a run of the network says about its channels: which entries of which tensors are one.
+
+A *node* is one index along one axis of one tensor, for example output 5 of ``conv1.weight``. Nodes
+are numbered; activations carry those numbers. Whatever makes two nodes inseparable is an *edge*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Nodes = npt.NDArray[np.int64]
+
+FIXED = -1
+"""Label of an element that no channel of the network makes: pixels of the image, constants."""
+
+INPUTS = -1
+"""Axis of a grouped convolution's inputs, counted over all groups; its weight has no such axis."""
+
+
+class Axis(NamedTuple):
+    """One axis of one tensor.
+
+    Attributes:
+        tensor: Name of a parameter or buffer.
+        axis: Its dimension, or ``INPUTS``.
+    """
+
+    tensor: str
+    axis: int
+
+
+class Event(NamedTuple):
+    """Something that an operation does to channels, for people to read.
+
+    Attributes:
+        where: Module it happens in.
+        what: For example ``normalizes each of them``.
+        nodes: The channels.
+    """
+
+    where: str
+    what: str
+    nodes: Nodes
+
+
+@dataclass
+class Wiring:
+    """All that one run says.
+
+    Attributes:
+        offsets: First node of each axis.
+        sizes: Nodes of each axis.
+        blocks: Inputs of one group, for each ``INPUTS`` axis.
+        sources: Axes that make channels: outputs of convolutions and linear layers.
+        readers: Axes that read channels: their inputs.
+        events: For words.
+        protections: Nodes that must stay, each with why.
+        couplings: Nodes that an operation splits or reorders by position, each with what.
+        gated: Nodes whose channels something else multiplies or shifts as a whole.
+        scalars: Every number that entered an elementwise operation, in order.
+        unfollowed: Operations that could not be followed, as ``name at module``.
+        trains: Whether the network was seen in training too.
+        count: Nodes so far.
+    """
+
+    offsets: dict[Axis, int] = field(default_factory=dict)
+    sizes: dict[Axis, int] = field(default_factory=dict)
+    blocks: dict[Axis, int] = field(default_factory=dict)
+    sources: dict[Axis, None] = field(default_factory=dict)
+    readers: dict[Axis, None] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    protections: list[tuple[Nodes, str]] = field(default_factory=list)
+    couplings: list[tuple[Nodes, str]] = field(default_factory=list)
+    gated: list[Nodes] = field(default_factory=list)
+    scalars: list[tuple[str, float]] = field(default_factory=list)
+    unfollowed: dict[str, None] = field(default_factory=dict)
+    trains: bool = False
+    _edges: list[Nodes] = field(default_factory=list)
+    count: int = 0
+
+    def nodes(self, tensor: str, axis: int, size: int) -> Nodes:
+        """Nodes of one axis, numbered on first use."""
+        key = Axis(tensor, axis)
+        if key not in self.offsets:
+            self.offsets[key], self.sizes[key] = self.count, size
+            self.count += size
+        assert self.sizes[key] == size, key
+        start = self.offsets[key]
+        return np.arange(start, start + size)
+
+    def join(self, first: Nodes, second: Nodes, why: str) -> None:
+        """Say that nodes stand and fall together, pair by pair; one that meets FIXED must stay."""
+        first, second = np.broadcast_arrays(first, second)
+        pairs = np.stack([first.ravel(), second.ravel()], axis=1)
+        free = (pairs != FIXED).all(1)
+        joined = pairs[free & (pairs[:, 0] != pairs[:, 1])]
+        if joined.size:
+            self._edges.append(np.unique(np.sort(joined, axis=1), axis=0))
+        self.protect(pairs[~free], why)
+
+    def protect(self, nodes: Nodes, why: str) -> None:
+        """Say that nodes must stay."""
+        found = known(nodes)
+        if found.size:
+            self.protections.append((found, why))
+
+    def tell(self, where: str, what: str, nodes: Nodes) -> None:
+        """Keep words about what an operation does to nodes."""
+        found = known(nodes)
+        if found.size:
+            self.events.append(Event(where, what, found))
+
+    def couple(self, nodes: Nodes, what: str) -> None:
+        """Say that nodes share an operation that counts positions."""
+        self.couplings.append((known(nodes), what))
+        if (nodes == FIXED).any():
+            self.protect(nodes, f"{what} counts them together with what no channel makes")
+
+    @property
+    def edges(self) -> Nodes:
+        """Every pair, shape (pairs, 2), each once, sorted."""
+        if not self._edges:
+            return np.empty((0, 2), np.int64)
+        return np.unique(np.concatenate(self._edges), axis=0)
+
+
+def known(nodes: Nodes) -> Nodes:
+    """The distinct nodes among labels, without FIXED."""
+    found = np.unique(nodes)
+    return found[found != FIXED]
