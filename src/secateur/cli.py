@@ -164,6 +164,21 @@ def show(
 
 
 @app.command()
+def groups(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> None:
+    """Print which channels can be taken out, what goes along with each, and what stays and why.
+
+    Examples:
+        secateur groups shufflenet_v2-fashionmnist-quick
+
+        secateur groups my.toml --set network.name=mobilenet_v2
+    """
+    from secateur.show import describe_groups
+
+    for line in describe_groups(recipe, overrides):
+        typer.echo(line)
+
+
+@app.command()
 def recipes() -> None:
     """List the built-in recipes.
 

@@ -40,6 +40,35 @@ def describe(path: Path) -> Iterator[str]:
         )
 
 
+def describe_groups(recipe: str, overrides: list[str] | None) -> Iterator[str]:
+    """Yield lines that say which channels of a recipe's network can go, and which stay and why.
+
+    Args:
+        recipe: A built-in recipe's name or a path to a TOML file; neither data nor weights are read.
+        overrides: ``key=value`` pairs that change the recipe.
+
+    Raises:
+        SecateurError: The recipe is wrong, or its network cannot be followed.
+    """
+    import torch
+
+    from secateur.networks import build_network
+    from secateur.pruning.find import find_prunable
+
+    config = load_recipe(recipe, overrides)
+    channels = 1 if config.data.name.startswith("fashionmnist") else 3
+    side = config.network.resolution
+    network = build_network(config.network, channels, 10)
+    found = find_prunable(network, torch.zeros(1, channels, side, side))
+    for group in found.groups:
+        head, *lines = str(group).splitlines()
+        even = f", in {group.steps} even steps" if group.balanced else ""
+        yield head + even
+        yield from (f"  {line}" for line in lines)
+    for layer in found.protected:
+        yield f"{layer.name}: stays, {layer.reason}"
+
+
 def _stage(folder: Path) -> Iterator[str]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

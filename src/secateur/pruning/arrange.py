@@ -10,6 +10,7 @@ the large one; a plan of which that is not true is never returned.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -21,8 +22,8 @@ from secateur.pruning.surgery import carry_out
 from secateur.pruning.trace import follow_channels, weightless
 from secateur.pruning.wiring import INPUTS, Axis, Wiring
 
-_Bucket = tuple[tuple[tuple[Axis, int], ...], bool]
-"""Where a unit lies, and whether it must stay: those alike can stand in for one another."""
+_Bucket = tuple[tuple[tuple[Axis, int], ...], int, bool]
+"""Where a unit lies, its way, and whether it must stay: those alike can stand in for one another."""
 
 
 class Unsuited(Exception):  # noqa: N818  a finding, not an error
@@ -38,17 +39,19 @@ def arrange(
     prunable: Prunable,
     widths: Mapping[str, int],
     scores: Mapping[str, Scores],
+    whole: bool = False,
 ) -> Plan:
     """Plan the removal that leaves each group as wide as asked, keeping what scores highest.
 
-    A group whose positions count becomes a step wider, and another, where the network has no room
-    for the routes of its channels.
+    A group whose positions count becomes a step wider, and another, where the network does not run
+    in its width or has no room for the routes of its channels.
 
     Args:
         model: Left as it is.
         prunable: Of the same network.
         widths: Group to the steps that stay, in [1, steps]; groups left out stay whole.
         scores: For each group named in ``widths``, the importance of each unit, shape (units,).
+        whole: Whether such a group may stay whole where no smaller width works.
 
     Raises:
         NetworkError: A width would empty a layer or is more than there is.
@@ -69,10 +72,32 @@ def arrange(
         try:
             return _arrange(model, prunable, large, wide, scores)
         except Unsuited as finding:
-            group = prunable.group(finding.group) if finding.group in wide else None
-            if group is None or not group.balanced or wide[group.name] + 1 >= group.steps:
+            stuck = [finding.group] if finding.group in wide else None
+            balanced = [name for name in wide if prunable.group(name).balanced]
+            if stuck is None:
+                alone = partial(_fails_alone, model, prunable, large, scores)
+                stuck = [name for name in balanced if alone(name, wide[name])]
+            for name in stuck:
+                wide[name] += 1
+                if name not in balanced or wide[name] > prunable.group(name).steps - (not whole):
+                    raise
+            if not stuck:
                 raise
-            wide[group.name] += 1
+
+
+def _fails_alone(
+    model: nn.Module,
+    prunable: Prunable,
+    large: Units,
+    scores: Mapping[str, Scores],
+    name: str,
+    width: int,
+) -> bool:
+    try:
+        _arrange(model, prunable, large, {name: width}, scores)
+    except Unsuited:
+        return True
+    return False
 
 
 def _arrange(
@@ -98,7 +123,7 @@ def _run_small(model: nn.Module, prunable: Prunable, sizes: Mapping[Axis, int]) 
     keeps = {axis: range(size) for axis, size in sizes.items()}
     try:
         carry_out(probe, Plan.of(keeps, prunable.wiring.sizes).cuts)
-        return Units(follow_channels(probe, prunable.example, prunable.wiring.trains))
+        return Units(follow_channels(probe, prunable.example, prunable.wiring))
     except NetworkError as error:
         raise Unsuited(f"smaller, the {error}") from error
 
@@ -113,6 +138,7 @@ def _require_same(large: Wiring, small: Wiring, sizes: Mapping[Axis, int]) -> No
         for (name, before), (_, after) in zip(large.scalars, small.scalars, strict=False):
             if before != after:
                 raise Unsuited(f"smaller, {name} computes with {after:g} instead of {before:g}")
+    if len(small.scalars) != len(large.scalars) or len(small.visits) != len(large.visits):
         raise Unsuited("smaller, it runs other operations")
 
 
@@ -122,7 +148,8 @@ def _buckets(units: Units) -> dict[_Bucket, list[int]]:
     firsts = units.by_unit[units.bounds[:-1]]
     for unit in np.argsort(firsts, kind="stable").tolist():
         places = tuple((units.axes[axis], many) for axis, many in units.signatures[unit])
-        found.setdefault((tuple(sorted(places)), unit in units.reasons), []).append(unit)
+        key = (tuple(sorted(places)), int(units.tours[unit]), unit in units.reasons)
+        found.setdefault(key, []).append(unit)
     return found
 
 
@@ -188,6 +215,11 @@ def _read_plan(prunable: Prunable, large: Units, small: Units, stands_for: Ints)
     known = prunable.wiring.edges @ np.array([count, 1])
     if not np.isin(met @ np.array([count, 1]), known).all():
         raise Unsuited("smaller, it would join channels that the large network keeps apart")
+    for ours, theirs in zip(small.wiring.visits, large.wiring.visits, strict=True):
+        here = np.zeros(count, bool)
+        here[theirs] = True
+        if not np.array_equal(np.flatnonzero(here[node_of]), ours):
+            raise Unsuited("smaller, it would send channels another way than the large network")
     keeps: dict[Axis, list[int]] = {}
     for axis, start in small.wiring.offsets.items():
         nodes = node_of[start : start + small.wiring.sizes[axis]]

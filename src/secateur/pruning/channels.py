@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -58,9 +59,8 @@ class Group:
         name: The module whose weight makes the channels, the first in the network's order.
         units: How many there are.
         members: Every place they take up.
-        routes: For each unit, which of the group's routes through the network it takes, shape
-            (units,). All 0, unless operations that count positions (chunk, channel shuffle) send
-            some elsewhere; then the group must shrink evenly, in ``steps``.
+        balanced: Whether operations that count positions (chunk, channel shuffle) touch it, so that
+            it must shrink evenly, a step at a time.
         steps: Widths it can have: 1 .. ``steps``, where ``steps`` is all of it.
         words: Why its members belong together, a line each.
     """
@@ -68,14 +68,9 @@ class Group:
     name: str
     units: int
     members: tuple[Member, ...]
-    routes: Ints
+    balanced: bool
     steps: int
     words: tuple[str, ...]
-
-    @property
-    def balanced(self) -> bool:
-        """Whether it must shrink evenly."""
-        return bool(self.routes.any())
 
     @cached_property
     def channels(self) -> int:
@@ -161,7 +156,7 @@ class Units:
     Attributes:
         of: Component of each node, shape (nodes,).
         reasons: Component to why it must stay.
-        signature: Component to the axes it has entries on, with how many on each.
+        tours: A number for each component that says which results of operations it is in.
     """
 
     def __init__(self, wiring: Wiring) -> None:
@@ -180,6 +175,7 @@ class Units:
         for nodes, why in wiring.protections:
             for unit in np.unique(self.of[nodes]).tolist():
                 self.reasons.setdefault(unit, why)
+        self.tours = self._tours()
         self.families = self._families()
 
     def nodes(self, unit: int) -> Nodes:
@@ -189,11 +185,24 @@ class Units:
     @cached_property
     def signatures(self) -> list[tuple[tuple[int, int], ...]]:
         """For each component, the axes it has entries on and how many on each."""
-        found = []
-        for unit in range(self.number):
-            axes, counts = np.unique(self.axis_of[self.nodes(unit)], return_counts=True)
-            found.append(tuple(zip(axes.tolist(), counts.tolist(), strict=True)))
-        return found
+        every = max(1, len(self.axes))
+        places, counts = np.unique(self.of * every + self.axis_of, return_counts=True)
+        pairs = list(zip((places % every).tolist(), counts.tolist(), strict=True))
+        bounds = np.searchsorted(places // every, np.arange(self.number + 1)).tolist()
+        return [tuple(pairs[a:b]) for a, b in pairwise(bounds)]
+
+    def kind(self, unit: int) -> tuple[object, ...]:
+        """What components that can stand in for one another share: their places and their way."""
+        return self.signatures[unit], int(self.tours[unit])
+
+    def _tours(self) -> npt.NDArray[np.uint64]:
+        """Which results of operations each component is in, hashed: a sum of random numbers."""
+        visits = self.wiring.visits
+        numbers = np.random.default_rng(0).integers(0, 2**64, len(visits), np.uint64)
+        tours = np.zeros(self.number, np.uint64)
+        for number, nodes in zip(numbers, visits, strict=True):
+            tours[np.unique(self.of[nodes])] += number
+        return tours
 
     def makes(self, unit: int) -> bool:
         """Whether the component has channels that a layer makes."""
@@ -233,7 +242,7 @@ class Units:
         for unit in range(self.number):
             if self.makes(unit) and unit not in self.reasons:
                 family = self.families.get(unit)
-                key = ("one", self.signatures[unit]) if family is None else ("even", family)
+                key = ("one", self.kind(unit)) if family is None else ("even", family)
                 sets.setdefault(key, []).append(unit)
         groups = []
         names: dict[str, int] = {}
@@ -275,15 +284,13 @@ class Units:
                     self._role(self.axes[axis]),
                 )
             )
-        kinds = list(dict.fromkeys(self.signatures[each] for each in components))
-        routes = np.array([kinds.index(self.signatures[each]) for each in components])
         steps = len(components)
         if even:
             steps = math.gcd(*(len(member.index) for member in members))
         name = next(m for m in members if m.role == "makes").module
         names[name] = names.get(name, 0) + 1
         name += f":{names[name]}" if names[name] > 1 else ""
-        return Group(name, len(components), tuple(members), routes, steps, self._words(nodes))
+        return Group(name, len(components), tuple(members), even, steps, self._words(nodes))
 
     def _role(self, axis: Axis) -> str:
         if axis in self.wiring.sources:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ def find_prunable(model: nn.Module, example_input: Tensor) -> Prunable:
     example = example_of(example_input)
     wiring = follow_channels(weightless(model), example)
     refused: dict[str, str] = {}
-    found = _sort(model, wiring, example, refused)
+    found = _sort(model, wiring, example, refused, {})
+    steps = {group.name: _steps(model, found, group) for group in found.groups if group.balanced}
+    found = _sort(model, wiring, example, refused, steps)
     why = _refusal(model, found, found.groups)
     if why is None:
         return found
@@ -40,7 +43,23 @@ def find_prunable(model: nn.Module, example_input: Tensor) -> Prunable:
     willing = [group for group in found.groups if group.name not in refused]
     if _refusal(model, found, willing) is not None:
         refused |= _at_odds(model, found, willing)
-    return _sort(model, wiring, example, refused)
+    return _sort(model, wiring, example, refused, steps)
+
+
+def _steps(model: nn.Module, found: Prunable, group: Group) -> int:
+    """In how many steps the network runs: a channel shuffle in 4 groups needs 4 at a time."""
+    for size in range(1, group.steps // 2 + 1):
+        if group.steps % size == 0:
+            coarser = replace(group, steps=group.steps // size)
+            widths = {group.name: coarser.steps - 1}
+            scores = {group.name: np.zeros(group.units)}
+            try:
+                arrange(model, replace(found, groups=(coarser,)), widths, scores)
+            except Unsuited as why:
+                if why.group is None:
+                    continue
+            return coarser.steps
+    return group.steps
 
 
 def _at_odds(model: nn.Module, found: Prunable, groups: list[Group]) -> dict[str, str]:
@@ -68,7 +87,11 @@ def _refusal(model: nn.Module, found: Prunable, groups: Sequence[Group]) -> str 
 
 
 def _sort(
-    model: nn.Module, wiring: Wiring, example: Tensor, refused: dict[str, str]
+    model: nn.Module,
+    wiring: Wiring,
+    example: Tensor,
+    refused: Mapping[str, str],
+    steps: Mapping[str, int],
 ) -> Prunable:
     units = Units(wiring)
     groups = []
@@ -76,6 +99,6 @@ def _sort(
         if group.name in refused:
             units.refuse(group, refused[group.name])
         else:
-            groups.append(group)
+            groups.append(replace(group, steps=steps.get(group.name, group.steps)))
     layers = protected_layers(model, first_names(model), units, groups)
     return Prunable(tuple(groups), tuple(layers), tuple(wiring.unfollowed), example, wiring)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from secateur.pruning.wiring import FIXED, Nodes, Wiring
+from secateur.pruning.wiring import FIXED, Axis, Nodes, Wiring, known
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,16 @@ Value = Tensor | Weight
 """Labels in the shape of a tensor (int64, strides of zero where a channel is spread), or weights."""
 
 
+def thin(labels: Tensor, also: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The same labels with one element where all of them have a stride of zero."""
+    every = [labels, *also]
+    index = tuple(
+        slice(0, 1) if all(each.stride(d) == 0 for each in every) else slice(None)
+        for d in range(labels.ndim)
+    )
+    return [each[index] for each in every]
+
+
 def moved(weight: Weight, order: list[int | None]) -> Weight:
     """``weight`` with its dimensions in another order, None for an added one of size 1."""
     return replace(
@@ -47,14 +57,15 @@ class Ledger:
     Args:
         wiring: What is learnt is entered here.
         weights: Parameters and buffers by ``id``.
+        wider: Axes of channels of the same network before it became smaller.
         stack: Names of the modules that are running, the innermost last.
     """
 
     def __init__(
-        self, wiring: Wiring, weights: dict[int, Weight], stack: Sequence[str]
+        self, wiring: Wiring, weights: dict[int, Weight], wider: Collection[Axis], stack: Sequence[str]
     ) -> None:
         self.wiring = wiring
-        self._weights, self._stack = weights, stack
+        self._weights, self.wider, self._stack = weights, wider, stack
         self._values: dict[int, tuple[Tensor, Value]] = {}  # keeps tensors alive, so ids are unique
 
     @property
@@ -74,6 +85,8 @@ class Ledger:
         """Say what ``tensor`` is from now on."""
         assert tuple(tensor.shape) == tuple(value.shape), (tensor.shape, value.shape)
         self._values[id(tensor)] = (tensor, value)
+        if isinstance(value, Tensor):
+            self.wiring.visits.append(known(thin(value)[0].numpy()))
 
     def aliases(self, tensor: Tensor) -> Iterator[Tensor]:
         """Every labelled tensor that shares memory with ``tensor``."""
@@ -88,6 +101,16 @@ class Ledger:
         assert axis is not None
         return self.wiring.nodes(weight.name, axis, weight.size[axis])
 
+    def _short(self, weight: Weight) -> list[int]:
+        """Which dimension of a weight with a single element is one of channels, if one is."""
+        if len(weight.shape) == 1:
+            return [0]
+        return [
+            d
+            for d, axis in enumerate(weight.axes)
+            if axis is not None and Axis(weight.name, axis) in self.wider
+        ]
+
     def labels(self, tensor: Tensor) -> Tensor:
         """Labels of ``tensor``; a weight with one axis that is longer than 1 is made of its nodes.
 
@@ -96,7 +119,7 @@ class Ledger:
         value = self.value(tensor)
         if isinstance(value, Tensor):
             return value
-        long = [d for d, size in enumerate(value.shape) if size > 1]
+        long = [d for d, size in enumerate(value.shape) if size > 1] or self._short(value)
         if len(long) == 1:
             shape = [-1 if d == long[0] else 1 for d in range(len(value.shape))]
             nodes = torch.from_numpy(self.nodes(value, long[0]))

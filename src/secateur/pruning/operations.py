@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
-from secateur.pruning.labels import Ledger, Value, Weight, moved
-from secateur.pruning.wiring import FIXED, INPUTS, Axis, Nodes
+from secateur.pruning.labels import Ledger, Value, Weight, moved, thin
+from secateur.pruning.wiring import FIXED, INPUTS, Axis, Nodes, known
 
 Rule = Callable[[Ledger, Any, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -66,24 +66,21 @@ def _fixed(tensor: Tensor) -> Tensor:
 # ---- labels
 
 
-def _thin(labels: Tensor, also: Sequence[Tensor] = ()) -> list[Tensor]:
-    """The same labels with one element where all of them have a stride of zero."""
-    every = [labels, *also]
-    index = tuple(
-        slice(0, 1) if all(each.stride(d) == 0 for each in every) else slice(None)
-        for d in range(labels.ndim)
-    )
-    return [each[index] for each in every]
-
-
 def _varying(labels: Tensor) -> list[int]:
     """Dimensions along which labels differ."""
-    (thin,) = _thin(labels)
+    (held,) = thin(labels)
     return [
         d
-        for d in range(thin.ndim)
-        if thin.shape[d] > 1 and not bool((thin == thin.narrow(d, 0, 1)).all())
+        for d in range(held.ndim)
+        if held.shape[d] > 1 and not bool((held == held.narrow(d, 0, 1)).all())
     ]
+
+
+def _spare(labels: Tensor) -> Tensor:
+    """The same labels with a stride of zero wherever they do not differ."""
+    varying = _varying(labels)
+    index = tuple(slice(None) if d in varying else slice(0, 1) for d in range(labels.ndim))
+    return labels[index].expand(labels.shape)
 
 
 def _vector(labels: Tensor, dimension: int) -> Nodes | None:
@@ -135,9 +132,9 @@ def _keep(ledger: Ledger, tensor: Tensor, why: str) -> bool:
             if axis is not None:
                 ledger.wiring.protect(ledger.nodes(value, dimension), why)
         return False
-    (thin,) = _thin(value)
-    ledger.wiring.protect(thin.numpy(), why)
-    return bool((thin != FIXED).any())
+    (held,) = thin(value)
+    ledger.wiring.protect(held.numpy(), why)
+    return bool((held != FIXED).any())
 
 
 # ---- moving elements
@@ -173,27 +170,63 @@ def _move(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, An
             ledger.label(result, weight)
             return
     before = [ledger.labels(tensor) for tensor in _tensors(args[0])]
-    if name in _VIEWS:
-        after = [before[0].reshape(result.shape)]
-    else:
-        source = before if isinstance(args[0], (list, tuple)) else before[0]
-        after = _tensors(func(source, *args[1:], **kwargs))
+    many = isinstance(args[0], (list, tuple))
+
+    def move(labels: Any) -> list[Tensor]:
+        if name in _VIEWS:
+            return [labels.reshape(result.shape)]
+        return _tensors(func(labels, *args[1:], **kwargs))
+
+    after = [_spare(labels) for labels in move(before if many else before[0])]
     if len(before) == 1 and not _keeps_order(before[0], after):
-        ledger.wiring.couple(_thin(before[0])[0].numpy(), f"{name} at {ledger.where}")
+        ledger.wiring.couple(thin(before[0])[0].numpy(), f"{name} at {ledger.where}")
     for tensor, labels in zip(_tensors(result), after, strict=True):
         ledger.label(tensor, labels)
+    if len(before) == 1:
+        _tell_orders(ledger, name, before[0], move)
+
+
+def _tell_orders(
+    ledger: Ledger, name: str, labels: Tensor, move: Callable[[Tensor], list[Tensor]]
+) -> None:
+    """Where labels occur more than once, note which have their occurrences in which order after."""
+    (held,) = thin(labels)
+    line = held.flatten().numpy()
+    if len(known(line)) == np.count_nonzero(line != FIXED):
+        return
+    ranks = torch.from_numpy(_ranks(line)).view(held.shape).expand(labels.shape)
+    for result, places in zip(move(labels), move(ranks), strict=True):
+        ours, occurrence = (each.flatten().numpy() for each in thin(result, [places]))
+        order = np.argsort(ours, kind="stable")
+        values, starts = np.unique(ours[order], return_index=True)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for value, found in zip(values.tolist(), np.split(occurrence[order], starts[1:]), strict=True):
+            if value != FIXED:
+                alike.setdefault(tuple(found.tolist()), []).append(value)
+        for ranked in sorted(alike):
+            ledger.wiring.visits.append(known(np.array(alike[ranked])))
+            ledger.wiring.scalars += [(name, float(rank)) for rank in ranked]
+
+
+def _ranks(line: Nodes) -> Nodes:
+    """For each element, how many equal ones come before it."""
+    order = np.argsort(line, kind="stable")
+    _, starts, counts = np.unique(line[order], return_index=True, return_counts=True)
+    ranks = np.empty(len(line), np.int64)
+    ranks[order] = np.arange(len(line)) - np.repeat(starts, counts)
+    return ranks
 
 
 def _keeps_order(before: Tensor, after: list[Tensor]) -> bool:
     """Whether taking channels out before or after the move is the same, whichever they are."""
-    held = _thin(before)[0]
+    held = thin(before)[0]
     distinct = held.unique()
     if len(distinct) < 2:
         return True
     for labels in after:
         if len(_varying(labels)) > 1:
             return False
-        ours = _thin(labels)[0]
+        ours = thin(labels)[0]
         if len(ours.unique()) < len(distinct) or not torch.equal(_firsts(ours), _firsts(held)):
             return False
     return True
@@ -279,6 +312,23 @@ _ELEMENTWISE = {
     *("nan_to_num", "bernoulli", "round", "fake_quantize_per_tensor_affine"),
 }
 
+def _note_numbers(ledger: Ledger, name: str, values: Any) -> None:
+    for value in tree_iter(values):
+        single = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
+        if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            ledger.wiring.scalars.append((name, float(value)))
+
+
+@_rule("full", "full_like", "new_full", "scalar_tensor")
+def _constant(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """No channel makes it, but its value may come from a width."""
+    value = _argument(func, args, kwargs, "fill_value")
+    _note_numbers(ledger, _name(func), args[0] if value is None else value)
+    ledger.label(result, _fixed(result))
+
+
 _VERBS = {"add": "adds", "sub": "subtracts", "mul": "multiplies", "div": "divides"}
 
 
@@ -287,9 +337,7 @@ def _elementwise(
 ) -> None:
     """Channels that meet element by element become one; a value for all leaves them apart."""
     name = _name(func).rstrip("_")
-    for number in tree_iter((args, kwargs)):
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
-            ledger.wiring.scalars.append((name, float(number)))
+    _note_numbers(ledger, name, (args, kwargs))
     inputs = _tensors(args, kwargs)
     if name == "prelu" and inputs[1].numel() > 1:  # its weights lie along dimension 1
         weights = inputs[1].view(1, -1, *[1] * (inputs[0].ndim - 2))
@@ -313,20 +361,22 @@ def _meet(
     gates = False
     for tensor, labels in zip(lines, whole, strict=True):
         if _is_broadcast(tensor, shape, wide):
-            ledger.wiring.protect(_thin(labels)[0].numpy(), f"{spoken} spreads them over channels")
+            ledger.wiring.protect(thin(labels)[0].numpy(), f"{spoken} spreads them over channels")
             gates |= not isinstance(ledger.value(tensor), Weight)
         else:
             full.append(labels)
-    main = next((labels for labels in full if bool((_thin(labels)[0] != FIXED).any())), None)
+    main = next((labels for labels in full if bool((thin(labels)[0] != FIXED).any())), None)
     if main is None:
         main = torch.tensor(FIXED).expand(tuple(shape))
     for other in full:
-        if other is not main:
-            ours, theirs = (each.numpy() for each in _thin(main, [other]))
+        # One value, where there is one channel: it would be broadcast over any number of them.
+        single = not wide and not bool((thin(other)[0] != FIXED).any())
+        if other is not main and not single:
+            ours, theirs = (each.numpy() for each in thin(main, [other]))
             ledger.wiring.join(ours, theirs, f"{spoken} meets channels that must stay")
             ledger.wiring.tell(ledger.where, f"{verb} them pair by pair", ours)
     if gates:
-        ledger.wiring.gated.append(_thin(main)[0].numpy().ravel())
+        ledger.wiring.gated.append(thin(main)[0].numpy().ravel())
     for tensor in grids:
         _meet_grid(ledger, tensor, main, spoken)
     return main
@@ -351,7 +401,7 @@ def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> Non
     line = _vector(main, wide[0]) if len(wide) == 1 else None
     if line is None:
         ledger.labels(tensor)  # protects it
-        ledger.wiring.protect(_thin(main)[0].numpy(), f"{spoken} meets weights of several axes")
+        ledger.wiring.protect(thin(main)[0].numpy(), f"{spoken} meets weights of several axes")
         return
     ledger.wiring.join(ledger.nodes(weight, wide[0] - lead), line, f"{spoken} meets fixed weights")
 
@@ -422,12 +472,12 @@ def _mixed(ledger: Ledger, labels: Tensor, dims: Sequence[int], spoken: str) -> 
     varying = _varying(labels)
     for dimension in dims:
         if dimension in varying:
-            (thin,) = _thin(labels)
-            first = thin.narrow(dimension, 0, 1)
+            (held,) = thin(labels)
+            first = held.narrow(dimension, 0, 1)
             ledger.wiring.join(
-                first.numpy(), thin.numpy(), f"{spoken} mixes them with channels that must stay"
+                first.numpy(), held.numpy(), f"{spoken} mixes them with channels that must stay"
             )
-            ledger.wiring.tell(ledger.where, f"mixes them all ({spoken})", thin.numpy())
+            ledger.wiring.tell(ledger.where, f"mixes them all ({spoken})", held.numpy())
     return labels
 
 
@@ -448,11 +498,17 @@ def _layer_norm(
 
 
 def _channels(ledger: Ledger, tensor: Tensor, dimension: int) -> Nodes | None:
-    """Labels along the dimension of channels; protects all of them where there is no such thing."""
+    """Labels along the dimension of channels; those that share a place there become one."""
     labels = ledger.labels(tensor)
-    found = _vector(labels, dimension % labels.ndim)
+    dimension %= labels.ndim
+    found = _vector(labels, dimension)
     if found is None:
-        _keep(ledger, tensor, f"a layer at {ledger.where} does not find one channel in each place")
+        (held,) = thin(labels)
+        rows = held.movedim(dimension, 0).flatten(1)
+        found = np.broadcast_to(rows[:, 0].numpy(), labels.shape[dimension])
+        why = f"a layer at {ledger.where} reads them in one place with channels that must stay"
+        ledger.wiring.join(rows[:, :1].numpy(), rows.numpy(), why)
+        ledger.wiring.tell(ledger.where, "reads several in one place", held.numpy())
     return found
 
 
@@ -484,7 +540,8 @@ def _convolution(
     if given is None:
         given = np.full(images.shape[dimension], FIXED)
     inside, outside = (0, 1) if transposed else (1, 0)
-    if groups == 1:
+    # A depthwise convolution that shrank to one channel is still one.
+    if groups == 1 and Axis(weight.name, INPUTS) not in ledger.wider:
         made = ledger.nodes(weight, outside)
         _read(ledger, weight, inside, given)
         _make(ledger, weight, outside, made)

@@ -15,10 +15,9 @@ def reinitialize(model: nn.Module, masks: Masks, seed: int) -> nn.Module:
     """Return a copy of ``model``, on the CPU, with new weights and the masks in force.
 
     Every layer is reset as torch resets it: weights and biases of convolutions and linear layers
-    are uniform in +-1/sqrt(fan-in), batch-norms the identity with fresh statistics. Where single
-    weights are masked, an output's fan-in counts those that remain, so that a sparse layer passes
-    on as much variance as a dense one. Inputs whose whole channel is masked still count: a
-    batch-norm makes up for them.
+    are uniform in +-1/sqrt(fan-in), batch-norms the identity with fresh statistics. An output's
+    fan-in counts the weights that remain, so that a sparse layer passes on as much variance as a
+    dense one.
 
     Args:
         model: Left as it is.

@@ -7,8 +7,10 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from secateur import environment
 from secateur.cost import macs, parameters
 from secateur.errors import NetworkError
+from secateur.layer_latency import Precision
 from secateur.pruning.allocation import (
     Curve,
     Scope,
@@ -20,11 +22,12 @@ from secateur.pruning.arrange import Unsuited, arrange
 from secateur.pruning.channels import Prunable, Scores
 from secateur.pruning.find import find_prunable
 from secateur.pruning.importance import Importance, channel_importance
+from secateur.pruning.latency import plan_latency
 from secateur.pruning.plan import Plan
 from secateur.pruning.surgery import rebuild
 from secateur.pruning.trace import weightless
 
-Objective = Literal["macs", "parameters"]
+Objective = Literal["macs", "parameters", "latency"]
 
 
 def plan_removal(
@@ -37,6 +40,8 @@ def plan_removal(
     *,
     objective: Objective | None = None,
     target: float | None = None,
+    precision: Precision = "int8",
+    threads: int | None = None,
     curves: Mapping[str, Curve] | None = None,
     seed: int = 0,
 ) -> Plan:
@@ -52,8 +57,13 @@ def plan_removal(
             as its curve in ``curves`` allows for one common loss.
         round_to: Widths that remain are rounded up to a multiple, up to the full width: 1, 4, 8, 16.
         objective: In place of ``fraction``: remove just enough that the smaller network has at most
-            ``target`` of its ``macs`` or ``parameters``.
+            ``target`` of its ``macs`` or ``parameters``. With ``latency``, each group gets a width
+            of its own, such that the exported network takes at most ``target`` of the time on this
+            machine; ``fraction`` and ``scope`` do not count then. See
+            :mod:`secateur.pruning.latency`.
         target: In (0, 1].
+        precision: For ``latency``: of the file that will ship, ``fp32`` or ``int8``.
+        threads: For ``latency``: of the runtime; by default as many as torch computes with.
         curves: For ``sensitivity``: group to points (fraction removed, loss).
         seed: For ``random`` importance.
 
@@ -65,22 +75,47 @@ def plan_removal(
         ValueError: An argument is out of range.
     """
     _check(fraction, scope, round_to, objective, target)
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, found {precision!r}")
     prunable = find_prunable(model, example_input)
     scores = channel_importance(model, prunable, importance, seed)
+    normalize = importance in ("l1", "l2")
 
     def plan(fraction: float) -> Plan:
-        widths = choose_widths(
-            prunable, scores, fraction, scope, round_to, importance in ("l1", "l2"), curves
-        )
-        try:
-            return arrange(model, prunable, widths, scores)
-        except Unsuited as why:
-            raise NetworkError("cannot shrink the network", found=why) from why
+        widths = choose_widths(prunable, scores, fraction, scope, round_to, normalize, curves)
+        return plan_widths(model, prunable, widths, scores)
 
     if objective is None or target is None:
         return plan(fraction)
-    shape = tuple(example_input.shape[1:])
-    return _reach(model, plan, objective, target, shape)
+    if objective == "latency":
+        return plan_latency(
+            model,
+            prunable,
+            scores,
+            lambda widths: plan_widths(model, prunable, widths, scores),
+            target,
+            round_to,
+            precision,
+            threads or environment.threads(),
+        ).plan
+    return reach(model, plan, objective, target, example_input.shape[1:])
+
+
+def plan_widths(
+    model: nn.Module,
+    prunable: Prunable,
+    widths: Mapping[str, int],
+    scores: Mapping[str, Scores],
+) -> Plan:
+    """The plan that leaves each group as wide as said; see :func:`arrange`.
+
+    Raises:
+        NetworkError: The network does not work in these widths.
+    """
+    try:
+        return arrange(model, prunable, widths, scores, whole=True)
+    except Unsuited as why:
+        raise NetworkError("cannot shrink the network", found=why) from why
 
 
 def choose_widths(
@@ -104,14 +139,27 @@ def choose_widths(
     }
 
 
-def _reach(
+def reach(
     model: nn.Module,
     plan: Callable[[float], Plan],
     objective: Objective,
     target: float,
     shape: Sequence[int],
 ) -> Plan:
-    """The plan of the smallest fraction that meets the target, to a 256th."""
+    """The plan of the smallest fraction that meets the target, to a 256th.
+
+    Args:
+        model: Left as it is.
+        plan: Gives the plan for a fraction; the larger the fraction, the smaller the network.
+        objective: What is counted.
+        target: At most this share of it stays, in (0, 1].
+        shape: Of one image, (C, H, W).
+
+    Raises:
+        NetworkError: The target cannot be reached.
+    """
+    if target == 1:
+        return Plan()
 
     def cost(network: nn.Module) -> int:
         return macs(network, shape) if objective == "macs" else parameters(network)

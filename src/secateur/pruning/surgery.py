@@ -24,9 +24,9 @@ def remove(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         NetworkError: The plan does not fit the network.
     """
-    smaller = copy.deepcopy(model)
+    smaller = _copy(model)
     for fold in plan.folds:
-        _fold(smaller, fold)
+        fold_into(smaller, fold)
     carry_out(smaller, plan.cuts)
     return smaller
 
@@ -43,7 +43,7 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         NetworkError: The plan does not fit the network.
     """
-    smaller = copy.deepcopy(model)
+    smaller = _copy(model)
     carry_out(smaller, plan.cuts)
     return smaller
 
@@ -61,9 +61,9 @@ def apply_masks(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         NetworkError: The plan does not fit the network.
     """
-    masked = copy.deepcopy(model)
+    masked = _copy(model)
     for fold in plan.folds:
-        _fold(masked, fold)
+        fold_into(masked, fold)
     for cut in plan.cuts:
         for path in cut.paths:
             _require(_tensor(masked, path), path, cut)
@@ -168,7 +168,12 @@ def _refit(layer: nn.Module, before: Mapping[str, torch.Size]) -> None:
 
 
 @torch.no_grad()
-def _fold(model: nn.Module, fold: Fold) -> None:
+def fold_into(model: nn.Module, fold: Fold) -> None:
+    """Add what a layer makes of its constant inputs to a bias, in place.
+
+    Raises:
+        NetworkError: The fold does not fit.
+    """
     layer = _module(model, fold.module)
     if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
         raise misfit(fold.module, "a layer with weights", type(layer).__name__)
@@ -185,6 +190,13 @@ def _fold(model: nn.Module, fold: Fold) -> None:
         raise misfit(fold.into, tuple(added.shape), tuple(target.shape))
     sign = 1 if fold.into.rpartition(".")[0] == fold.module else -1
     target.copy_((target.double() + sign * added).to(target.dtype))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Return a copy; a tensor that a layer computed and holds is copied as what it is now."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    computed = (value for value in held if isinstance(value, Tensor) and not value.is_leaf)
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _kept(tensor: Tensor, cut: Cut) -> Tensor:

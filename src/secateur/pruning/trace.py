@@ -11,19 +11,21 @@ not look at values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import random
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from secateur.errors import NetworkError
 from secateur.pruning.labels import Ledger, Weight
 from secateur.pruning.operations import cannot_follow, rule_of
-from secateur.pruning.wiring import Wiring
+from secateur.pruning.wiring import Axis, Wiring
 
 
 class _Watch(TorchDispatchMode):
@@ -36,7 +38,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = _without_data(args, kwargs or {})
         rule = rule_of(func)
         if rule is None:
             with self:  # what it is made of comes back here, piece by piece
@@ -49,18 +51,51 @@ class _Watch(TorchDispatchMode):
         return result
 
 
+def _without_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Constants that forward made on the processor, without data where others have none."""
+    tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+    if any(t.is_meta for t in tensors) and any(t.ndim and not t.is_meta for t in tensors):
+        return tree_map_only(Tensor, lambda t: t.to("meta") if t.ndim else t, (args, kwargs))
+    return args, kwargs
+
+
 def weightless(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` whose tensors have shapes and no data; shared ones stay shared.
 
     Single numbers, such as a batch-norm's count of batches, stay: layers look at them.
+
+    Raises:
+        NetworkError: The network cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.cpu().clone() if buffer.ndim == 0 else buffer.to("meta")
-    return copy.deepcopy(model, memo)
+    for owner, module in model.named_modules():
+        for name, tensor in _tensors_of(module):
+            if isinstance(tensor, UninitializedTensorMixin):
+                raise NetworkError(
+                    "network has a layer without a shape",
+                    where=f"{owner}.{name}" if owner else name,
+                    remedy="run it once on an image first",
+                )
+            if isinstance(tensor, nn.Parameter):
+                empty = torch.empty_like(tensor, device="meta")
+                memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+            elif tensor.ndim or tensor.is_meta:
+                memo[id(tensor)] = torch.zeros_like(tensor, device="meta" if tensor.ndim else "cpu")
+            else:
+                memo[id(tensor)] = tensor.detach().cpu().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # whatever the network's own parts raise
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise NetworkError(
+            "cannot copy network", where=type(model).__name__, found=found
+        ) from error
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and other tensors that a module itself holds."""
+    held = {**module._parameters, **module._buffers, **vars(module)}
+    return ((name, value) for name, value in held.items() if isinstance(value, Tensor))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
@@ -78,7 +113,7 @@ def example_of(example_input: Tensor) -> Tensor:
     return torch.empty_like(example_input[:1], device="meta", requires_grad=False)
 
 
-def follow_channels(probe: nn.Module, example: Tensor, trains: bool | None = None) -> Wiring:
+def follow_channels(probe: nn.Module, example: Tensor, larger: Wiring | None = None) -> Wiring:
     """Run ``probe``, a network of :func:`weightless`, on ``example`` and tell what was seen.
 
     It runs at inference and, if it can, in training, where heads may read what nothing reads else.
@@ -86,21 +121,25 @@ def follow_channels(probe: nn.Module, example: Tensor, trains: bool | None = Non
     Args:
         probe: Left in inference mode.
         example: One image, of :func:`example_of`.
-        trains: True if it must run in training, False if it need not, None to find out.
+        larger: Of the network that ``probe`` is a smaller version of: if that one ran in training,
+            this one has to.
 
     Raises:
         NetworkError: The network looks at values, or does not run on the input's shape.
     """
     wiring = Wiring()
-    _watch(probe.eval(), example, wiring)
-    if trains is False:
+    wider = {} if larger is None else larger.sizes
+    probe.eval()
+    _watch(probe, example, wiring, wider)
+    if larger is not None and not larger.trains:
         return wiring
     both = copy.deepcopy(wiring)
     both.trains = True
     try:
-        _watch(probe.train(), example.expand(2, *example.shape[1:]), both)
+        probe.train()
+        _watch(probe, example.expand(2, *example.shape[1:]), both, wider)
     except NetworkError:
-        if trains:
+        if larger is not None:
             raise
         return wiring
     finally:
@@ -108,23 +147,43 @@ def follow_channels(probe: nn.Module, example: Tensor, trains: bool | None = Non
     return both
 
 
-def _watch(probe: nn.Module, example: Tensor, wiring: Wiring) -> None:
+def _watch(probe: nn.Module, example: Tensor, wiring: Wiring, wider: Collection[Axis]) -> None:
     tensors = {**dict(probe.named_parameters()), **dict(probe.named_buffers())}
     weights = {
         id(tensor): Weight(name, tuple(range(tensor.ndim)), tuple(tensor.shape), tuple(tensor.shape))
         for name, tensor in tensors.items()
     }
-    with _module_stack(probe) as stack, torch.inference_mode():
-        ledger = Ledger(wiring, weights, stack)
+    with _module_stack(probe) as stack, _same_dice(), torch.inference_mode():
+        ledger = Ledger(wiring, weights, wider, stack)
         try:
             with _Watch(ledger):
                 outputs = probe(example)
         except Exception as error:  # whatever the network's own code raises
             raise _failure(error, stack[-1], example) from error
-        for output in tree_iter(outputs):
-            if isinstance(output, Tensor):
-                labels = ledger.labels(output).numpy()
-                wiring.protect(labels, "they are the network's output")
+        for output in _leaves(outputs):
+            wiring.protect(ledger.labels(output).numpy(), "they are the network's output")
+
+
+def _leaves(outputs: Any) -> Iterator[Tensor]:
+    """Tensors in lists, dictionaries and objects of any kind."""
+    for leaf in tree_iter(outputs):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif hasattr(leaf, "__dict__"):
+            yield from _leaves(list(vars(leaf).values()))
+
+
+@contextmanager
+def _same_dice() -> Iterator[None]:
+    """The same random numbers every time, where forward leaves layers out at random."""
+    before = random.getstate()
+    random.seed(0)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        random.setstate(before)
 
 
 def _failure(error: Exception, where: str, example: Tensor) -> NetworkError:

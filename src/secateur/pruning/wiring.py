@@ -62,6 +62,7 @@ class Wiring:
         couplings: Nodes that an operation splits or reorders by position, each with what.
         gated: Nodes whose channels something else multiplies or shifts as a whole.
         scalars: Every number that entered an elementwise operation, in order.
+        visits: For each result of an operation, in order, the nodes that it carries.
         unfollowed: Operations that could not be followed, as ``name at module``.
         trains: Whether the network was seen in training too.
         count: Nodes so far.
@@ -77,6 +78,7 @@ class Wiring:
     couplings: list[tuple[Nodes, str]] = field(default_factory=list)
     gated: list[Nodes] = field(default_factory=list)
     scalars: list[tuple[str, float]] = field(default_factory=list)
+    visits: list[Nodes] = field(default_factory=list)
     unfollowed: dict[str, None] = field(default_factory=dict)
     trains: bool = False
     _edges: list[Nodes] = field(default_factory=list)

@@ -1,0 +1,62 @@
+"""How long whole networks take on this machine, in the form in which they would ship."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from secateur.benchmark import latencies
+from secateur.export import export_onnx
+from secateur.layer_latency import Precision
+from secateur.quantization.calibrate import calibrate
+from secateur.quantization.qdq import quantize_onnx
+from secateur.runtime import OnnxRuntime, Runtime
+
+WARMUP = 10
+
+
+class NetworkClock:
+    """Times networks beside one another.
+
+    Args:
+        shape: Of one image, (C, H, W).
+        precision: ``fp32`` or ``int8``; int8 is calibrated on noise, which does not change its speed.
+        threads: Inside one operator.
+        repeats: Turns that are counted.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], precision: Precision, threads: int, repeats: int = 100
+    ) -> None:
+        channels, height, width = shape
+        self.shape = (channels, height, width)
+        self.precision, self.threads, self.repeats = precision, threads, repeats
+
+    def load(self, network: nn.Module) -> Runtime:
+        """Export a network, quantize it if asked for, and make it ready to run.
+
+        Raises:
+            NetworkError: It cannot be exported.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            export_onnx(network, self.shape, path, {})
+            if self.precision == "int8":
+                ranges = calibrate(path, [self._noise(2)], "minmax", 100.0)
+                path = Path(folder) / "quantized.onnx"
+                quantize_onnx(Path(folder) / "network.onnx", ranges, path)
+            return OnnxRuntime(path, self.threads)
+
+    def time(self, *networks: Runtime) -> list[float]:
+        """Least milliseconds of each on one image, taking turns: on a busy machine, the quiet ones."""
+        named = {str(number): network for number, network in enumerate(networks)}
+        samples = latencies(named, self._noise(1), WARMUP, self.repeats)
+        return [float(samples[name].min()) for name in named]
+
+    def _noise(self, images: int) -> np.ndarray:
+        drawn = np.random.default_rng(0).standard_normal((images, *self.shape))
+        return drawn.astype(np.float32)

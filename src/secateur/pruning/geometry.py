@@ -1,0 +1,131 @@
+"""Which layers a network runs, and what each becomes when groups are narrower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from secateur.layer_latency import Layer
+from secateur.pruning.channels import Prunable
+from secateur.pruning.trace import first_names, weightless
+from secateur.pruning.wiring import Axis
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        weight: First name of its weight.
+        layer: Its geometry, nothing removed.
+    """
+
+    weight: str
+    layer: Layer
+
+
+class Geometry:
+    """The convolutions and linear layers of a network, in the order they run.
+
+    Transposed convolutions, and those written as a function call, are not among them.
+
+    Args:
+        model: Left as it is.
+        prunable: Of the same network.
+
+    Attributes:
+        calls: Every call, at one image.
+        touched: For each group, the calls whose outputs or inputs are its channels.
+    """
+
+    def __init__(self, model: nn.Module, prunable: Prunable) -> None:
+        self.calls = list_calls(model, prunable.example)
+        self._sizes = prunable.wiring.sizes
+        self._steps = {group.name: group.steps for group in prunable.groups}
+        self._parts: dict[Axis, list[tuple[str, int]]] = {}
+        for group in prunable.groups:
+            for member in group.members:
+                part = group.name, len(member.index)
+                self._parts.setdefault(member.axis, []).append(part)
+        self.touched: dict[str, list[int]] = {name: [] for name in self._steps}
+        for number, call in enumerate(self.calls):
+            axes = [Axis(call.weight, 0), Axis(call.weight, 1)]
+            for name in {name for axis in axes for name, _ in self._parts.get(axis, [])}:
+                self.touched[name].append(number)
+
+    def layer(self, number: int, widths: Mapping[str, int]) -> Layer:
+        """Call ``number`` with each group as many steps wide as ``widths`` says, or whole."""
+        call = self.calls[number]
+        whole = call.layer
+        outputs = self._size(Axis(call.weight, 0), whole.outputs, widths)
+        read = self._size(Axis(call.weight, 1), whole.inputs // whole.groups, widths)
+        groups = whole.groups * outputs // whole.outputs if whole.groups > 1 else 1
+        return replace(whole, inputs=read * groups, outputs=outputs, groups=groups)
+
+    def layers(self, widths: Mapping[str, int], among: Iterable[int] | None = None) -> list[Layer]:
+        """All calls, or those ``among``, at ``widths``."""
+        numbers = range(len(self.calls)) if among is None else among
+        return [self.layer(number, widths) for number in numbers]
+
+    def _size(self, axis: Axis, whole: int, widths: Mapping[str, int]) -> int:
+        lost = 0
+        for name, many in self._parts.get(axis, []):
+            steps = self._steps[name]
+            lost += many * (steps - widths.get(name, steps)) // steps
+        return whole - lost
+
+
+def list_calls(model: nn.Module, example: Tensor) -> list[Call]:
+    """Every convolution and linear layer that ``model`` runs on ``example`` at inference.
+
+    Args:
+        model: Left as it is; a copy without data runs.
+        example: One image on the meta device.
+    """
+    probe = weightless(model).eval()
+    first = first_names(probe)
+    names = {module: name for name, module in probe.named_modules()}
+    calls: list[Call] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = f"{names[module]}.weight"
+        calls.append(Call(first.get(weight, weight), _layer(module, inputs[0])))
+
+    for module in probe.modules():
+        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
+            module.register_forward_hook(note)
+    with torch.inference_mode():
+        probe(example)
+    return calls
+
+
+def _layer(module: nn.Module, given: Tensor) -> Layer:
+    if isinstance(module, nn.Linear):
+        rows = given.numel() // module.in_features
+        return Layer("linear", module.in_features, module.out_features, 1, (rows,))
+    assert isinstance(module, _CONVOLUTIONS)
+    rank = len(module.kernel_size)
+    return Layer(
+        "conv",
+        module.in_channels,
+        module.out_channels,
+        module.groups,
+        tuple(given.shape[-rank:]),
+        tuple(module.kernel_size),
+        tuple(module.stride),
+        tuple(module.dilation),
+        _pads(module),
+    )
+
+
+def _pads(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[int, ...]:
+    if isinstance(module.padding, str):
+        reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        total = reach if module.padding == "same" else [0] * len(reach)
+        return (*(each // 2 for each in total), *(each - each // 2 for each in total))
+    return (*module.padding, *module.padding)
