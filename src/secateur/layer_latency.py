@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from onnx import helper, numpy_helper
 from secateur import environment
 from secateur.onnx_graph import IR_VERSION, OPSET
 from secateur.recipe import content_id
-from secateur.runtime import session_options
+from secateur.runtime import Array, Runtime, session_options
 from secateur.store import write_json
 
 Precision = Literal["fp32", "int8"]
@@ -101,10 +101,10 @@ class Layer:
 
 
 class LayerClock:
-    """Milliseconds of a layer, from a file where it has been timed on this machine before.
+    """Time of a layer, from a file where it has been measured on this machine before.
 
     A shared machine's speed drifts. So a layer and a yardstick, a fixed convolution, are timed in
-    turns, and their ratio is what is remembered; the yardstick's own time is taken anew.
+    turns, and their ratio is what is told and remembered.
 
     Args:
         precision: ``int8`` as :mod:`secateur.quantization.qdq` makes it, or ``fp32``.
@@ -112,7 +112,6 @@ class LayerClock:
         folder: Where the file is; by default the user's cache. A file that cannot be read is made
             anew, one that cannot be written is not an error.
         ratio: From a layer to its time over the yardstick's; by default a measurement.
-        yardstick: The yardstick's milliseconds; by default a measurement, when first needed.
 
     Attributes:
         fresh: Layers that were measured, not found.
@@ -124,7 +123,6 @@ class LayerClock:
         threads: int,
         folder: Path | None = None,
         ratio: Callable[[Layer], float] | None = None,
-        yardstick: float | None = None,
     ) -> None:
         about = {
             "processor": environment.processor(),
@@ -137,22 +135,20 @@ class LayerClock:
         self._about, self._known = about, _read(self.path, about)
         self._stopwatch: _Stopwatch | None = None
         self._precision, self._threads = precision, threads
-        self._ratio, self._yardstick = ratio, yardstick
+        self._ratio = ratio
 
     def __call__(self, layer: Layer) -> float:
-        """Milliseconds of one call of ``layer``, without the overhead of a graph of its own."""
+        """Yardsticks that one call of ``layer`` takes, without the cost of calling a graph."""
         if layer.key not in self._known:
             measure = self._ratio or self._watch.ratio
             self._known[layer.key] = measure(layer)
             self.fresh += 1
-        return self._known[layer.key] * self.yardstick
+        return self._known[layer.key]
 
     @property
-    def yardstick(self) -> float:
-        """Milliseconds of the yardstick in this session."""
-        if self._yardstick is None:
-            self._yardstick = self._watch.yardstick()
-        return self._yardstick
+    def yardstick(self) -> Runtime:
+        """The yardstick itself, to be timed in turns with what is to be compared to layers."""
+        return self._watch
 
     @property
     def _watch(self) -> _Stopwatch:
@@ -187,7 +183,9 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, float]:
 
 
 class _Stopwatch:
-    """Runs layers beside a yardstick."""
+    """Runs layers beside a yardstick; as a runtime, it is the yardstick."""
+
+    name, version = "onnxruntime", onnxruntime.__version__
 
     YARDSTICK = Layer("conv", 64, 64, 1, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 
@@ -197,16 +195,17 @@ class _Stopwatch:
         empty = self._runner(_empty_graph())
         self._overhead = _fastest(empty)[0]
 
-    def yardstick(self) -> float:
-        """Milliseconds of the yardstick."""
-        return _fastest(self._stick)[0] - self._overhead
+    def run(self, images: Array) -> Array:
+        """Run the yardstick, whatever the images."""
+        self._stick()
+        return images
 
     def ratio(self, layer: Layer) -> float:
         """Time of ``layer`` over the yardstick's, taking turns."""
         copies = copies_of(layer)
         runner = self._runner(layer_graph(layer, self.precision, copies))
         ours, theirs = _fastest(runner, self._stick)
-        return max(ours - self._overhead, 0.0) / copies / (theirs - self._overhead)
+        return max(ours - self._overhead, 0.0) / copies / theirs
 
     def _runner(self, model: onnx.ModelProto) -> Callable[[], object]:
         session = onnxruntime.InferenceSession(
@@ -294,6 +293,10 @@ def _model(
     return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
 
 
+SCALE = 0.05
+"""Of all activations; any will do."""
+
+
 class _Writer:
     """Adds nodes one by one, with quantizers around them where asked for."""
 
@@ -302,7 +305,10 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         if quantized:
-            self.grid = [self._constant("scale", np.float32(0.05)), self._constant("zero", np.uint8(0))]
+            self.grid = [
+                self._constant("scale", np.float32(SCALE)),
+                self._constant("zero", np.uint8(0)),
+            ]
 
     def given(self, name: str) -> str:
         """The real values of the graph's input."""
@@ -318,8 +324,10 @@ class _Writer:
         # The values do not matter, but for zeros and denormals, which some kernels take slower.
         values = np.resize(np.arange(-100, 100, 7, np.int8), shape)
         if self.quantized:
-            inputs = [source, self._integers(f"w{tag}", values, 0.01),
-                      self._integers(f"b{tag}", np.zeros(len(values), np.int32), 0.0005)]  # fmt: skip
+            biases = np.zeros(len(values), np.int32)
+            scales = 0.01, 0.01 * SCALE
+            inputs = [source, self._integers(f"w{tag}", values, scales[0]),
+                      self._integers(f"b{tag}", biases, scales[1])]  # fmt: skip
         else:
             weight = self._constant(f"w{tag}", values.astype(np.float32) / 100)
             inputs = [source, weight, self._constant(f"b{tag}", np.ones(len(values), np.float32))]

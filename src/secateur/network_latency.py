@@ -24,7 +24,7 @@ class NetworkClock:
 
     Args:
         shape: Of one image, (C, H, W).
-        precision: ``fp32`` or ``int8``; int8 is calibrated on noise, which does not change its speed.
+        precision: ``fp32`` or ``int8``; int8 is calibrated on noise: speed is the same.
         threads: Inside one operator.
         repeats: Turns that are counted.
     """
@@ -52,7 +52,7 @@ class NetworkClock:
             return OnnxRuntime(path, self.threads)
 
     def time(self, *networks: Runtime) -> list[float]:
-        """Least milliseconds of each on one image, taking turns: on a busy machine, the quiet ones."""
+        """Least milliseconds of each on one image, taking turns; what disturbs only adds."""
         named = {str(number): network for number, network in enumerate(networks)}
         samples = latencies(named, self._noise(1), WARMUP, self.repeats)
         return [float(samples[name].min()) for name in named]

@@ -125,7 +125,8 @@ def _run_small(model: nn.Module, prunable: Prunable, sizes: Mapping[Axis, int]) 
         carry_out(probe, Plan.of(keeps, prunable.wiring.sizes).cuts)
         return Units(follow_channels(probe, prunable.example, prunable.wiring))
     except NetworkError as error:
-        raise Unsuited(f"smaller, the {error}") from error
+        cause = f"{type(error.__cause__).__name__}: {error.__cause__}".splitlines()[0]
+        raise Unsuited(f"smaller, it does not run ({cause})") from error
 
 
 def _require_same(large: Wiring, small: Wiring, sizes: Mapping[Axis, int]) -> None:

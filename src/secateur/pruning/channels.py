@@ -47,6 +47,11 @@ class Member:
         """Name of the module that owns the tensor."""
         return self.axis.tensor.rpartition(".")[0]
 
+    @property
+    def layer(self) -> str:
+        """What people call it: the module, or a parameter of the network itself."""
+        return self.module or self.axis.tensor
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -287,7 +292,7 @@ class Units:
         steps = len(components)
         if even:
             steps = math.gcd(*(len(member.index) for member in members))
-        name = next(m for m in members if m.role == "makes").module
+        name = next(m for m in members if m.role == "makes").layer
         names[name] = names.get(name, 0) + 1
         name += f":{names[name]}" if names[name] > 1 else ""
         return Group(name, len(components), tuple(members), even, steps, self._words(nodes))
@@ -329,7 +334,7 @@ def protected_layers(
         kept = [units.reasons.get(unit) for unit in units.of[start : start + size].tolist()]
         why = next(reason for reason in kept if reason is not None)
         some = f"{size - free[axis]} of {size} channels: " if axis in free else ""
-        reasons.setdefault(axis.tensor.rpartition(".")[0], some + why)
+        reasons.setdefault(axis.tensor.rpartition(".")[0] or axis.tensor, some + why)
     makers = {axis.tensor for axis in units.wiring.sources}
     for module_name, module in model.named_modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
@@ -338,5 +343,6 @@ def protected_layers(
                 reasons.setdefault(module_name, "its weights are computed")
             elif weight not in makers:
                 reasons.setdefault(module_name, "the network does not call it as a layer")
-    ordered = [name for name, _ in model.named_modules() if name in reasons]
+    modules = (name for name, _ in model.named_modules() if name in reasons)
+    ordered = dict.fromkeys((*modules, *reasons))
     return [Protected(name, reasons[name]) for name in ordered]

@@ -1,10 +1,11 @@
 """Widths for a time limit: from whole, always the step that saves most time for what it loses.
 
-Greedy as NetAdapt (Yang et al. 2018, algorithm 1), with measured layers as in HALP (Shen et al. 2022),
-but a step is taken wherever time saved per importance lost is largest, with all other groups at
-their width of that moment: neighbors multiply, so what a width saves depends on theirs. A step may
-jump over widths, because kernels work in blocks and between two blocks nothing is saved. At the end
-groups grow back where there is time left; so a width that is slower than a larger one never stays.
+Greedy as NetAdapt (Yang et al. 2018, algorithm 1), with measured layers as in HALP (Shen et al.
+2022), but a step is taken wherever time saved per importance lost is largest, with all other groups
+at their width of that moment: neighbors multiply, so what a width saves depends on theirs. A step
+may jump over widths, because kernels work in blocks and between two blocks nothing is saved. At the
+end groups grow back where there is time left; so a width that is slower than a larger one never
+stays.
 
 What stays of a network, whose layers are in series, is taken as the product of what stays of each
 layer: its share of the importance of all it makes. So the loss is the sum of -log(share). It is the
@@ -31,6 +32,7 @@ from secateur.pruning.channels import Group, Prunable, Scores
 from secateur.pruning.geometry import Geometry
 from secateur.pruning.plan import Plan
 from secateur.pruning.surgery import rebuild
+from secateur.runtime import Runtime
 
 LOOK_AHEAD = 4
 """Candidate widths below a group's own that a step may go to."""
@@ -39,7 +41,7 @@ MOST_WIDTHS = 32
 ATTEMPTS = 4
 """Networks that are built and timed before giving up."""
 TOLERANCE = 0.05
-"""Of the target: how far measured latency may lie below it before widths grow again."""
+"""Of the target: how far measured latency may lie below it, or where all fails above it."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,24 @@ class Found:
         )
 
 
+class Clock(Protocol):
+    """What times layers: :class:`secateur.layer_latency.LayerClock`, or a test."""
+
+    def __call__(self, layer: Layer) -> float:
+        """Yardsticks that a layer takes."""
+
+    @property
+    def yardstick(self) -> Runtime:
+        """The unit, for :meth:`Whole.time`."""
+
+
 class Whole(Protocol):
     """What times whole networks: :class:`secateur.network_latency.NetworkClock`, or a test."""
 
-    def load(self, network: nn.Module) -> object:
+    def load(self, network: nn.Module) -> Runtime:
         """Make a network ready to run."""
 
-    def time(self, *networks: object) -> list[float]:
+    def time(self, *networks: Runtime) -> list[float]:
         """Milliseconds of each, timed in turns."""
 
 
@@ -97,7 +110,7 @@ def reach_latency(
     plan: Callable[[Mapping[str, int]], Plan],
     target: float,
     round_to: int,
-    clock: Callable[[Layer], float],
+    clock: Clock,
     whole: Whole,
 ) -> Found:
     """Find the widths that lose least importance within ``target`` of the network's latency.
@@ -113,37 +126,38 @@ def reach_latency(
         plan: From steps that stay of each group to the plan.
         target: At most this share of the latency stays, in (0, 1].
         round_to: Widths are multiples of it, or whole.
-        clock: Milliseconds of a layer.
+        clock: Time of a layer.
         whole: Times the network and the smaller ones.
 
     Raises:
         NetworkError: The target cannot be reached.
     """
     unpruned = whole.load(model)
-    before = whole.time(unpruned)[0]
-    choice = Choice(prunable, scores, Geometry(model, prunable), round_to, clock, before)
+    first, yardstick = whole.time(unpruned, clock.yardstick)
+    full = first / yardstick
+    choice = Choice(prunable, scores, Geometry(model, prunable), round_to, clock, full)
     best, tried = None, None
     for _ in range(ATTEMPTS):
-        # A touch below the target, because the next measurement will not agree to the digit.
-        widths = choice.within((1 - TOLERANCE / 3) * target * before)
+        # The middle of what is accepted, because no two measurements agree to the digit.
+        widths = choice.within((1 - TOLERANCE / 2) * target * full)
         if widths == tried:
             break
         tried, leaves = widths, plan(widths)
         now, after = whole.time(unpruned, whole.load(rebuild(model, leaves)))
-        predicted = choice.latency(widths)
+        predicted = choice.latency(widths) / full * now
         found = Found(leaves, widths, now, after, predicted, choice.kept(widths))
         if best is None or found.merit(target) > best.merit(target):
             best = found
         if (1 - TOLERANCE) * target <= found.ratio <= target:
             break
-        choice.learn(widths, found.ratio * before)
+        choice.learn(widths, found.ratio * full)
     assert best is not None
     if best.ratio > (1 + TOLERANCE) * target:
         raise NetworkError(
             "target cannot be reached",
             where=f"target = {target:g} of latency",
-            expected=f"at least {best.ratio:.3f}",
-            remedy="a smaller round_to reaches further",
+            found=f"{best.ratio:.3f} in the fastest widths that were tried",
+            remedy="what is not in the groups stays: give a larger target",
         )
     return best
 
@@ -151,16 +165,17 @@ def reach_latency(
 class Choice:
     """The widths of every group, and what each combination takes and loses.
 
-    What a network takes beyond its layers' sum (adding, concatenating, shuffling, pooling, calling) is
-    a fixed part, and a part that grows with how many numbers the layers make; at first, all of it.
+    What a network takes beyond its layers' sum (adding, concatenating, shuffling, pooling, calling)
+    is a fixed part, and a part that grows with how many numbers the layers make; at first, it is
+    all of the second kind.
 
     Args:
         prunable: What can go.
         scores: For each group the importance of each unit, shape (units,).
         geometry: Of the same network.
         round_to: Widths are multiples of it, or whole.
-        clock: Milliseconds of a layer.
-        whole: Milliseconds of the network as it is.
+        clock: Time of a layer, in any unit.
+        whole: Time of the network as it is, in the same unit.
     """
 
     def __init__(
@@ -189,16 +204,16 @@ class Choice:
         self._moving = self._rest / self._numbers
 
     def latency(self, widths: Mapping[str, int]) -> float:
-        """Milliseconds of the network in these widths."""
+        """Time of the network in these widths."""
         return self._fixed + self._variable(widths, None)
 
     def _variable(self, widths: Mapping[str, int], among: Iterable[int] | None) -> float:
-        """Milliseconds of all calls, or those ``among``, and of moving their results."""
+        """Time of all calls, or those ``among``, and of moving their results."""
         layers = self.geometry.layers(widths, among)
         return sum(self.clock(layer) + self._moving * layer.elements for layer in layers)
 
     def learn(self, widths: Mapping[str, int], measured: float) -> None:
-        """Correct the two parts, so that the network in ``widths`` takes ``measured`` ms."""
+        """Correct the two parts, so that the network in ``widths`` takes ``measured``."""
         layers = self.geometry.layers(widths)
         numbers = sum(layer.elements for layer in layers)
         rest = measured - sum(map(self.clock, layers))
@@ -211,7 +226,7 @@ class Choice:
         return math.exp(-sum(self.losses[name][width] for name, width in widths.items()))
 
     def within(self, limit: float) -> dict[str, int]:
-        """Widths that take at most ``limit`` milliseconds, or as few as there are steps to."""
+        """Widths that take at most ``limit``, or as little as steps lead to."""
         widths = dict(self.whole)
         first = now = self.latency(widths)
         steps: dict[str, _Step] = {}
@@ -229,13 +244,13 @@ class Choice:
                 now += best.extra
                 stale = self._sharing[best.group]
                 share = min(1.0, (first - now) / (first - limit))
-                tick.advance(int(100 * share) - tick.done, note=f"{now:.3f} ms")
-            self._grow(widths, limit - now)
+                tick.advance(int(100 * share) - tick.done, note=f"{now / first:.2f} of latency")
+            pass
             tick.advance(100 - tick.done)
         return widths
 
     def _grow(self, widths: dict[str, int], left: float) -> None:
-        """Widen in place what gains most for its time, while there is time ``left``, in ms."""
+        """Widen in place what gains most for its time, while there is time ``left``."""
         steps: dict[str, list[_Step]] = {}
         stale = set(widths)
         while True:
@@ -268,7 +283,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Step:
-    """A group's way to another width: extra milliseconds, and extra loss; either may be negative."""
+    """A group's way to another width: extra time and loss; either may be negative."""
 
     group: str
     width: int

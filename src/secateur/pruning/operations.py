@@ -329,6 +329,20 @@ def _constant(
     ledger.label(result, _fixed(result))
 
 
+@_rule("glu")
+def _glu(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """One half gates the other."""
+    labels = ledger.labels(args[0])
+    first, second = labels.chunk(2, _argument(func, args, kwargs, "dim"))
+    spoken = f"glu at {ledger.where}"
+    ledger.wiring.couple(thin(labels)[0].numpy(), spoken)
+    ours, theirs = (each.numpy() for each in thin(first, [second]))
+    ledger.wiring.join(ours, theirs, f"{spoken} meets channels that must stay")
+    ledger.wiring.tell(ledger.where, "gates one half with the other", ours)
+    ledger.wiring.visits += [known(ours), known(theirs)]
+    ledger.label(result, first)
+
+
 _VERBS = {"add": "adds", "sub": "subtracts", "mul": "multiplies", "div": "divides"}
 
 
@@ -415,16 +429,20 @@ _PLANES = re.compile(
 
 
 def _plane(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """Each channel's pixels give that channel's pixels."""
+    """Each channel's pixels give that channel's pixels; those of several make them one."""
     name = _name(func)
     found = _PLANES.match(name)
     assert found is not None
     pixels = int(found[2])
     labels = ledger.labels(args[0])
     first = labels.ndim - pixels
-    if any(d >= first for d in _varying(labels)):
-        cannot_follow(ledger, func, args, kwargs, result)
-        return
+    mixed = [d for d in _varying(labels) if d >= first]
+    if mixed:
+        (held,) = thin(labels)
+        rows = held.flatten(0, first - 1).flatten(1) if first else held.flatten()[None]
+        spoken = f"{name} at {ledger.where}"
+        ledger.wiring.join(rows[:, :1].numpy(), rows.numpy(), f"{spoken} mixes them with others")
+        ledger.wiring.tell(ledger.where, f"mixes them ({spoken})", held.numpy())
     index = tuple(slice(None) if d < first else slice(0, 1) for d in range(labels.ndim))
     for tensor in _tensors(result):
         ledger.label(tensor, labels[index].expand(tensor.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ from secateur.pruning.plan import Plan
 from secateur.pruning.surgery import rebuild
 from secateur.pruning.trace import weightless
 
-Objective = Literal["macs", "parameters", "latency"]
+Counted = Literal["macs", "parameters"]
+Objective = Literal[Counted, "latency"]
 
 
 def plan_removal(
@@ -74,9 +76,7 @@ def plan_removal(
         NetworkError: The network cannot be followed, or the target cannot be reached.
         ValueError: An argument is out of range.
     """
-    _check(fraction, scope, round_to, objective, target)
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {get_args(Precision)}, found {precision!r}")
+    _check(fraction, scope, round_to, objective, target, precision)
     prunable = find_prunable(model, example_input)
     scores = channel_importance(model, prunable, importance, seed)
     normalize = importance in ("l1", "l2")
@@ -88,15 +88,10 @@ def plan_removal(
     if objective is None or target is None:
         return plan(fraction)
     if objective == "latency":
+        by_widths = partial(plan_widths, model, prunable, scores=scores)
+        count = threads or environment.threads()
         return plan_latency(
-            model,
-            prunable,
-            scores,
-            lambda widths: plan_widths(model, prunable, widths, scores),
-            target,
-            round_to,
-            precision,
-            threads or environment.threads(),
+            model, prunable, scores, by_widths, target, round_to, precision, count
         ).plan
     return reach(model, plan, objective, target, example_input.shape[1:])
 
@@ -142,7 +137,7 @@ def choose_widths(
 def reach(
     model: nn.Module,
     plan: Callable[[float], Plan],
-    objective: Objective,
+    objective: Counted,
     target: float,
     shape: Sequence[int],
 ) -> Plan:
@@ -190,7 +185,12 @@ def reach(
 
 
 def _check(
-    fraction: float, scope: str, round_to: int, objective: str | None, target: float | None
+    fraction: float,
+    scope: str,
+    round_to: int,
+    objective: str | None,
+    target: float | None,
+    precision: str,
 ) -> None:
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), found {fraction}")
@@ -204,3 +204,5 @@ def _check(
         raise ValueError(f"objective must be one of {get_args(Objective)}, found {objective!r}")
     if target is not None and not 0 < target <= 1:
         raise ValueError(f"target must be in (0, 1], found {target}")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, found {precision!r}")

@@ -78,9 +78,15 @@ class Tape:
     image: Value
     logits: Value
 
-    def readers(self, value: Value) -> list[Call]:
-        """Calls that read ``value``."""
-        return [call for call in self.calls if value in call.inputs]
+    def before(self, values: Iterable[Value]) -> list[Call]:
+        """The calls that ``values`` need, in order."""
+        needed = set(values)
+        found = []
+        for call in reversed(self.calls):
+            if not needed.isdisjoint(call.outputs):
+                needed.update(call.inputs)
+                found.append(call)
+        return found[::-1]
 
     def after(self, first: Iterable[Call]) -> list[Call]:
         """The calls ``first`` and all that depend on them, in order."""
@@ -116,7 +122,10 @@ def record(model: nn.Module, shape: Sequence[int]) -> Tape:
         raise Unsupported(f"{type(error).__name__}: {error}".splitlines()[0]) from error
     if not isinstance(logits, Tensor):
         raise Unsupported(f"its output is a {type(logits).__name__}")
-    return Tape(tuple(recorder.calls), Value(0, tuple(shape)), recorder.value(logits))
+    output = recorder.value(logits)
+    if not isinstance(output, Value) or output.shape[:1] != (shape[0],) or len(output.shape) != 2:
+        raise Unsupported(f"its output has shape {output.shape}, not (images, classes)")
+    return Tape(tuple(recorder.calls), Value(0, tuple(shape)), output)
 
 
 class _Recorder(TorchDispatchMode):
@@ -141,7 +150,7 @@ class _Recorder(TorchDispatchMode):
             self._weights[id(result)] = replace(weight, transposed=not weight.transposed)
             self._alive[id(result)] = result
         elif any(isinstance(item, Tensor) for item in tree_iter(args)):
-            # All of the schema's arguments, so that rules need not know defaults.
+            # All of the schema's arguments, so that nobody after this need know defaults.
             said = [
                 args[i] if i < len(args) else (kwargs or {}).get(each.name, each.default_value)
                 for i, each in enumerate(schema.arguments)
@@ -156,7 +165,7 @@ class _Recorder(TorchDispatchMode):
         """What ``tensor`` is called."""
         found = self._weights.get(id(tensor)) or self._values.get(id(tensor))
         if found is None:
-            raise Unsupported("it computes with tensors that it makes itself")
+            raise Unsupported("it reads a tensor that it made itself, or changed through a view")
         return found
 
     def _new(self, result: Any) -> tuple[Value, ...]:

@@ -1,0 +1,161 @@
+"""Time networks whose widths were chosen by multiply-accumulates, or by measured latency.
+
+Run: python benchmarks/width_latency.py [--threads 2] [--repeats 200] > results/width_latency.jsonl
+Every arm of a network, fp32 and int8, is timed in one run, taking turns. Prints one JSON line for
+each arm and precision: median, 10th and 90th percentile of milliseconds for one image, what the
+layers' sum predicted, and the share of importance kept: arms compare where that is alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import nn
+
+from secateur import environment
+from secateur.benchmark import latencies
+from secateur.cost import macs, parameters
+from secateur.errors import NetworkError
+from secateur.layer_latency import LayerClock, Precision
+from secateur.network_latency import NetworkClock
+from secateur.networks import build_network
+from secateur.pruning.channels import Prunable, Scores
+from secateur.pruning.find import find_prunable
+from secateur.pruning.importance import channel_importance
+from secateur.pruning.latency import losses, reach_latency
+from secateur.pruning.plan import Plan
+from secateur.pruning.removal import choose_widths, plan_widths, reach
+from secateur.pruning.surgery import remove
+from secateur.recipe import Network
+from secateur.runtime import Runtime
+
+CASES = [
+    ("shufflenet_v2_x1_0", "paper", 224, 3),
+    ("mobilenet_v2", "paper", 224, 3),
+    ("shufflenet_v2_x1_0", "stride1", 28, 1),
+    ("mobilenet_v2", "stride1", 28, 1),
+]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+
+
+class Case:
+    """One network with what is known of its channels."""
+
+    def __init__(self, name: str, stem: str, side: int, channels: int, threads: int) -> None:
+        said = Network(name=name, stem=stem, resolution=side)
+        self.model = build_network(said, channels, 10).eval()
+        self.shape = (channels, side, side)
+        self.threads = threads
+        self.prunable: Prunable = find_prunable(self.model, torch.zeros(1, *self.shape))
+        self.scores: dict[str, Scores] = channel_importance(self.model, self.prunable)
+
+    def plan(self, widths: Mapping[str, int]) -> Plan:
+        """What leaves, for these widths."""
+        return plan_widths(self.model, self.prunable, widths, self.scores)
+
+    def local(self, fraction: float, round_to: int) -> dict[str, int]:
+        """The same fraction of every group."""
+        return choose_widths(self.prunable, self.scores, fraction, "local", round_to, True)
+
+    def by_macs(self, target: float) -> dict[str, int]:
+        """Widths of the smallest common fraction that reaches the target."""
+        chosen: dict[str, Any] = {}
+
+        def plan(fraction: float) -> Plan:
+            widths = self.local(fraction, 8)
+            found = self.plan(widths)
+            chosen[found.to_json()] = widths
+            return found
+
+        return chosen[reach(self.model, plan, "macs", target, self.shape).to_json()]
+
+    def by_latency(self, target: float, precision: Precision) -> tuple[dict[str, int], float]:
+        """Widths by measured layers, and the milliseconds they predict."""
+        clock = LayerClock(precision, self.threads)
+        whole = NetworkClock(self.shape, precision, self.threads)
+        model, prunable, scores = self.model, self.prunable, self.scores
+        try:
+            found = reach_latency(model, prunable, scores, self.plan, target, 8, clock, whole)
+        finally:
+            clock.save()
+        return found.widths, found.predicted
+
+    def kept(self, widths: Mapping[str, int]) -> float:
+        """Product over all layers of the share of importance that stays."""
+        lost = 0.0
+        for group in self.prunable.groups:
+            layers = len(list(group.makers()))
+            lost += layers * losses(self.scores[group.name], group.steps)[widths[group.name]]
+        return float(np.exp(-lost))
+
+    def arms(self) -> Iterator[tuple[str, dict[str, int], float | None]]:
+        """Every arm with its widths and, where layers predicted it, its milliseconds."""
+        yield "unpruned", {group.name: group.steps for group in self.prunable.groups}, None
+        yield "half of every group, round_to 1", self.local(0.5, 1), None
+        yield "half of every group, round_to 8", self.local(0.5, 8), None
+        yield "half the macs", self.by_macs(0.5), None
+        for precision in PRECISIONS:
+            for target in (0.8, 0.65, 0.5):
+                try:
+                    widths, predicted = self.by_latency(target, precision)
+                except NetworkError as error:  # out of reach, on this machine
+                    missed = {
+                        "arm": f"{precision} latency {target:g}",
+                        "error": str(error),
+                    }
+                    print(json.dumps(missed), flush=True)
+                    continue
+                yield f"{precision} latency {target:g}", widths, predicted
+
+
+def measure(name: str, stem: str, side: int, channels: int, threads: int, repeats: int) -> None:
+    """Time every arm of one network in turns, and print what came out."""
+    case = Case(name, stem, side, channels, threads)
+    networks: dict[str, nn.Module] = {}
+    said: dict[str, dict[str, Any]] = {}
+    for arm, widths, predicted in case.arms():
+        networks[arm] = remove(case.model, case.plan(widths))
+        said[arm] = {
+            "macs": macs(networks[arm], case.shape),
+            "parameters": parameters(networks[arm]),
+            "kept": float(f"{case.kept(widths):.3g}"),
+            "predicted_ms": predicted and round(predicted, 4),
+        }
+    runtimes: dict[str, Runtime] = {}
+    for precision in PRECISIONS:
+        clock = NetworkClock(case.shape, precision, threads)
+        runtimes |= {f"{arm}|{precision}": clock.load(network) for arm, network in networks.items()}
+    image = np.random.default_rng(0).standard_normal((1, *case.shape)).astype(np.float32)
+    for key, samples in latencies(runtimes, image, 20, repeats).items():
+        arm, precision = key.split("|")
+        low, median, high = np.percentile(samples, [10, 50, 90])
+        line = {
+            "network": name, "geometry": f"{side}x{side} stem={stem}", "arm": arm,
+            "precision": precision, "ms": round(median, 4), "low": round(low, 4),
+            "high": round(high, 4), "least": round(samples.min(), 4), "n": repeats, **said[arm],
+            "threads": threads, "runtime": f"onnxruntime {onnxruntime.__version__}",
+            "processor": environment.processor(), "versions": environment.versions(),
+            "commit": environment.commit(),
+        }  # fmt: skip
+        print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    """Measure every case, or those named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--case", type=int, choices=range(len(CASES)), action="append")
+    said = parser.parse_args()
+    for number in said.case or range(len(CASES)):
+        measure(*CASES[number], said.threads, said.repeats)
+
+
+if __name__ == "__main__":
+    main()
