@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ from secateur.network_latency import NetworkClock
 from secateur.networks import build_network
 from secateur.pruning.channels import Prunable, Scores
 from secateur.pruning.find import find_prunable
+from secateur.pruning.geometry import Geometry
 from secateur.pruning.importance import channel_importance
-from secateur.pruning.latency import losses, reach_latency
+from secateur.pruning.latency import Choice, losses, reach_latency
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import choose_widths, plan_widths, reach
 from secateur.pruning.surgery import remove
@@ -41,6 +42,7 @@ CASES = [
     ("shufflenet_v2_x1_0", "stride1", 28, 1),
     ("mobilenet_v2", "stride1", 28, 1),
 ]
+Arm = tuple[str, dict[str, int], float | None]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
@@ -50,6 +52,7 @@ class Case:
     def __init__(self, name: str, stem: str, side: int, channels: int, threads: int) -> None:
         said = Network(name=name, stem=stem, resolution=side)
         self.model = build_network(said, channels, 10).eval()
+        self.about = {"network": name, "geometry": f"{side}x{side} stem={stem}"}
         self.shape = (channels, side, side)
         self.threads = threads
         self.prunable: Prunable = find_prunable(self.model, torch.zeros(1, *self.shape))
@@ -94,32 +97,48 @@ class Case:
             lost += layers * losses(self.scores[group.name], group.steps)[widths[group.name]]
         return float(np.exp(-lost))
 
-    def arms(self) -> Iterator[tuple[str, dict[str, int], float | None]]:
+    def by_kept(self, kept: float, precision: Precision) -> tuple[dict[str, int], float]:
+        """Widths of least latency that keep as much importance, and what they predict, in ms."""
+        clock = LayerClock(precision, self.threads)
+        whole = NetworkClock(self.shape, precision, self.threads)
+        milliseconds, yardstick = whole.time(whole.load(self.model), clock.yardstick)
+        full = milliseconds / yardstick
+        geometry = Geometry(self.model, self.prunable)
+        choice = Choice(self.prunable, self.scores, geometry, 8, clock, full)
+        low, high, best = 0.0, 1.0, choice.within(full)
+        for _ in range(10):
+            middle = (low + high) / 2
+            widths = choice.within(middle * full)
+            if choice.kept(widths) >= kept:
+                best, high = widths, middle
+            else:
+                low = middle
+        clock.save()
+        return best, choice.latency(best) * yardstick
+
+    def arms(self, targets: Sequence[float]) -> Iterator[Arm]:
         """Every arm with its widths and, where layers predicted it, its milliseconds."""
         yield "unpruned", {group.name: group.steps for group in self.prunable.groups}, None
         yield "half of every group, round_to 1", self.local(0.5, 1), None
         yield "half of every group, round_to 8", self.local(0.5, 8), None
-        yield "half the macs", self.by_macs(0.5), None
+        halved = self.by_macs(0.5)
+        yield "half the macs", halved, None
         for precision in PRECISIONS:
-            for target in (0.8, 0.65, 0.5):
+            arm = f"{precision} latency, as much kept as of half the macs"
+            yield arm, *self.by_kept(self.kept(halved), precision)
+            for target in targets:
+                arm = f"{precision} latency {target:g}"
                 try:
-                    widths, predicted = self.by_latency(target, precision)
+                    yield arm, *self.by_latency(target, precision)
                 except NetworkError as error:  # out of reach, on this machine
-                    missed = {
-                        "arm": f"{precision} latency {target:g}",
-                        "error": str(error),
-                    }
-                    print(json.dumps(missed), flush=True)
-                    continue
-                yield f"{precision} latency {target:g}", widths, predicted
+                    print(json.dumps({"arm": arm, "error": str(error)}), flush=True)
 
 
-def measure(name: str, stem: str, side: int, channels: int, threads: int, repeats: int) -> None:
+def measure(case: Case, repeats: int, targets: Sequence[float]) -> None:
     """Time every arm of one network in turns, and print what came out."""
-    case = Case(name, stem, side, channels, threads)
     networks: dict[str, nn.Module] = {}
     said: dict[str, dict[str, Any]] = {}
-    for arm, widths, predicted in case.arms():
+    for arm, widths, predicted in case.arms(targets):
         networks[arm] = remove(case.model, case.plan(widths))
         said[arm] = {
             "macs": macs(networks[arm], case.shape),
@@ -129,17 +148,17 @@ def measure(name: str, stem: str, side: int, channels: int, threads: int, repeat
         }
     runtimes: dict[str, Runtime] = {}
     for precision in PRECISIONS:
-        clock = NetworkClock(case.shape, precision, threads)
+        clock = NetworkClock(case.shape, precision, case.threads)
         runtimes |= {f"{arm}|{precision}": clock.load(network) for arm, network in networks.items()}
     image = np.random.default_rng(0).standard_normal((1, *case.shape)).astype(np.float32)
     for key, samples in latencies(runtimes, image, 20, repeats).items():
         arm, precision = key.split("|")
         low, median, high = np.percentile(samples, [10, 50, 90])
         line = {
-            "network": name, "geometry": f"{side}x{side} stem={stem}", "arm": arm,
-            "precision": precision, "ms": round(median, 4), "low": round(low, 4),
-            "high": round(high, 4), "least": round(samples.min(), 4), "n": repeats, **said[arm],
-            "threads": threads, "runtime": f"onnxruntime {onnxruntime.__version__}",
+            **case.about, "arm": arm, "precision": precision, "ms": round(median, 4),
+            "low": round(low, 4), "high": round(high, 4), "least": round(samples.min(), 4),
+            "n": repeats, **said[arm], "threads": case.threads,
+            "runtime": f"onnxruntime {onnxruntime.__version__}",
             "processor": environment.processor(), "versions": environment.versions(),
             "commit": environment.commit(),
         }  # fmt: skip
@@ -152,9 +171,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--case", type=int, choices=range(len(CASES)), action="append")
+    parser.add_argument("--target", type=float, nargs="*", default=[0.5])
     said = parser.parse_args()
     for number in said.case or range(len(CASES)):
-        measure(*CASES[number], said.threads, said.repeats)
+        measure(Case(*CASES[number], said.threads), said.repeats, said.target)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Machine:
         return list(networks)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small():
     torch.manual_seed(0)
     model = Small().eval()
@@ -156,6 +156,21 @@ def test_58_next_to_a_fast_64_is_not_a_candidate_for_long():
     scores = channel_importance(model, prunable)
     choice = Choice(prunable, scores, Geometry(model, prunable), 2, clock, 2.0)
     assert choice.within(1.9) == {"0": 64}
+
+
+def test_steps_that_a_later_one_makes_needless_are_taken_back(small):
+    """Two cheap steps of ``point`` come first; then one of ``stem`` saves enough for all."""
+    model, prunable, _ = small
+    scores = {"stem": np.ones(64), "point": np.ones(32)}
+
+    def clock(layer):
+        stem = 0.5 if layer.inputs == 3 and layer.outputs > 32 else 0.0
+        head = 0.15 * layer.inputs / 8 if layer.kind == "linear" else 0.0
+        return stem + head
+
+    choice = Choice(prunable, scores, Geometry(model, prunable), 8, clock, 1.1)
+    assert choice.within(0.9) == {"stem": 64, "point": 16}
+    assert choice.within(0.65) == {"stem": 32, "point": 32}
 
 
 def test_steps_jump_over_widths_that_save_nothing(small):

@@ -1,324 +1,272 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
-from secateur.cost import parameters
+import secateur
+from odd_networks import FOLLOWED, Net, assert_same, batch, conv, lively, tail
 from secateur.errors import NetworkError
-from secateur.networks import build_network
-from secateur.pruning.channels import Prunable, find_prunable
-from secateur.pruning.masks import Masks, make_masks
-from secateur.pruning.surgery import Cut, Fold, Plan, plan_removal, rebuild, remove
-from secateur.recipe import Network
-
-SIDES = {"mobilenet_v2": 28, "shufflenet_v2_x1_0": 28, "alexnet": 64}
-
-
-@cache
-def lively(name: str) -> tuple[nn.Module, Prunable]:
-    """A network whose output depends on its input, with random batch-norms; never changed."""
-    side = SIDES[name]
-    config = Network(name=name, resolution=side)  # type: ignore[arg-type]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = build_network(config, 1, 10)
-        for layer in network.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                layer.weight.data.mul_(2.5)  # torch's own draw lets AlexNet's signal die out
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = None  # sees the images below, and them alone
-                nn.init.uniform_(layer.weight, 0.5, 1.5)
-                nn.init.normal_(layer.bias, 0, 0.3)
-        if name != "alexnet":
-            with torch.no_grad():
-                network.train()(torch.randn(16, 1, side, side))
-        for layer in network.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.running_var.mul_(torch.empty_like(layer.running_var).uniform_(0.7, 1.3))
-                layer.running_mean.add_(torch.randn_like(layer.running_mean), alpha=0.1)
-    return network.eval(), find_prunable(network, torch.zeros(1, 1, side, side))
-
-
-def batch(name: str, dtype: torch.dtype = torch.float32, count: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    side = SIDES[name]
-    return torch.randn(count, 1, side, side, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def assert_same(masked: nn.Module, removed: nn.Module, images: Tensor, within: float) -> None:
-    with torch.no_grad():
-        expected, found = masked(images), removed(images)
-    scale = expected.abs().max()
-    assert expected.std(0).max() > 1e-3 * scale  # else equality would say nothing
-    assert (expected - found).abs().max() <= within * scale
-
-
-def pruned(name: str, fraction: float, round_to: int = 1) -> tuple[nn.Module, Plan]:
-    network, prunable = lively(name)
-    network = copy.deepcopy(network)
-    if name == "alexnet":  # smaller than what goes: neurons that hear nothing, and unheard ones
-        with torch.no_grad():
-            network.get_parameter("classifier.1.weight")[5:300] *= 1e-6
-            network.get_parameter("classifier.4.weight")[100:200] *= 1e-6
-            network.get_parameter("classifier.4.weight")[:, 1000:1500] *= 1e-6
-            network.get_parameter("classifier.6.weight")[:, 3000:3100] *= 1e-6
-    masks = make_masks(network, prunable, fraction, round_to)
-    masks.apply_(network)
-    return network, plan_removal(network, prunable, masks)
-
-
-@pytest.mark.parametrize(
-    ("name", "fraction", "round_to"),
-    [
-        ("mobilenet_v2", 0.5, 8),
-        ("mobilenet_v2", 0.7, 1),
-        ("shufflenet_v2_x1_0", 0.5, 8),
-        ("shufflenet_v2_x1_0", 0.35, 1),
-        ("alexnet", 0.6, 8),
-    ],
+from secateur.pruning.plan import Cut, Fold, Plan
+from secateur.pruning.surgery import (
+    apply_masks,
+    rebuild,
+    remove,
+    shrink_optimizer,
+    shrink_state,
 )
-def test_masked_is_removed(name: str, fraction: float, round_to: int) -> None:
-    network, plan = pruned(name, fraction, round_to)
-    smaller = remove(network, plan)
-    assert parameters(smaller) < 0.8 * parameters(network)
-    assert_same(network, smaller, batch(name), 1e-4)
-    if name == "alexnet":
-        dropped = [len(fold.neurons) for fold in plan.folds]
-        assert dropped == [295, 100]
-        outputs = {cut.module: len(cut.keep) for cut in plan.cuts if cut.axis == 0}
-        assert outputs["classifier.1"] == 4096 - 295 - 500
-        heard = (network.get_parameter("classifier.6.weight") != 0).any(0)
-        heard[100:200] = False  # constant, and folded
-        assert outputs["classifier.4"] == heard.sum() <= 4096 - 200
-    network.double()
-    assert_same(network, remove(network, plan), batch(name, torch.float64), 1e-9)
+
+IMAGES = batch(3, 16, 16)
 
 
-def test_spec_plan_and_weights_bring_a_network_back() -> None:
-    name = "shufflenet_v2_x1_0"
-    network, plan = pruned(name, 0.5)
-    smaller = remove(network, plan)
-    config = Network(name=name, resolution=28)  # type: ignore[arg-type]
-    again = rebuild(build_network(config, 1, 10, seed=7), Plan.from_json(plan.to_json())).eval()
-    again.load_state_dict(smaller.state_dict())
-    assert torch.equal(again(batch(name)), smaller(batch(name)))
+def halved(name: str) -> tuple[nn.Module, Plan]:
+    torch.manual_seed(0)
+    network = lively(FOLLOWED[name](), IMAGES)
+    return network, secateur.plan_removal(network, IMAGES, 0.5, "random", round_to=1)
 
 
-def test_the_smaller_network_trains_and_the_larger_is_left_alone() -> None:
-    name = "mobilenet_v2"
-    network, plan = pruned(name, 0.5)
-    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    smaller = remove(network, plan).train()
-    optimizer = torch.optim.SGD(smaller.parameters(), lr=0.01)
-    images, labels = batch(name, count=4), torch.tensor([0, 1, 2, 3])
-    losses = []
-    for _ in range(3):
-        loss = nn.functional.cross_entropy(smaller(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    assert all(p.grad is not None for p in smaller.parameters())
-    assert all(torch.equal(before[key], now) for key, now in network.state_dict().items())
-
-
-def test_what_is_kept_keeps_its_order() -> None:
-    network, plan = pruned("mobilenet_v2", 0.5)
-    smaller = remove(network, plan)
-    cut = next(c for c in plan.cuts if c.module == "features.0.0")
-    assert cut.axis == 0
-    assert cut.size == 32
-    assert len(cut.keep) == 16
-    old, new = network.get_parameter("features.0.0.weight"), smaller.features[0][0].weight
-    assert torch.equal(old[list(cut.keep)], new)
-    depthwise = smaller.features[1].conv[0][0]
-    assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (16, 16, 16)
-
-
-# ---- in one's head
-
-
-def small_convolutional() -> tuple[nn.Module, Prunable]:
-    """Sums over 2x2 images of x, 2x, 3x, of which x goes: 5 times the sum of all pixels."""
+def sums() -> nn.Sequential:
+    """Sums over 2x2 images of x, 2x, 3x: 6 times the sum of all pixels, and 24 at ones."""
     network = nn.Sequential(
-        *(nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 1, bias=False))
+        nn.Conv2d(1, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 1, bias=False)
     )
     with torch.no_grad():
         network[0].weight.copy_(torch.tensor([1.0, 2, 3]).view(3, 1, 1, 1))
         network[0].bias.zero_()
         network[3].weight.fill_(1)
-    return network.eval(), find_prunable(network, torch.zeros(1, 1, 2, 2))
+    return network.eval()
 
 
-def test_a_channel_takes_its_flattened_map_along() -> None:
-    network, prunable = small_convolutional()
-    masks = make_masks(network, prunable, {"0": 0.4})
-    masks.apply_(network)
-    plan = plan_removal(network, prunable, masks)
+def test_the_smallest_channel_goes_with_its_map() -> None:
+    network = sums()
+    plan = secateur.plan_removal(network, torch.zeros(1, 1, 2, 2), 0.4, round_to=1)
     assert plan.cuts == (
-        Cut(module="0", axis=0, size=3, keep=(1, 2)),
-        Cut(module="3", axis=1, size=12, keep=(4, 5, 6, 7, 8, 9, 10, 11)),
+        Cut(module="0", axis=0, tensors=("weight", "bias"), size=3, keep=(1, 2)),
+        Cut(module="3", axis=1, tensors=("weight",), size=12, keep=(4, 5, 6, 7, 8, 9, 10, 11)),
     )
+    smaller, masked = remove(network, plan), apply_masks(network, plan)
+    x = torch.tensor([[[[1.0, 2], [3, 4]]]])
+    assert smaller(x).item() == masked(x).item() == 5 * 10
+    assert network(x).item() == 6 * 10  # left alone
+    assert (smaller[0].out_channels, smaller[3].in_features) == (2, 8)
+    assert masked[0].weight.flatten().tolist() == [0, 2, 3]
+
+
+def test_layers_say_how_wide_they_are() -> None:
+    layers = [
+        *(conv(3, 16), nn.GroupNorm(4, 16), nn.PReLU(16), conv(16, 16, groups=16)),
+        *(nn.BatchNorm2d(16), nn.ConvTranspose2d(16, 12, 3), nn.InstanceNorm2d(12, affine=True)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 2)),
+    ]
+    network = nn.Sequential(*layers)
+    plan = secateur.plan_removal(network, torch.zeros(1, 3, 8, 8), 0.5, round_to=1)
+    expected = [
+        *(conv(3, 8), nn.GroupNorm(2, 8), nn.PReLU(8), conv(8, 8, groups=8), nn.BatchNorm2d(8)),
+        *(nn.ConvTranspose2d(8, 6, 3), nn.InstanceNorm2d(6, affine=True), layers[7], layers[8]),
+        *(nn.Linear(6, 4), nn.Linear(4, 2)),
+    ]
+    assert [str(layer) for layer in remove(network, plan)] == [str(layer) for layer in expected]
+
+
+def test_statistics_go_along_and_the_order_stays() -> None:
+    network, plan = halved("rep")
     smaller = remove(network, plan)
-    assert parameters(smaller) == 4 + 8
-    assert smaller(torch.tensor([[[[1.0, 2], [3, 4]]]])).item() == 5 * 10
+    keep = next(cut.keep for cut in plan.cuts if cut.module == "1")
+    assert list(keep) == sorted(keep)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        assert torch.equal(getattr(smaller[1], name), getattr(network[1], name)[list(keep)])
+    assert smaller[1].num_batches_tracked == network[1].num_batches_tracked
 
 
-def chain(*weights: list[list[float]], biases: list[list[float]]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for weight, bias in zip(weights, biases, strict=True):
-        layer = nn.Linear(len(weight[0]), len(weight), bias=bool(bias))
-        with torch.no_grad():
-            layer.weight.copy_(torch.tensor(weight))
-            if bias:
-                layer.bias.copy_(torch.tensor(bias))
-        layers += [layer, nn.ReLU(), nn.Dropout()]
-    return nn.Sequential(*layers[:-2]).eval()
+def test_shared_tensors_stay_shared_and_frozen_ones_frozen() -> None:
+    network, plan = halved("tied")
+    network[0].weight.requires_grad_(False)
+    smaller = remove(network, plan)
+    assert smaller[3][0].weight is smaller[3][2].weight
+    assert not smaller[0].weight.requires_grad
+    assert smaller[0].bias.requires_grad
 
 
-def shrunk(network: nn.Sequential) -> tuple[nn.Module, Plan]:
-    prunable = find_prunable(network, torch.zeros(1, network[0].in_features))
-    plan = plan_removal(network, prunable, Masks({}))
-    return remove(network, plan), plan
+def test_modes_and_memory_format_stay() -> None:
+    network, plan = halved("rep")
+    network.train().to(memory_format=torch.channels_last)
+    network[1].eval()
+    smaller = remove(network, plan)
+    assert smaller.training
+    assert not smaller[1].training
+    assert smaller[4].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_dead_neurons_go_and_constants_are_folded() -> None:
-    # Of four neurons the second hears nothing and says relu(2), the third relu(-3); nobody
-    # hears the fourth.
-    network = chain(
-        [[1, 1], [0, 0], [0, 0], [1, 0]], [[1, 10, 100, 0]], biases=[[0, 2, -3, 5], [0.5]]
+@pytest.mark.parametrize("name", ["res2", "frozen_norm"])
+def test_spec_plan_and_weights_bring_a_network_back_in_another_process(name, tmp_path) -> None:
+    network, plan = halved(name)
+    smaller = remove(network, plan)
+    save_file(smaller.state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    code = f"""
+import json, sys, torch
+from safetensors.torch import load_file
+from odd_networks import FOLLOWED, batch
+from secateur.pruning.plan import Plan
+from secateur.pruning.surgery import rebuild
+plan = Plan.from_json(open("{tmp_path}/plan.json").read())
+network = rebuild(FOLLOWED["{name}"](), plan).double().eval()
+network.load_state_dict(load_file("{tmp_path}/weights.safetensors"))
+print(json.dumps(network(batch(3, 16, 16)).tolist()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="tests"
     )
-    smaller, plan = shrunk(network)
-    assert plan.folds == (Fold(source="0", target="3", rectified=True, neurons=(1, 2)),)
-    assert plan.cuts == (
-        Cut(module="0", axis=0, size=4, keep=(0,)),
-        Cut(module="3", axis=1, size=4, keep=(0,)),
+    found = torch.tensor(json.loads(done.stdout), dtype=torch.float64)
+    torch.testing.assert_close(found, smaller(IMAGES), rtol=1e-12, atol=0)
+
+
+# ---- what goes along with the weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+        (torch.optim.AdamW, {"lr": 0.1, "amsgrad": True}),
+    ],
+)
+def test_an_optimizer_goes_on_as_that_of_the_masked_network(kind, options) -> None:
+    network, plan = halved("excite")
+    for layer in network.modules():  # else masked channels would move a batch's statistics
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+    optimizer = kind(
+        [{"params": network[0].parameters(), "lr": 0.01}, {"params": network[3:].parameters()}],
+        **options,
     )
-    assert smaller[3].bias.item() == 0.5 + 10 * 2
-    assert network[3].bias.item() == 0.5
-    for x in ([[1.0, 2.0]], [[-4.0, 1.0]]):
-        assert smaller(torch.tensor(x)) == network(torch.tensor(x))
+    loss = network(IMAGES).square().mean()
+    loss.backward()
+    optimizer.step()
+    smaller = remove(network, plan)
+    again = shrink_optimizer(optimizer, network, smaller, plan)
+    assert [group["lr"] for group in again.param_groups] == [0.01, 0.1]
+    keep = list(next(cut.keep for cut in plan.cuts if cut.module == "0"))
+    for key, state in optimizer.state[network[0].weight].items():
+        kept = again.state[smaller[0].weight][key]
+        assert torch.equal(kept, state if state.ndim == 0 else state[keep])
+    before = copy.deepcopy(optimizer.state_dict())
+    smaller(IMAGES).square().mean().backward()
+    again.step()
+    assert str(before) == str(optimizer.state_dict())  # left alone
 
 
-def test_death_spreads_forward_and_back() -> None:
-    # 0.1 is constant, so 3.1, which hears it alone, is constant too; 3.2 is unheard, so is 0.2.
-    network = chain(
-        [[1, 0], [0, 0], [0, 1]],
-        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
-        [[1, 7, 0]],
-        biases=[[0, 2, 0], [0, 1, 0], [0]],
-    )
-    smaller, plan = shrunk(network)
-    assert [(fold.source, fold.neurons) for fold in plan.folds] == [("0", (1,)), ("3", (1,))]
-    assert parameters(smaller) == (2 + 1) + (1 + 1) + (1 + 1)
-    assert smaller[6].bias.item() == 7 * (2 + 1)
-    x = torch.tensor([[3.0, 4.0], [-1.0, 2.0]])
-    assert torch.equal(smaller(x), network(x))
-    assert network(x).flatten().tolist() == [24, 21]
+def test_factored_moments_shrink_along_the_axes_that_they_have() -> None:
+    network = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))
+    optimizer = torch.optim.Adafactor(network.parameters(), lr=0.1)
+    network(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    plan = secateur.plan_removal(network, torch.zeros(1, 4), 0.5, round_to=1)
+    smaller = remove(network, plan)
+    again = shrink_optimizer(optimizer, network, smaller, plan)
+    assert again.state[smaller[0].weight]["row_var"].shape == (3, 1)
+    assert again.state[smaller[0].weight]["col_var"].shape == (1, 4)
+    smaller(torch.ones(2, 4)).sum().backward()
+    again.step()
 
 
-def test_a_layer_never_empties() -> None:
-    unheard = chain([[1, 0], [0, 1]], [[0, 0]], biases=[[1, 1], [3]])
-    constant = chain([[0, 0], [0, 0]], [[1, 1]], biases=[[1, 1], [3]])
-    both = chain([[0, 0], [1, 0]], [[0, 1], [0, 1]], [[0, 0]], biases=[[1, 1], [1, 1], [3]])
-    for network in (unheard, constant, both):
-        smaller, _ = shrunk(network)
-        assert smaller[0].out_features == 1
-        x = torch.randn(4, 2)
-        assert torch.equal(smaller(x), network(x))
+def test_a_moving_average_shrinks_and_unknown_names_stay() -> None:
+    network, plan = halved("rep")
+    smaller = remove(network, plan)
+    average = {key: value + 1 for key, value in network.state_dict().items()}
+    shrunk = shrink_state({**average, "steps": torch.tensor(3)}, plan)
+    assert shrunk.pop("steps") == 3
+    for key, value in smaller.state_dict().items():
+        assert torch.equal(shrunk[key], value + 1)
+    with pytest.raises(NetworkError, match=r"\(0.weight\): expected 16 entries on axis 0"):
+        shrink_state(shrunk, plan)
 
 
-def test_a_constant_without_a_bias_to_go_to_stays() -> None:
-    network = chain([[1, 0], [0, 0]], [[1, 1]], biases=[[0, 2], []])
-    smaller, plan = shrunk(network)
-    assert plan == Plan()
-    assert smaller(torch.ones(1, 2)).item() == 3
-    silent = chain([[1, 0], [0, 0]], [[1, 1]], biases=[[], []])  # without bias it is zero
-    smaller, plan = shrunk(silent)
-    assert plan.folds == ()
-    assert smaller[0].out_features == 1
+# ---- constants
 
 
-def test_a_neuron_that_hears_removed_channels_only_is_dead() -> None:
-    network = nn.Sequential(
-        *(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        *(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)),
-    ).eval()
+def test_a_fold_adds_what_a_constant_input_made() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 2, (1, 2)), nn.BatchNorm2d(2)).eval()
     with torch.no_grad():
-        network[0].weight.copy_(torch.tensor([1.0, 2]).view(2, 1, 1, 1))
-        network[3].weight.copy_(torch.tensor([[1.0, 0], [0, 1]]))
-        network[3].bias.fill_(4)
-    prunable = find_prunable(network, torch.zeros(1, 1, 2, 2))
-    masks = make_masks(network, prunable, {"0": 0.5})
-    masks.apply_(network)
-    plan = plan_removal(network, prunable, masks)
-    assert plan.folds == (Fold(source="3", target="5", rectified=True, neurons=(0,)),)
-    x = torch.randn(5, 1, 2, 2)
-    torch.testing.assert_close(remove(network, plan)(x), network(x))
+        network[0].weight.copy_(torch.arange(8.0).view(2, 2, 1, 2))
+        network[0].bias.fill_(10)
+    into_bias = Fold(module="0", inputs=(1,), values=(2.0,), into="0.bias")
+    into_mean = Fold(module="0", inputs=(1,), values=(2.0,), into="1.running_mean")
+    # Input 1 meets 2 + 3 in the first filter, 6 + 7 in the second.
+    assert remove(network, Plan(folds=(into_bias,)))[0].bias.tolist() == [10 + 10, 10 + 26]
+    assert remove(network, Plan(folds=(into_mean,)))[1].running_mean.tolist() == [-10, -26]
+    assert rebuild(network, Plan(folds=(into_bias,)))[0].bias.tolist() == [10, 10]
+
+
+def test_a_plan_for_constants_says_the_same_masked_and_removed() -> None:
+    network = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2, 1), tail(2))
+    with torch.no_grad():
+        network[0].weight[1] = 0
+        network[0].bias[1] = 5
+    lively_images = batch(3, 8, 8)
+    cuts = (
+        Cut(module="0", axis=0, tensors=("weight", "bias"), size=4, keep=(0, 2, 3)),
+        Cut(module="2", axis=1, tensors=("weight",), size=4, keep=(0, 2, 3)),
+    )
+    plan = Plan(folds=(Fold(module="2", inputs=(1,), values=(5.0,), into="2.bias"),), cuts=cuts)
+    network.double()
+    assert_same(network, remove(network, plan), lively_images)
+    assert_same(apply_masks(network, plan), remove(network, plan), lively_images)
 
 
 # ---- what does not fit
 
 
-def test_masks_must_be_in_force() -> None:
-    network, prunable = small_convolutional()
-    masks = make_masks(network, prunable, 0.4)
-    with pytest.raises(NetworkError, match="not in force"):
-        plan_removal(network, prunable, masks)
-
-
-def test_a_group_cannot_be_masked_whole() -> None:
-    network, prunable = small_convolutional()
-    none = torch.zeros(3, dtype=torch.bool)
-    masks = Masks({"0.weight": none.view(3, 1, 1, 1), "0.bias": none})
-    masks.apply_(network)
-    with pytest.raises(NetworkError, match=r"nothing would be left of a layer \(0\)"):
-        plan_removal(network, prunable, masks)
-
-
-def test_a_channel_stays_unless_all_its_parameters_are_masked() -> None:
-    network, prunable = small_convolutional()
-    masks = Masks({"0.weight": torch.tensor([False, True, True]).view(3, 1, 1, 1)})
-    masks.apply_(network)
-    assert plan_removal(network, prunable, masks) == Plan()  # its bias still speaks
+def cut(module: str, axis: int, size: int, keep: tuple[int, ...], leaf: str = "weight") -> Plan:
+    return Plan(cuts=(Cut(module=module, axis=axis, tensors=(leaf,), size=size, keep=keep),))
 
 
 @pytest.mark.parametrize(
-    ("cut", "message"),
+    ("plan", "message"),
     [
-        (Cut(module="9", axis=0, size=3, keep=(0,)), r"\(9\): expected a layer, found none"),
-        (Cut(module="0", axis=0, size=4, keep=(0,)), r"\(0\): expected 4 outputs, found 3"),
-        (Cut(module="3", axis=1, size=8, keep=(0,)), r"\(3\): expected 8 inputs, found 12"),
-        (Cut(module="0", axis=0, size=3, keep=()), r"\(0\): expected rising indices below 3"),
-        (Cut(module="0", axis=0, size=3, keep=(0, 3)), r"rising indices below 3, found \[0, 3\]"),
-        (Cut(module="0", axis=0, size=3, keep=(1, 0)), r"rising indices below 3, found \[1, 0\]"),
-        (Cut(module="1", axis=0, size=3, keep=(0,)), r"\(1\): .* found ReLU on axis 0"),
+        (cut("9", 0, 3, (0,)), r"\(9\): expected a module, found none of that name"),
+        (cut("0", 0, 3, (0,), "gain"), r"\(0.gain\): expected a tensor, found none of that name"),
+        (cut("0", 0, 4, (0,)), r"\(0.weight\): expected 4 entries on axis 0, found shape \(3, 1, 1"),
+        (cut("3", 1, 8, (0,)), r"\(3.weight\): expected 8 entries on axis 1, found shape \(1, 12\)"),
+        (cut("3", 2, 8, (0,)), r"\(3.weight\): expected 8 entries on axis 2"),
+        (cut("0", 0, 3, ()), r"\(0.weight\): expected distinct indices below 3, at least one"),
+        (cut("0", 0, 3, (0, 3)), r"distinct indices below 3, at least one, found \[0, 3\]"),
+        (cut("0", 0, 3, (1, 1)), r"distinct indices below 3, at least one, found \[1, 1\]"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused_by_name(cut: Cut, message: str) -> None:
-    network, _ = small_convolutional()
-    for act in (remove, rebuild):
-        with pytest.raises(NetworkError, match=message):
-            act(network, Plan(cuts=(cut,)))
+def test_a_plan_that_does_not_fit_is_refused_by_name(plan: Plan, message: str) -> None:
+    network = sums()
+    for act in (remove, rebuild, apply_masks):
+        with pytest.raises(NetworkError, match=f"^removal plan does not fit the network.*{message}"):
+            act(network, plan)
     assert network(torch.ones(1, 1, 2, 2)).item() == 24  # left alone
 
 
-def test_a_fold_that_does_not_fit_is_refused() -> None:
-    network, _ = small_convolutional()
-    fold = Fold(source="0", target="3", rectified=True, neurons=(0,))
-    with pytest.raises(NetworkError, match=r"\(0\): expected a Linear, found Conv2d"):
-        remove(network, Plan(folds=(fold,)))
+@pytest.mark.parametrize(
+    ("fold", "message"),
+    [
+        (Fold(module="1", inputs=(0,), values=(1.0,), into="0.bias"), r"\(1\): expected a layer"),
+        (Fold(module="3", inputs=(0,), values=(1.0,), into="3.bias"), r"\(3.bias\): expected a tens"),
+        (Fold(module="3", inputs=(12,), values=(1.0,), into="0.bias"), r"\(3\): expected inputs belo"),
+        (Fold(module="3", inputs=(0,), values=(), into="0.bias"), r"\(3\): expected inputs below 12"),
+        (Fold(module="3", inputs=(0,), values=(1.0,), into="0.bias"), r"\(0.bias\): expected \(1,\)"),
+    ],
+)
+def test_a_fold_that_does_not_fit_is_refused(fold: Fold, message: str) -> None:
+    for act in (remove, apply_masks):
+        with pytest.raises(NetworkError, match=message):
+            act(sums(), Plan(folds=(fold,)))
 
 
-def test_plans_survive_json_and_nothing_else_is_taken_for_one() -> None:
-    cut = Cut(module="a", axis=1, size=3, keep=(0, 2))
-    plan = Plan(cuts=(cut,), folds=(Fold(source="a", target="b", rectified=True, neurons=(1,)),))
-    assert Plan.from_json(plan.to_json()) == plan
-    for text in ("{", '{"cuts": [{"module": "a"}]}', '{"version": 2}', '{"extra": 1}'):
-        with pytest.raises(NetworkError, match="not a removal plan"):
-            Plan.from_json(text)
+def test_tensors_that_layers_computed_and_hold_are_copied() -> None:
+    network = Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=conv(4, 2))
+    network.held = network.a.weight * 2
+    plan = secateur.plan_removal(network, torch.zeros(1, 3, 8, 8), round_to=1)
+    for act in (remove, rebuild, apply_masks):
+        assert torch.equal(act(network, plan).held, network.held)

@@ -321,8 +321,8 @@ class _Writer:
     def weighted(self, layer: Layer, source: str, tag: str) -> str:
         """One copy of the layer."""
         shape = (layer.outputs, layer.inputs // layer.groups, *layer.kernel)
-        # The values do not matter, but for zeros and denormals, which some kernels take slower.
-        values = np.resize(np.arange(-100, 100, 7, np.int8), shape)
+        # Which values does not matter; denormal ones alone would be slower.
+        values = (np.arange(math.prod(shape)) % 201 - 100).astype(np.int8).reshape(shape)
         if self.quantized:
             biases = np.zeros(len(values), np.int32)
             scales = 0.01, 0.01 * SCALE

@@ -244,8 +244,8 @@ class Choice:
                 now += best.extra
                 stale = self._sharing[best.group]
                 share = min(1.0, (first - now) / (first - limit))
-                tick.advance(int(100 * share) - tick.done, note=f"{now / first:.2f} of latency")
-            pass
+                tick.advance(int(99 * share) - tick.done, note=f"{now / first:.2f} of latency")
+            self._grow(widths, limit - now)
             tick.advance(100 - tick.done)
         return widths
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -95,7 +96,7 @@ def shrink_optimizer(
 ) -> torch.optim.Optimizer:
     """Return an optimizer of ``smaller`` that goes on where ``optimizer`` of ``model`` is.
 
-    Every state that has its parameter's shape (momentum, Adam's moments) shrinks along.
+    Every state that has its parameter's axes (momentum, Adam's moments) shrinks along.
 
     Args:
         optimizer: Over parameters of ``model``; left as it is.
@@ -109,15 +110,30 @@ def shrink_optimizer(
         {**group, "params": [new[name_of[id(p)]] for p in group["params"]]}
         for group in optimizer.param_groups
     ]
-    again = type(optimizer)(groups, **optimizer.defaults)
+    taken = inspect.signature(type(optimizer)).parameters
+    options = {key: value for key, value in optimizer.defaults.items() if key in taken}
+    again = type(optimizer)(groups, **options)
+    cuts: dict[str, list[Cut]] = {}
+    for cut in plan.cuts:
+        for path in cut.paths:
+            cuts.setdefault(path, []).append(cut)
     for old, state in optimizer.state.items():
         name = name_of[id(old)]
-        kept: dict[str, Any] = {}
-        for key, value in state.items():
-            same = isinstance(value, Tensor) and value.shape == old.shape
-            kept[key] = shrink_state({name: value}, plan)[name].clone() if same else value
-        again.state[new[name]] = kept
+        again.state[new[name]] = {
+            key: _shrunk_moment(value, old, cuts.get(name, ())) for key, value in state.items()
+        }
     return again
+
+
+def _shrunk_moment(value: Any, of: Tensor, cuts: Iterable[Cut]) -> Any:
+    """A tensor that has its parameter's axes, some of them perhaps summed to one entry."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    kept = value.detach().clone()
+    for cut in cuts:
+        if kept.ndim == of.ndim and kept.shape[cut.axis] == cut.size:
+            kept = _kept(kept, cut)
+    return kept
 
 
 def carry_out(model: nn.Module, cuts: Iterable[Cut]) -> None:
@@ -200,7 +216,9 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _kept(tensor: Tensor, cut: Cut) -> Tensor:
-    return tensor.index_select(cut.axis, torch.tensor(cut.keep, device=tensor.device))
+    kept = tensor.index_select(cut.axis, torch.tensor(cut.keep, device=tensor.device))
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return kept.contiguous(memory_format=torch.channels_last) if last else kept
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:

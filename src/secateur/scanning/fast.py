@@ -7,6 +7,7 @@ each level. Both run on ONNX Runtime, with the images of a batch side by side.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -154,17 +155,15 @@ class FastEngine:
         self, parts: Sequence[_Part], begin: Callable[[Tensor], Feed], prepared: Tensor
     ) -> None:
         """Hold one level of each part, the last, against the masked network on a few images."""
-        feed, training = begin(prepared), self._model.training
-        self._model.eval()
+        feed = begin(prepared)
         for part in parts:
             last = part.levels[-1]
-            with masked(self._model, last[1]), torch.inference_mode():
-                expected = self._model(prepared).T.numpy()
+            with masked(self._model, last[1]):
+                expected = _logits(self._model, prepared)
             ((_, found),) = self._run(part, [last], feed)
             close = 1e-3 * max(1.0, float(np.abs(expected).max()))
             if not np.allclose(found[:, : len(prepared)], expected, rtol=0, atol=close):
                 raise Unsupported(f"other logits than the network's at {last[1].layer}")
-        self._model.train(training)
 
     def _parts(self, levels: Sequence[Level]) -> list[_Part]:
         """Levels that mask the same layers share a part."""
@@ -216,9 +215,36 @@ class FastEngine:
     ) -> onnxruntime.InferenceSession:
         """Some of the calls, ready to run on the thread that asks; as ``write_graph``."""
         graph = write_graph(self._layout, self._weights, calls, outputs, masked, opened)
+        options = session_options(1)
+        options.add_session_config_entry("session.use_env_allocators", _share_memory())
         try:
             return onnxruntime.InferenceSession(
-                graph.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
+                graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise Unsupported(f"ONNX Runtime: {error}".splitlines()[0]) from error
+
+
+@functools.cache
+def _share_memory() -> str:
+    """Let sessions take activations from one pool: they run in turns, and there are many."""
+    try:
+        onnxruntime.create_and_register_allocator(
+            onnxruntime.OrtMemoryInfo(
+                "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
+                onnxruntime.OrtMemType.DEFAULT,
+            ),
+            None,
+        )  # fmt: skip
+    except Exception:
+        return "0"
+    return "1"
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, prepared: Tensor) -> Array:
+    """What ``model`` says, (classes, N)."""
+    training = model.training
+    logits = model.eval()(prepared)
+    model.train(training)
+    return logits.T.numpy()

@@ -32,7 +32,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter or buffer by its first name, perhaps transposed."""
+    """A parameter or buffer by its first name and its own shape, perhaps read transposed."""
 
     name: str
     shape: tuple[int, ...]
