@@ -104,15 +104,21 @@ def accuracies(rows: Rows) -> Iterator[str]:
         for arm, retrain in ways
     ]
     body.append(["*parameters left*, l2-local", *(share(rows, left, "l2-local") for left in lefts)])
-    body.append(["*parameters left*, l2-global", *(share(rows, left, "l2-global") for left in lefts)])
-    body.append(["*parameters left*, sensitivity", *(share(rows, left, "sensitivity") for left in lefts)])
+    body.append(
+        ["*parameters left*, l2-global", *(share(rows, left, "l2-global") for left in lefts)]
+    )
+    body.append(
+        ["*parameters left*, sensitivity", *(share(rows, left, "sensitivity") for left in lefts)]
+    )
     yield from table(["MACs left", *(f"{100 * left:.0f} %" for left in lefts)], body)
 
 
 def share(rows: Rows, left: float, arm: str) -> str:
     """Share of the parameters that an arm keeps."""
     found = seeds_of(rows, left, arm, "rewind")
-    return f"{100 * np.mean([r['parameters_left'] for r in found.values()]):.0f} %" if found else "–"
+    return (
+        f"{100 * np.mean([r['parameters_left'] for r in found.values()]):.0f} %" if found else "–"
+    )
 
 
 QUESTIONS = (
@@ -137,8 +143,7 @@ def comparisons(rows: Rows) -> Iterator[str]:
         cells = []
         for left in lefts:
             found = difference(seeds_of(rows, left, arm, retrain), seeds_of(rows, left, other, how))
-            cells.append("–" if found is None else
-                         f"{found[0]:+.2f} [{found[1]:+.2f}, {found[2]:+.2f}] ({found[3]})")  # fmt: skip
+            cells.append("–" if found is None else "{:+.2f} [{:+.2f}, {:+.2f}] ({})".format(*found))
         body.append([question, *cells])
     yield from table(["Points gained", *(f"{100 * left:.0f} %" for left in lefts)], body)
 
@@ -160,7 +165,9 @@ def baseline(rows: Rows) -> str:
     """The reference and the unpruned network trained for as long, in a sentence."""
     said = f"Reference {cell(seeds_of(rows, 1.0, 'reference', 'none'))} %"
     for retrain in ("rewind", "finetune"):
-        said += f"; unpruned and retrained ({retrain}) {cell(seeds_of(rows, 1.0, 'dense', retrain))} %"
+        said += (
+            f"; unpruned and retrained ({retrain}) {cell(seeds_of(rows, 1.0, 'dense', retrain))} %"
+        )
     return said + "."
 
 
@@ -181,8 +188,9 @@ def draw(networks: dict[str, Rows]) -> None:
                     continue
                 x, values = zip(*curve, strict=True)
                 spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
-                panel.errorbar(x, [np.mean(v) for v in values], spread, fmt=f"o{style}", ms=3, lw=1.3,
-                               color=COLORS[arm], label=f"{arm}, {retrain}")  # fmt: skip
+                means = [np.mean(v) for v in values]
+                said = {"color": COLORS[arm], "label": f"{arm}, {retrain}"}
+                panel.errorbar(x, means, spread, fmt=f"o{style}", ms=3, lw=1.3, **said)
         reference = [accuracy(r) for r in rows if r["arm"] == "reference"]
         panel.axhline(np.mean(reference), color="0.5", lw=0.8, label="reference")
         panel.set(title=TITLES.get(name, name), xlabel="MACs left, %", ylabel="test accuracy, %")
@@ -202,11 +210,11 @@ Made by `python benchmarks/pruning_grid_report.py` from the records beside it, w
 FashionMNIST in full, 28x28, each network's own strides (the published geometry); 48,000 training
 images. Six epochs for the reference (one-cycle, peak 0.2, batch 128, flips, label smoothing 0.1);
 then channels are removed once until a share of the multiply-accumulates is left, widths free
-(`round_to` 1), and **one epoch** retrains the smaller network: `rewind` replays the schedule to half
-the peak, `finetune` keeps a hundredth of the peak. `scratch` trains the architecture of l2-local from
-new weights for the same one epoch, `scratch-long` for all seven. Every cell opened the 10,000 test
-images once, at its end, and nothing was chosen by them; the curves for `sensitivity` were scanned on
-validation images.
+(`round_to` 1), and **one epoch** retrains the smaller network: `rewind` replays the schedule to
+half the peak, `finetune` keeps a hundredth of the peak. `scratch` trains the architecture of
+l2-local from new weights for the same one epoch, `scratch-long` for all seven. Every cell opened
+the 10,000 test images once, at its end, and nothing was chosen by them; the curves for
+`sensitivity` were scanned on validation images.
 
 Accuracies in percent; with several seeds mean ± standard deviation (number of seeds). One accuracy
 of 10,000 images has a standard error of about 0.3 points: differences are taken image by image, and

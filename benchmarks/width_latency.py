@@ -60,7 +60,7 @@ class Case:
 
     def plan(self, widths: Mapping[str, int]) -> Plan:
         """What leaves, for these widths."""
-        return plan_widths(self.model, self.prunable, widths, self.scores)
+        return plan_widths(self.model, self.prunable, widths, self.scores, 1)
 
     def local(self, fraction: float, round_to: int) -> dict[str, int]:
         """The same fraction of every group."""

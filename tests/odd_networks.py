@@ -315,7 +315,9 @@ class ExtraHead(nn.Module):
 
 def stacked(block, width=16):
     """A block between a stem and a second convolution."""
-    return nn.Sequential(conv(3, 16), nn.BatchNorm2d(16), nn.ReLU(), block, conv(width, 12), tail(12))
+    return nn.Sequential(
+        conv(3, 16), nn.BatchNorm2d(16), nn.ReLU(), block, conv(width, 12), tail(12)
+    )
 
 
 def reused():

@@ -48,16 +48,16 @@ def test_alike_halves_do_not_compete_but_for_the_places_there_are() -> None:
     assert keeps["b.weight", 1] == (0, 2)
 
 
-def test_a_split_at_a_fixed_width_limits_how_far_a_layer_shrinks() -> None:
+def test_a_split_at_a_fixed_width_may_give_fewer_pieces() -> None:
     def call(network, x):
         return network.b(torch.cat(network.a(x).split(3, 1)[::-1], 1)).mean((2, 3))
 
     torch.manual_seed(0)
     network = lively(Net(call, a=conv(3, 6), b=conv(6, 2)), IMAGES)
     (group,) = find_prunable(network, IMAGES).groups
-    assert len(kept(network, {"a": 1}, {"a": [1.0] * 6})["a.weight"]) == 4  # 3 and 1
     assert group.steps == 6
-    plan = secateur.plan_removal(network, IMAGES, 0.9, round_to=1)
+    assert len(kept(network, {"a": 1}, {"a": [1.0] * 6})["a.weight"]) == 1
+    plan = secateur.plan_removal(network, IMAGES, 0.5, round_to=1)
     assert_same(secateur.apply_masks(network, plan), secateur.remove(network, plan), IMAGES)
 
 
@@ -91,13 +91,14 @@ def test_a_width_that_is_none_is_refused(width) -> None:
     message = rf"^{what} \(0\): expected 1 to 4 left, found {width}$"
     with pytest.raises(NetworkError, match=message):
         kept(network, {"0": width}, {"0": [1.0] * 4})
-    with pytest.raises(NetworkError, match=r"cannot be pruned \(1\): .* they are the network's out"):
+    with pytest.raises(
+        NetworkError, match=r"cannot be pruned \(1\): .* they are the network's out"
+    ):
         kept(network, {"1": 1}, {"1": [1.0] * 2})
 
 
 def test_a_network_that_computes_otherwise_when_smaller_is_found_out() -> None:
-    network = Net(lambda n, x: n.b(n.a(x) * n.factor(x)), a=conv(3, 4), b=conv(4, 2))
-    network.factor = lambda x: network.gain
+    network = Net(lambda n, x: n.b(n.a(x) * n.gain), a=conv(3, 4), b=conv(4, 2)).double()
     network.gain = 1.0
     prunable = find_prunable(network, IMAGES)
     network.gain = 2.0  # as if it had come from the width
@@ -106,11 +107,10 @@ def test_a_network_that_computes_otherwise_when_smaller_is_found_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["res2", "cross_stage", "mixed", "channel_shuffle", "maxout"])
-@pytest.mark.parametrize("round_to", [4, 16])
-def test_any_scores_and_widths_of_balanced_groups_work(name, round_to) -> None:
+def test_any_scores_and_widths_of_balanced_groups_work(name) -> None:
     torch.manual_seed(0)
     network = lively(FOLLOWED[name](), IMAGES)
-    for seed, fraction in enumerate((0.1, 0.4, 0.6, 0.9)):
+    for seed, (fraction, round_to) in enumerate([(0.4, 4), (0.9, 1)]):
         plan = secateur.plan_removal(
             network, IMAGES, fraction, "random", round_to=round_to, seed=seed
         )

@@ -77,7 +77,9 @@ def test_concatenation_shifts_what_comes_second() -> None:
 
 
 def test_an_addition_makes_one_unit_of_two_outputs() -> None:
-    network = Net(lambda n, x: n.c((n.a(x) + n.b(x)).relu()), a=conv(3, 2), b=conv(3, 2), c=conv(2, 1))
+    network = Net(
+        lambda n, x: n.c((n.a(x) + n.b(x)).relu()), a=conv(3, 2), b=conv(3, 2), c=conv(2, 1)
+    )
     (group,) = found(network).groups
     assert group.name == "a"
     assert group.channels == 2
@@ -167,7 +169,9 @@ def test_words_name_additions_and_mixtures() -> None:
 def test_a_group_is_found_by_name_and_else_the_reason_is_told() -> None:
     prunable = found(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2)))
     assert prunable.group("0").units == 4
-    with pytest.raises(NetworkError, match=r"cannot be pruned \(2\): expected one of 0, found they"):
+    with pytest.raises(
+        NetworkError, match=r"cannot be pruned \(2\): expected one of 0, found they"
+    ):
         prunable.group("2")
     with pytest.raises(NetworkError, match=r"cannot be pruned \(x\): expected one of 0$"):
         prunable.group("x")
@@ -199,7 +203,8 @@ def test_alexnet_and_mobilenet_lose_channels_everywhere_but_at_the_classes() -> 
     alexnet = found(build_network(Network(name="alexnet", resolution=64), 1, 10), 1, 64, 64)
     assert sizes(alexnet) == {
         **{f"features.{i}": n for i, n in ((0, 64), (3, 192), (6, 384), (8, 256), (10, 256))},
-        **{"classifier.1": 4096, "classifier.4": 4096},
+        "classifier.1": 4096,
+        "classifier.4": 4096,
     }
     assert reasons(alexnet) == {"classifier.6": "they are the network's output"}
     assert places(alexnet.groups[4])["classifier.1.weight", 1][1] == list(range(36, 72))

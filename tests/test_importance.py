@@ -92,7 +92,7 @@ def test_a_diverged_network_and_an_unknown_importance_are_refused() -> None:
     nn.init.constant_(network[2].weight, float("nan"))
     with pytest.raises(NetworkError, match=r"weights are not finite numbers \(0\): found nan"):
         scores(network, "l2")
-    with pytest.raises(ValueError, match="importance must be one of .*, found 'luck'"):
+    with pytest.raises(ValueError, match=r"importance must be one of .*, found 'luck'"):
         scores(network, "luck")
 
 

@@ -90,7 +90,7 @@ def reach(small, clock, target, machine=None):
     model, prunable, scores = small
 
     def plan(widths):
-        return plan_widths(model, prunable, widths, scores)
+        return plan_widths(model, prunable, widths, scores, 1)
 
     machine = machine or Machine(clock)
     return reach_latency(model, prunable, scores, plan, target, 8, Clock(clock), machine)
@@ -121,7 +121,7 @@ def test_narrower_groups_make_narrower_layers(small):
     assert [(layer.inputs, layer.outputs, layer.groups) for layer in predicted] == [
         (3, 24, 1), (24, 24, 24), (24, 8, 1), (8, 10, 1),
     ]  # fmt: skip
-    smaller = remove(model, plan_widths(model, prunable, widths, scores))
+    smaller = remove(model, plan_widths(model, prunable, widths, scores, 1))
     assert [call.layer for call in list_calls(smaller, prunable.example)] == predicted
 
 

@@ -25,6 +25,19 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
+PRUNING = [
+    *(
+        {"wiring"},
+        {"labels"},
+        {"rules"},
+        {"moves", "computations", "layers"},
+        {"trace"},
+        {"channels"},
+        {"plan"},
+    ),
+    *({"importance", "allocation", "schedule", "geometry"}, {"masks"}, {"surgery", "reinit"}),
+    *({"arrange"}, {"find"}, {"latency"}, {"removal", "dead"}, {"rounds"}),
+]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
@@ -51,7 +64,23 @@ def test_imports_go_down_only() -> None:
     wrong = [
         f"{path.relative_to(PACKAGE)} imports {target}"
         for path in sorted(PACKAGE.rglob("*.py"))
+        if path != PACKAGE / "__init__.py"  # the public face names what it imports when asked
         for target in _imports(path)
         if target != _top(path) and LEVEL[target] >= LEVEL[_top(path)]
     ]
+    assert wrong == []
+
+
+def test_pruning_is_in_layers_too() -> None:
+    level = {name: height for height, names in enumerate(PRUNING) for name in names}
+    files = {path.stem: path for path in (PACKAGE / "pruning").glob("*.py")}
+    del files["__init__"]
+    assert set(files) == set(level)
+    wrong = []
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            module = node.module if isinstance(node, ast.ImportFrom) and node.module else ""
+            other = module.removeprefix("secateur.pruning.")
+            if other in level and level[other] >= level[name]:
+                wrong.append(f"{name} imports {other}")
     assert wrong == []

@@ -54,7 +54,9 @@ def test_half_of_everything_in_ones_head() -> None:
     for owner in owners:  # the whole group, biases and batch-norm's affine parts too
         for part in ("weight", "bias"):
             assert masks.tensors[f"{owner}.{part}"].flatten().tolist() == [False, False, True, True]
-    assert masks.tensors["7.weight"].tolist() == [[False, False, True, True]] * 2  # and who reads it
+    assert (
+        masks.tensors["7.weight"].tolist() == [[False, False, True, True]] * 2
+    )  # and who reads it
     masks.apply_(network)
     assert network[7].weight.sum() == 2 + 3 + 6 + 7
     assert network[7].bias.count_nonzero() == 2

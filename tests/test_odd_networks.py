@@ -5,9 +5,11 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import secateur
-from odd_networks import FOLLOWED, assert_same, batch, lively, outputs
+from odd_networks import FOLLOWED, Net, assert_same, batch, conv, lively, outputs, tail
 from secateur.cost import parameters
+from secateur.export import export_onnx
 from secateur.pruning.find import find_prunable
+from secateur.runtime import OnnxRuntime
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
@@ -30,3 +32,15 @@ def test_removed_is_masked_and_smaller_and_trains(name):
     assert all(parameter.grad is not None for parameter in removed.parameters())
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert not find_prunable(network, images).unfollowed
+
+
+def test_a_smaller_network_that_branches_on_shapes_is_exported(tmp_path):
+    def call(network, x):  # torch.fx cannot trace it
+        return network.tail(network.a(x).relu() if x.shape[2] > 4 else x)
+
+    network = Net(call, a=conv(3, 8), tail=tail(8)).eval()
+    images = batch(3, 8, 8).float()
+    smaller = secateur.remove(network, secateur.plan_removal(network, images, round_to=1))
+    export_onnx(smaller, (3, 8, 8), tmp_path / "network.onnx", {})
+    found = torch.from_numpy(OnnxRuntime(tmp_path / "network.onnx", 1).run(images.numpy()))
+    torch.testing.assert_close(found, outputs(smaller, images))

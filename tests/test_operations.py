@@ -274,7 +274,9 @@ def test_an_input_of_the_wrong_shape_is_refused_by_the_layer_it_fails_at(
     network, shape, where
 ) -> None:
     one = str((1, *shape[1:])).replace("(", r"\(").replace(")", r"\)")
-    message = rf"does not run on an input of shape {one} \({where}\): found RuntimeError.*\(N, C, H, W\)"
+    message = (
+        rf"does not run on an input of shape {one} \({where}\): found RuntimeError.*\(N, C, H, W\)"
+    )
     with pytest.raises(NetworkError, match=message) as caught:
         find_prunable(network(), torch.zeros(*shape))
     assert "\n" not in str(caught.value)

@@ -146,9 +146,7 @@ def flat_tail(channels):
 
 
 @seed(0)
-@settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     build=chains(2, 4),
     end=st.sampled_from([tail, flat_tail]),

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_networks import mobilenet, shufflenet
 from torch import nn
 
 from secateur.cost import macs
@@ -11,6 +10,7 @@ from secateur.pruning.plan import Plan
 from secateur.pruning.rounds import plan_round, start_of
 from secateur.pruning.surgery import rebuild, remove
 from secateur.recipe import Prune
+from tiny_networks import mobilenet, shufflenet
 
 EXAMPLE = torch.zeros(1, 3, 28, 28)
 
@@ -21,7 +21,9 @@ def convolutions(*widths: int) -> nn.Sequential:
     for before, after in zip((3, *widths), widths, strict=False):
         layer = nn.Conv2d(before, after, 1)
         with torch.no_grad():
-            layer.weight.copy_(torch.arange(1.0, after + 1).view(-1, 1, 1, 1).expand_as(layer.weight))
+            layer.weight.copy_(
+                torch.arange(1.0, after + 1).view(-1, 1, 1, 1).expand_as(layer.weight)
+            )
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1]).eval()
 

@@ -232,8 +232,14 @@ def cut(module: str, axis: int, size: int, keep: tuple[int, ...], leaf: str = "w
     [
         (cut("9", 0, 3, (0,)), r"\(9\): expected a module, found none of that name"),
         (cut("0", 0, 3, (0,), "gain"), r"\(0.gain\): expected a tensor, found none of that name"),
-        (cut("0", 0, 4, (0,)), r"\(0.weight\): expected 4 entries on axis 0, found shape \(3, 1, 1"),
-        (cut("3", 1, 8, (0,)), r"\(3.weight\): expected 8 entries on axis 1, found shape \(1, 12\)"),
+        (
+            cut("0", 0, 4, (0,)),
+            r"\(0.weight\): expected 4 entries on axis 0, found shape \(3, 1, 1",
+        ),
+        (
+            cut("3", 1, 8, (0,)),
+            r"\(3.weight\): expected 8 entries on axis 1, found shape \(1, 12\)",
+        ),
         (cut("3", 2, 8, (0,)), r"\(3.weight\): expected 8 entries on axis 2"),
         (cut("0", 0, 3, ()), r"\(0.weight\): expected distinct indices below 3, at least one"),
         (cut("0", 0, 3, (0, 3)), r"distinct indices below 3, at least one, found \[0, 3\]"),
@@ -243,7 +249,9 @@ def cut(module: str, axis: int, size: int, keep: tuple[int, ...], leaf: str = "w
 def test_a_plan_that_does_not_fit_is_refused_by_name(plan: Plan, message: str) -> None:
     network = sums()
     for act in (remove, rebuild, apply_masks):
-        with pytest.raises(NetworkError, match=f"^removal plan does not fit the network.*{message}"):
+        with pytest.raises(
+            NetworkError, match=f"^removal plan does not fit the network.*{message}"
+        ):
             act(network, plan)
     assert network(torch.ones(1, 1, 2, 2)).item() == 24  # left alone
 
@@ -252,10 +260,22 @@ def test_a_plan_that_does_not_fit_is_refused_by_name(plan: Plan, message: str) -
     ("fold", "message"),
     [
         (Fold(module="1", inputs=(0,), values=(1.0,), into="0.bias"), r"\(1\): expected a layer"),
-        (Fold(module="3", inputs=(0,), values=(1.0,), into="3.bias"), r"\(3.bias\): expected a tens"),
-        (Fold(module="3", inputs=(12,), values=(1.0,), into="0.bias"), r"\(3\): expected inputs belo"),
-        (Fold(module="3", inputs=(0,), values=(), into="0.bias"), r"\(3\): expected inputs below 12"),
-        (Fold(module="3", inputs=(0,), values=(1.0,), into="0.bias"), r"\(0.bias\): expected \(1,\)"),
+        (
+            Fold(module="3", inputs=(0,), values=(1.0,), into="3.bias"),
+            r"\(3.bias\): expected a tens",
+        ),
+        (
+            Fold(module="3", inputs=(12,), values=(1.0,), into="0.bias"),
+            r"\(3\): expected inputs belo",
+        ),
+        (
+            Fold(module="3", inputs=(0,), values=(), into="0.bias"),
+            r"\(3\): expected inputs below 12",
+        ),
+        (
+            Fold(module="3", inputs=(0,), values=(1.0,), into="0.bias"),
+            r"\(0.bias\): expected \(1,\)",
+        ),
     ],
 )
 def test_a_fold_that_does_not_fit_is_refused(fold: Fold, message: str) -> None:

@@ -12,7 +12,13 @@ from odd_networks import assert_same
 from secateur.cost import parameters
 from secateur.pruning.find import find_prunable
 
-SMALL = ["squeezenet1_1", "mnasnet0_5", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf"]
+SMALL = [
+    "squeezenet1_1",
+    "mnasnet0_5",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "regnet_y_400mf",
+]
 
 
 @torch.no_grad()

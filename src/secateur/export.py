@@ -26,17 +26,19 @@ def export_onnx(
     """Write ``model`` at inference as one self-contained ONNX file.
 
     The graph reads ``image``, float32 (batch, C, H, W), and gives ``logits``, float32
-    (batch, classes), for any batch. Batch-norms are folded into the convolutions before them.
+    (batch, classes), for any batch. Batch-norms are folded into the convolutions before them, in a
+    network that ``torch.fx`` can trace; another, whose forward branches on shapes, say, is exported
+    as the exporter sees fit.
     The same weights give the same bytes, whatever their device or memory format.
 
     Args:
-        model: Any network that ``torch.fx`` can trace; it is left as it was.
+        model: Any network; it is left as it was.
         input_shape: Channels, height and width of an image.
         path: The file to write; an old one is replaced whole.
         metadata: What a user of the file must know, for example mean, standard deviation, classes.
 
     Raises:
-        NetworkError: The network cannot be traced or exported.
+        NetworkError: The network cannot be exported.
         StoreError: The file cannot be written.
     """
     network = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
@@ -44,16 +46,23 @@ def export_onnx(
     images = torch.zeros(2, *input_shape)
     try:
         with _quiet(), torch.no_grad():
-            traced = fx.symbolic_trace(network)
-            fold_batch_norms(traced)
-            simplify_adaptive_pools(traced, images)
-            exported = _export(traced, images)
+            exported = _export(_simplified(network, images), images)
     except Exception as error:  # the tracer and the exporter raise whatever their layers raise
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError("cannot export the network", where=path.name, found=found) from error
     proto = tidy(exported)
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
     write_model(proto, path)
+
+
+def _simplified(network: nn.Module, images: torch.Tensor) -> nn.Module:
+    try:
+        traced = fx.symbolic_trace(network)
+    except Exception:  # the tracer raises whatever the network's own code does
+        return network
+    fold_batch_norms(traced)
+    simplify_adaptive_pools(traced, images)
+    return traced
 
 
 def fold_batch_norms(traced: fx.GraphModule) -> None:
@@ -109,9 +118,9 @@ def simplify_adaptive_pools(traced: fx.GraphModule, images: torch.Tensor) -> Non
         setattr(traced.get_submodule(parent), leaf, simpler)
 
 
-def _export(traced: fx.GraphModule, images: torch.Tensor) -> onnx.ModelProto:
+def _export(network: nn.Module, images: torch.Tensor) -> onnx.ModelProto:
     program = torch.onnx.export(
-        traced,
+        network,
         (images,),
         dynamo=True,
         opset_version=OPSET,

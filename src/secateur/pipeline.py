@@ -21,7 +21,7 @@ from secateur import recipe as recipes
 from secateur.console import progress, say
 from secateur.cost import macs, nonzero_parameters, parameters
 from secateur.data import Images, Preparation, batches, load, normalization, split
-from secateur.evaluate import correctness, leave_gradients
+from secateur.evaluate import leave_gradients
 from secateur.export import export_onnx
 from secateur.measure import measure
 from secateur.networks import build_network
@@ -310,8 +310,9 @@ class Pipeline:
             leave_gradients(network, training.spread(GRADIENT_IMAGES), self.prepare)
         curves = self.sensitivity_curves() if config.scope == "sensitivity" else None
         return plan_round(
-            network, self._example, self._start, config, fraction, self.recipe.seed + index, curves
-        )
+            network, self._example, self._start, config, fraction,
+            self.recipe.seed + index, curves, self.recipe.bench.threads,
+        )  # fmt: skip
 
     def _mask_weights(
         self, network: nn.Module, plan: Plan, fraction: float, before: Stage

@@ -118,7 +118,8 @@ class Prune(Part):
 
     ``fraction`` is what is gone at the end, of the channels that can go and of the weights in each
     linear layer; ``"scan"`` takes the scan's threshold. ``objective`` with ``target`` removes
-    instead just as many channels as leave ``target`` of the network's ``macs`` or ``parameters``.
+    instead just as many channels as leave ``target`` of the network's ``macs`` or ``parameters``,
+    or of its ``latency`` on this machine, as a file of ``precision`` with ``bench.threads``.
     Which ones: those of least ``importance``, the same fraction of every group (``local``, as
     published), wherever they are (``global``), or from each group as much as its own scanned curve
     allows for one common loss (``sensitivity``). ``linear``: hidden linear layers lose single
@@ -133,8 +134,9 @@ class Prune(Part):
     """
 
     fraction: Fraction | Literal["scan"] = "scan"
-    objective: Literal["macs", "parameters"] | None = None
+    objective: Literal["macs", "parameters", "latency"] | None = None
     target: Annotated[float, Field(gt=0, le=1)] | None = None
+    precision: Literal["int8", "fp32"] = "int8"
     importance: Literal["l1", "l2", "batch_norm", "taylor", "random"] = "l2"
     scope: Literal["local", "global", "sensitivity"] = "local"
     linear: Literal["weights", "neurons"] = "weights"

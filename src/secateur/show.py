@@ -44,7 +44,7 @@ def describe_groups(recipe: str, overrides: list[str] | None) -> Iterator[str]:
     """Yield lines that say which channels of a recipe's network can go, and which stay and why.
 
     Args:
-        recipe: A built-in recipe's name or a path to a TOML file; neither data nor weights are read.
+        recipe: A built-in recipe's name or a path to a TOML file; no data and no weights are read.
         overrides: ``key=value`` pairs that change the recipe.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How much of each group goes: the same everywhere, by one threshold, or as its own curve allows."""
+"""How much of each group goes: the same of all, by one threshold, or as its own curve allows."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def global_fractions(
         normalize: Divide each group's scores by their mean first, because norms of layers of
             different shapes do not compare.
     """
+    if not prunable.groups:
+        return {}
     values, owners, weights = [], [], []
     for number, group in enumerate(prunable.groups):
         ours = scores[group.name].copy()
@@ -53,9 +55,7 @@ def global_fractions(
     before = np.concatenate([[0.0], np.cumsum(weight[order])[:-1]])
     goes = order[(before < fraction * weight.sum() - 1e-9) & np.isfinite(value[order])]
     gone = np.bincount(owner[goes], minlength=len(prunable.groups))
-    return {
-        group.name: gone[number] / group.units for number, group in enumerate(prunable.groups)
-    }
+    return {group.name: gone[number] / group.units for number, group in enumerate(prunable.groups)}
 
 
 def channels_of(prunable: Prunable, name: str) -> int:

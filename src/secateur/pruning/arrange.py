@@ -23,7 +23,7 @@ from secateur.pruning.trace import follow_channels, weightless
 from secateur.pruning.wiring import INPUTS, Axis, Wiring
 
 _Bucket = tuple[tuple[tuple[Axis, int], ...], int, bool]
-"""Where a unit lies, its way, and whether it must stay: those alike can stand in for one another."""
+"""Where a unit lies, its way, whether it must stay: those alike can stand in for one another."""
 
 
 class Unsuited(Exception):  # noqa: N818  a finding, not an error
@@ -34,23 +34,29 @@ class Unsuited(Exception):  # noqa: N818  a finding, not an error
         self.group = group
 
 
+class NoRoom(Unsuited):
+    """The network works, but its channels cannot all go the ways they went before."""
+
+
 def arrange(
     model: nn.Module,
     prunable: Prunable,
     widths: Mapping[str, int],
     scores: Mapping[str, Scores],
+    round_to: int = 1,
     whole: bool = False,
 ) -> Plan:
     """Plan the removal that leaves each group as wide as asked, keeping what scores highest.
 
-    A group whose positions count becomes a step wider, and another, where the network does not run
-    in its width or has no room for the routes of its channels.
+    A group whose positions count becomes wider by ``round_to``, and again, where the network does
+    not run in its width or has no room for the routes of its channels.
 
     Args:
         model: Left as it is.
         prunable: Of the same network.
         widths: Group to the steps that stay, in [1, steps]; groups left out stay whole.
         scores: For each group named in ``widths``, the importance of each unit, shape (units,).
+        round_to: What widths are multiples of.
         whole: Whether such a group may stay whole where no smaller width works.
 
     Raises:
@@ -70,7 +76,7 @@ def arrange(
     large = Units(prunable.wiring)
     while True:
         try:
-            return _arrange(model, prunable, large, wide, scores)
+            return arrange_exactly(model, prunable, large, wide, scores)
         except Unsuited as finding:
             stuck = [finding.group] if finding.group in wide else None
             balanced = [name for name in wide if prunable.group(name).balanced]
@@ -78,8 +84,10 @@ def arrange(
                 alone = partial(_fails_alone, model, prunable, large, scores)
                 stuck = [name for name in balanced if alone(name, wide[name])]
             for name in stuck:
-                wide[name] += 1
-                if name not in balanced or wide[name] > prunable.group(name).steps - (not whole):
+                group = prunable.group(name)
+                stride = group.stride(round_to)
+                wide[name] = min(group.steps, (wide[name] // stride + 1) * stride)
+                if name not in balanced or (wide[name] == group.steps and not whole):
                     raise
             if not stuck:
                 raise
@@ -94,19 +102,24 @@ def _fails_alone(
     width: int,
 ) -> bool:
     try:
-        _arrange(model, prunable, large, {name: width}, scores)
+        arrange_exactly(model, prunable, large, {name: width}, scores)
     except Unsuited:
         return True
     return False
 
 
-def _arrange(
+def arrange_exactly(
     model: nn.Module,
     prunable: Prunable,
     large: Units,
     widths: Mapping[str, int],
     scores: Mapping[str, Scores],
 ) -> Plan:
+    """As :func:`arrange`, in just these widths; ``large`` is made of the prunable's wiring.
+
+    Raises:
+        Unsuited: The smaller network does not work, or has no room for the channels' ways.
+    """
     groups = [prunable.group(name) for name in widths]
     sizes = dict(prunable.wiring.sizes)
     for group in groups:
@@ -177,7 +190,7 @@ def _match(
         if len(slots) > len(candidates) or (group_name is None and len(slots) < len(candidates)):
             axis = bucket[0][0][0]
             why = f"smaller, it has {len(slots)} places for {len(candidates)} channels"
-            raise Unsuited(f"{why} of {axis.tensor}", group_name or _owner_of(groups, axis))
+            raise NoRoom(f"{why} of {axis.tensor}", group_name or _owner_of(groups, axis))
         stands_for[slots] = _best(candidates, score_of, len(slots))
     for bucket, candidates in have.items():
         if bucket not in room and any(unit not in owner for unit in candidates):

@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from secateur.errors import NetworkError
-from secateur.pruning.wiring import INPUTS, Axis, Nodes, Wiring
+from secateur.pruning.wiring import Axis, Nodes, Wiring
 
 Ints = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -57,8 +57,8 @@ class Member:
 class Group:
     """Units that can stand in for one another.
 
-    For example ``conv(3, 8) -> bn(8) -> relu -> conv(8, 4)`` makes one group of 8 units: output i of
-    the first convolution, entry i of the batch-norm's four vectors, input i of the second.
+    For example ``conv(3, 8) -> bn(8) -> relu -> conv(8, 4)`` makes one group of 8 units: output i
+    of the first convolution, entry i of the batch-norm's four vectors, input i of the second.
 
     Attributes:
         name: The module whose weight makes the channels, the first in the network's order.
@@ -225,7 +225,9 @@ class Units:
                 unit = first[unit]
             return unit
 
-        bound = [(np.unique(self.of[nodes]).tolist(), what) for nodes, what in self.wiring.couplings]
+        bound = [
+            (np.unique(self.of[nodes]).tolist(), what) for nodes, what in self.wiring.couplings
+        ]
         for members, _ in bound:
             for unit in members:
                 first[find(unit)] = find(members[0])
@@ -274,9 +276,7 @@ class Units:
     def _group(self, components: list[int], even: bool, names: dict[str, int]) -> Group:
         components.sort(key=lambda unit: int(self.nodes(unit)[0]))
         nodes = np.concatenate([self.nodes(unit) for unit in components])
-        unit = np.repeat(
-            np.arange(len(components)), [len(self.nodes(each)) for each in components]
-        )
+        unit = np.repeat(np.arange(len(components)), [len(self.nodes(each)) for each in components])
         members = []
         for axis in np.unique(self.axis_of[nodes]).tolist():
             here = self.axis_of[nodes] == axis

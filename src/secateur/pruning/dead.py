@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from secateur.pruning.arrange import Unsuited, arrange
 from secateur.pruning.channels import Group, Member, Prunable
@@ -70,7 +72,9 @@ def plan_dead(model: nn.Module, example_input: Tensor) -> Plan:
     return Plan(folds=tuple(folds), cuts=_cuts(model, prunable, dead))
 
 
-def _new(found: Mapping[str, Bools], dead: Mapping[str, Bools], prunable: Prunable) -> Iterator[bool]:
+def _new(
+    found: Mapping[str, Bools], dead: Mapping[str, Bools], prunable: Prunable
+) -> Iterator[bool]:
     for group in prunable.groups:
         yield bool(_spare_one(found[group.name], dead[group.name]).any())
 
@@ -154,7 +158,7 @@ def _try(seen: _Seen, work: nn.Module, new: Sequence[Fold], folds: list[Fold]) -
     for fold in merged:
         fold_into(work, fold)
         with torch.no_grad():
-            work.get_submodule(fold.module).weight[:, list(fold.inputs)] = 0
+            work.get_parameter(f"{fold.module}.weight")[:, list(fold.inputs)] = 0
     if seen.differs(work):
         work.load_state_dict(before)
         return False
@@ -186,12 +190,14 @@ class _Seen:
         with ExitStack() as stack, torch.inference_mode():
             for name, layer in model.named_modules():
                 if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
-                    stack.callback(layer.register_forward_hook(self._layer(name, made, kept)).remove)
+                    stack.callback(
+                        layer.register_forward_hook(self._layer(name, made, kept)).remove
+                    )
                 elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     stack.callback(layer.register_forward_pre_hook(self._after(name, made)).remove)
             self.output = _first(model(images))
 
-    def _layer(self, name: str, made: dict[int, str], kept: list[Tensor]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _layer(self, name: str, made: dict[int, str], kept: list[Tensor]):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             kept.append(output)  # alive, so that its id stays its own
             made[id(output)] = name
@@ -202,7 +208,7 @@ class _Seen:
 
         return hook
 
-    def _after(self, name: str, made: dict[int, str]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _after(self, name: str, made: dict[int, str]):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if id(inputs[0]) in made:
                 self.norm[made[id(inputs[0])]] = name
@@ -230,10 +236,9 @@ class _Seen:
         return rows[:, 0].tolist()
 
 
-def _first(output: object) -> Tensor:
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values() if isinstance(output, dict) else output))  # type: ignore[attr-defined]
-    return output
+def _first(output: Any) -> Tensor:
+    """The first tensor of what a network gives."""
+    return next(value for value in tree_iter(output) if isinstance(value, Tensor))
 
 
 def _folds_of(seen: _Seen, group: Group, unit: int) -> list[Fold] | None:
@@ -262,8 +267,10 @@ def _home(seen: _Seen, layer: nn.Module, reader: Member) -> str | None:
     if reader.axis != Axis(f"{name}.weight" if name else "weight", 1):
         return None
     if isinstance(layer, nn.modules.conv._ConvNd):
-        padded = layer.padding_mode == "zeros" and layer.padding not in (0, "valid") and any(
-            side != 0 for side in layer.padding
+        padded = (
+            layer.padding_mode == "zeros"
+            and layer.padding not in (0, "valid")
+            and any(side != 0 for side in layer.padding)
         )
         if layer.transposed or layer.groups > 1 or padded:
             return None

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, nn
 
-from secateur.pruning.arrange import Unsuited, arrange
+from secateur.pruning.arrange import NoRoom, Unsuited, arrange, arrange_exactly
 from secateur.pruning.channels import Group, Prunable, Units, protected_layers
 from secateur.pruning.trace import example_of, first_names, follow_channels, weightless
 from secateur.pruning.wiring import Wiring
@@ -79,11 +79,18 @@ def _refusal(model: nn.Module, found: Prunable, groups: Sequence[Group]) -> str 
     """Why the network does not work with ``groups`` at half their width, or None where it does."""
     widths = {group.name: group.width(0.5) for group in groups}
     scores = {group.name: np.zeros(group.units) for group in groups}
-    try:
-        arrange(model, found, widths, scores)
-    except Unsuited as why:
-        return str(why)
-    return None
+    large = Units(found.wiring)
+    while True:
+        try:
+            arrange_exactly(model, found, large, widths, scores)
+        except NoRoom as finding:  # depends on the width; the network's code works in it
+            if finding.group not in widths:
+                return str(finding)
+            del widths[finding.group]
+        except Unsuited as why:
+            return str(why)
+        else:
+            return None
 
 
 def _sort(

@@ -18,13 +18,13 @@ Importance = Literal["l1", "l2", "batch_norm", "taylor", "random"]
 def channel_importance(
     model: nn.Module, prunable: Prunable, importance: Importance = "l2", seed: int = 0
 ) -> dict[str, Scores]:
-    """Score every unit of every group.
+    r"""Score every unit of every group.
 
-    What a unit is made by counts: its filters in all convolutions and linear layers whose outputs it
-    has a place in, together as one vector w with gradient g.
+    What a unit is made by counts: its filters in all convolutions and linear layers whose outputs
+    it has a place in, together as one vector w with gradient g.
 
     - ``l1``, ``l2``: the norm of w (Li et al. 2017, section 3.1).
-    - ``batch_norm``: the mean of \\|gamma\\| over the batch-norms that scale it (Liu et al. 2017,
+    - ``batch_norm``: the mean of \|gamma\| over the batch-norms that scale it (Liu et al. 2017,
       section 3). A group without batch-norm scores infinity, so that it stays whole.
     - ``taylor``: (sum of g w)^2 of each filter, summed (Molchanov et al. 2019, eq. 8 with the
       filter as the structure); gradients are those that ``backward`` left in the network.

@@ -1,4 +1,4 @@
-"""What is known of each tensor while a network runs: labels of its elements, or whose weight it is."""
+"""What is known of each tensor while a network runs: its elements' labels, or whose weight."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Weight:
 
 
 Value = Tensor | Weight
-"""Labels in the shape of a tensor (int64, strides of zero where a channel is spread), or weights."""
+"""Labels in the shape of a tensor (int64, strides of zero where one is spread), or weights."""
 
 
 def thin(labels: Tensor, also: Sequence[Tensor] = ()) -> list[Tensor]:
@@ -62,7 +62,11 @@ class Ledger:
     """
 
     def __init__(
-        self, wiring: Wiring, weights: dict[int, Weight], wider: Collection[Axis], stack: Sequence[str]
+        self,
+        wiring: Wiring,
+        weights: dict[int, Weight],
+        wider: Collection[Axis],
+        stack: Sequence[str],
     ) -> None:
         self.wiring = wiring
         self._weights, self.wider, self._stack = weights, wider, stack
@@ -81,10 +85,14 @@ class Ledger:
             return self._values[id(tensor)][1]
         return torch.tensor(FIXED).expand(tensor.shape)
 
-    def label(self, tensor: Tensor, value: Value) -> None:
-        """Say what ``tensor`` is from now on."""
+    def carry(self, tensor: Tensor, value: Value) -> None:
+        """Say what ``tensor`` is from now on, where its elements have only moved."""
         assert tuple(tensor.shape) == tuple(value.shape), (tensor.shape, value.shape)
         self._values[id(tensor)] = (tensor, value)
+
+    def label(self, tensor: Tensor, value: Value) -> None:
+        """Say what ``tensor`` is from now on, where something was computed: channels visit it."""
+        self.carry(tensor, value)
         if isinstance(value, Tensor):
             self.wiring.visits.append(known(thin(value)[0].numpy()))
 

@@ -112,7 +112,8 @@ class Plan(BaseModel):
 
         Folds are left out: weights that are stored after a removal have them folded already.
         """
-        keeps, sizes = {}, {}
+        keeps: dict[Axis, Sequence[int]] = {}
+        sizes: dict[Axis, int] = {}
         for plan in (self, later):
             for cut in plan.cuts:
                 for path in cut.paths:
@@ -134,4 +135,3 @@ def misfit(where: str, expected: object, found: object) -> NetworkError:
         found=found,
         remedy="a plan goes with the network it was made for",
     )
-

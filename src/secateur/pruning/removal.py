@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, get_args
 
+import numpy as np
 from torch import Tensor, nn
 
 from secateur import environment
@@ -57,7 +58,7 @@ def plan_removal(
         scope: ``local`` removes the same fraction of every group, as published; ``global`` the
             channels that matter least in the whole network; ``sensitivity`` from each group as much
             as its curve in ``curves`` allows for one common loss.
-        round_to: Widths that remain are rounded up to a multiple, up to the full width: 1, 4, 8, 16.
+        round_to: Widths that remain are rounded up to a multiple, to the full width at most.
         objective: In place of ``fraction``: remove just enough that the smaller network has at most
             ``target`` of its ``macs`` or ``parameters``. With ``latency``, each group gets a width
             of its own, such that the exported network takes at most ``target`` of the time on this
@@ -83,12 +84,12 @@ def plan_removal(
 
     def plan(fraction: float) -> Plan:
         widths = choose_widths(prunable, scores, fraction, scope, round_to, normalize, curves)
-        return plan_widths(model, prunable, widths, scores)
+        return plan_widths(model, prunable, widths, scores, round_to)
 
     if objective is None or target is None:
         return plan(fraction)
     if objective == "latency":
-        by_widths = partial(plan_widths, model, prunable, scores=scores)
+        by_widths = partial(plan_widths, model, prunable, scores=scores, round_to=round_to)
         count = threads or environment.threads()
         return plan_latency(
             model, prunable, scores, by_widths, target, round_to, precision, count
@@ -101,6 +102,7 @@ def plan_widths(
     prunable: Prunable,
     widths: Mapping[str, int],
     scores: Mapping[str, Scores],
+    round_to: int,
 ) -> Plan:
     """The plan that leaves each group as wide as said; see :func:`arrange`.
 
@@ -108,7 +110,7 @@ def plan_widths(
         NetworkError: The network does not work in these widths.
     """
     try:
-        return arrange(model, prunable, widths, scores, whole=True)
+        return arrange(model, prunable, widths, scores, round_to, whole=True)
     except Unsuited as why:
         raise NetworkError("cannot shrink the network", found=why) from why
 
@@ -129,8 +131,10 @@ def choose_widths(
         fractions = global_fractions(prunable, scores, fraction, normalize)
     else:
         fractions = sensitivity_fractions(prunable, curves or {}, fraction)
+    judged = {name for name, each in scores.items() if np.isfinite(each).any()}
     return {
-        group.name: group.width(fractions[group.name], round_to) for group in prunable.groups
+        group.name: group.width(fractions[group.name] if group.name in judged else 0, round_to)
+        for group in prunable.groups
     }
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor, nn
 
 from secateur import recipe
 from secateur.cost import macs, parameters
 from secateur.errors import NetworkError
+from secateur.network_latency import NetworkClock
 from secateur.pruning.allocation import Curve, channels_of, global_fractions, sensitivity_fractions
 from secateur.pruning.channels import Group, Prunable
 from secateur.pruning.find import find_prunable
 from secateur.pruning.importance import channel_importance
+from secateur.pruning.latency import plan_latency
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import plan_widths, reach
 
@@ -24,19 +27,17 @@ class Start:
 
     Attributes:
         prunable: What could be taken out of it.
-        macs: Its multiply-accumulates for one image.
-        parameters: Its parameters.
+        network: Its architecture; weights do not matter.
     """
 
     prunable: Prunable
-    macs: int
-    parameters: int
+    network: nn.Module
 
 
 def start_of(model: nn.Module, example_input: Tensor, linear: str) -> Start:
     """Look at a network before anything leaves it; ``linear`` as in :class:`recipe.Prune`."""
     prunable = structural(model, find_prunable(model, example_input), linear)
-    return Start(prunable, macs(model, tuple(example_input.shape[1:])), parameters(model))
+    return Start(prunable, model)
 
 
 def structural(model: nn.Module, prunable: Prunable, linear: str) -> Prunable:
@@ -65,6 +66,7 @@ def plan_round(
     fraction: float,
     seed: int,
     curves: Mapping[str, Curve] | None = None,
+    threads: int = 1,
 ) -> Plan:
     """Plan what leaves ``model`` so that ``fraction`` of what was there at the start is gone.
 
@@ -76,6 +78,7 @@ def plan_round(
         fraction: Of the channels, or with an objective of that cost, in [0, 1).
         seed: For random importance.
         curves: For ``sensitivity``: of the network before the first round.
+        threads: For ``latency``: of the runtime.
 
     Raises:
         NetworkError: The network cannot be followed, or the target cannot be reached.
@@ -97,16 +100,22 @@ def plan_round(
         return {g.name: min(g.steps, _same(wide, g)) for g in found.groups}
 
     def plan(fraction: float) -> Plan:
-        return plan_widths(model, found, widths(fraction), scores)
+        return plan_widths(model, found, widths(fraction), scores, config.round_to)
 
     if config.objective is None:
         return plan(fraction)
     shape = tuple(example_input.shape[1:])
-    now, then = {
-        "macs": (macs(model, shape), start.macs),
-        "parameters": (parameters(model), start.parameters),
-    }[config.objective]
-    return reach(model, plan, config.objective, min(1.0, (1 - fraction) * then / now), shape)
+    if config.objective == "latency":
+        by_widths = partial(plan_widths, model, found, scores=scores, round_to=config.round_to)
+        clock = NetworkClock(shape, config.precision, threads)
+        then, now = clock.time(clock.load(start.network), clock.load(model))
+        target = min(1.0, (1 - fraction) * then / now)
+        return plan_latency(
+            model, found, scores, by_widths, target, config.round_to, config.precision, threads
+        ).plan
+    cost = partial(macs, input_shape=shape) if config.objective == "macs" else parameters
+    target = min(1.0, (1 - fraction) * cost(start.network) / cost(model))
+    return reach(model, plan, config.objective, target, shape)
 
 
 def _same(wide: Mapping[str, int], group: Group) -> int:

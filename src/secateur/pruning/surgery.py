@@ -197,8 +197,10 @@ def fold_into(model: nn.Module, fold: Fold) -> None:
     if len(fold.values) != len(fold.inputs) or max(fold.inputs, default=0) >= weight.shape[1]:
         raise misfit(fold.module, f"inputs below {weight.shape[1]}", list(fold.inputs[:8]))
     values = torch.tensor(fold.values, dtype=torch.float64, device=weight.device)
-    columns = weight[:, list(fold.inputs)].double().flatten(2).sum(2) if weight.ndim > 2 else (
-        weight[:, list(fold.inputs)].double()
+    columns = (
+        weight[:, list(fold.inputs)].double().flatten(2).sum(2)
+        if weight.ndim > 2
+        else (weight[:, list(fold.inputs)].double())
     )
     added = columns @ values
     target = _tensor(model, fold.into)

@@ -3,9 +3,9 @@
 The network runs once, on tensors without data, while every operation is watched. An activation
 carries one label for each of its elements: the channel it belongs to. What an operation does to the
 data (reshape, permute, slice, chunk, concatenate) it does to the labels, so that a channel shuffle
-needs no rule of its own; :mod:`secateur.pruning.operations` says what the others do. Nothing is
-traced symbolically: forward may branch on shapes, loop and call what it likes, as long as it does
-not look at values.
+needs no rule of its own; ``moves``, ``computations`` and ``layers`` say what the others do. Nothing
+is traced symbolically: forward may branch on shapes, loop and call what it likes, as long as it
+does not look at values.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from secateur.errors import NetworkError
+from secateur.pruning import computations, layers, moves  # noqa: F401  they register rules
 from secateur.pruning.labels import Ledger, Weight
-from secateur.pruning.operations import cannot_follow, rule_of
+from secateur.pruning.rules import cannot_follow, rule_of
 from secateur.pruning.wiring import Axis, Wiring
 
 
@@ -70,7 +71,7 @@ def weightless(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for owner, module in model.named_modules():
         for name, tensor in _tensors_of(module):
-            if isinstance(tensor, UninitializedTensorMixin):
+            if is_lazy(tensor):
                 raise NetworkError(
                     "network has a layer without a shape",
                     where=f"{owner}.{name}" if owner else name,
@@ -150,7 +151,9 @@ def follow_channels(probe: nn.Module, example: Tensor, larger: Wiring | None = N
 def _watch(probe: nn.Module, example: Tensor, wiring: Wiring, wider: Collection[Axis]) -> None:
     tensors = {**dict(probe.named_parameters()), **dict(probe.named_buffers())}
     weights = {
-        id(tensor): Weight(name, tuple(range(tensor.ndim)), tuple(tensor.shape), tuple(tensor.shape))
+        id(tensor): Weight(
+            name, tuple(range(tensor.ndim)), tuple(tensor.shape), tuple(tensor.shape)
+        )
         for name, tensor in tensors.items()
     }
     with _module_stack(probe) as stack, _same_dice(), torch.inference_mode():
@@ -206,7 +209,7 @@ def _failure(error: Exception, where: str, example: Tensor) -> NetworkError:
 
 @contextmanager
 def _module_stack(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the modules that are running, outermost first; after a failure the culprit's last."""
+    """Names of the modules that run, outermost first; after a failure the culprit's last."""
     stack = [type(model).__name__]
     handles = []
     for name, module in model.named_modules():

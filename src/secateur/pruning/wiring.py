@@ -62,7 +62,7 @@ class Wiring:
         couplings: Nodes that an operation splits or reorders by position, each with what.
         gated: Nodes whose channels something else multiplies or shifts as a whole.
         scalars: Every number that entered an elementwise operation, in order.
-        visits: For each result of an operation, in order, the nodes that it carries.
+        visits: For each computed result, in order, the nodes that it carries.
         unfollowed: Operations that could not be followed, as ``name at module``.
         trains: Whether the network was seen in training too.
         count: Nodes so far.

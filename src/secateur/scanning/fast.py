@@ -7,7 +7,6 @@ each level. Both run on ONNX Runtime, with the images of a batch side by side.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ BATCH = 128
 """Images side by side, at most: wide enough for vector units, few enough for the cache."""
 
 _STEP = 16  # images by which a batch grows
-_MEMORY = 256 * 2**20  # bytes that the activations of one batch may take
+_MEMORY = 512 * 2**20  # bytes that the activations of one batch may take
 _CHECKED = 16  # images on which each part is held against the network itself
 _LAYERS = ("convolution", "addmm", "mm")
 
@@ -215,30 +214,12 @@ class FastEngine:
     ) -> onnxruntime.InferenceSession:
         """Some of the calls, ready to run on the thread that asks; as ``write_graph``."""
         graph = write_graph(self._layout, self._weights, calls, outputs, masked, opened)
-        options = session_options(1)
-        options.add_session_config_entry("session.use_env_allocators", _share_memory())
         try:
             return onnxruntime.InferenceSession(
-                graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                graph.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise Unsupported(f"ONNX Runtime: {error}".splitlines()[0]) from error
-
-
-@functools.cache
-def _share_memory() -> str:
-    """Let sessions take activations from one pool: they run in turns, and there are many."""
-    try:
-        onnxruntime.create_and_register_allocator(
-            onnxruntime.OrtMemoryInfo(
-                "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
-                onnxruntime.OrtMemType.DEFAULT,
-            ),
-            None,
-        )  # fmt: skip
-    except Exception:
-        return "0"
-    return "1"
 
 
 @torch.inference_mode()

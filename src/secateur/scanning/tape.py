@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,12 +54,12 @@ class Call:
     args: tuple[Any, ...]
     outputs: tuple[Value, ...]
 
-    @property
+    @cached_property
     def inputs(self) -> list[Value]:
         """Values it reads, in order."""
         return [item for item in tree_iter(self.args) if isinstance(item, Value)]
 
-    @property
+    @cached_property
     def weights(self) -> list[Weight]:
         """Weights it reads, in order."""
         return [item for item in tree_iter(self.args) if isinstance(item, Weight)]
