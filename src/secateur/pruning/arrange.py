@@ -57,7 +57,7 @@ def arrange(
         widths: Group to the steps that stay, in [1, steps]; groups left out stay whole.
         scores: For each group named in ``widths``, the importance of each unit, shape (units,).
         round_to: What widths are multiples of.
-        whole: Whether such a group may stay whole where no smaller width works.
+        whole: Whether groups may stay whole where no smaller widths work.
 
     Raises:
         NetworkError: A width would empty a layer or is more than there is.
@@ -85,12 +85,20 @@ def arrange(
                 stuck = [name for name in balanced if alone(name, wide[name])]
             for name in stuck:
                 group = prunable.group(name)
+                if wide[name] == group.steps:  # it is whole, and still there is no room
+                    raise
                 stride = group.stride(round_to)
                 wide[name] = min(group.steps, (wide[name] // stride + 1) * stride)
                 if name not in balanced or (wide[name] == group.steps and not whole):
                     raise
             if not stuck:
-                raise
+                if not whole or all(wide[name] == prunable.group(name).steps for name in wide):
+                    raise
+                # It is the widths together: an eighth more of every group, until it works.
+                for name in wide:
+                    group = prunable.group(name)
+                    more = max(group.stride(round_to), group.steps // 8)
+                    wide[name] = min(group.steps, wide[name] + more)
 
 
 def _fails_alone(
