@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from secateur.data import Images, Preparation
@@ -38,3 +39,25 @@ def correctness(
     ]
     network.train(training)
     return torch.cat(right).cpu().numpy()
+
+
+def leave_gradients(
+    network: nn.Module, images: Images, prepare: Preparation, batch: int = BATCH
+) -> None:
+    """Leave in each parameter's ``grad`` the gradient of the mean cross-entropy over ``images``.
+
+    In inference mode, so that batch-norm statistics stay; the network is put back into its mode.
+
+    Args:
+        network: On the same device as ``images``.
+        images: N images.
+        prepare: From stored pixels to the network's input.
+        batch: Images at a time.
+    """
+    training = network.training
+    network.eval().zero_grad(set_to_none=True)
+    for start in range(0, len(images), batch):
+        labels = images.labels[start : start + batch]
+        scores = network(prepare(images.pixels[start : start + batch]))
+        (F.cross_entropy(scores, labels, reduction="sum") / len(images)).backward()
+    network.train(training)

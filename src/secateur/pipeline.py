@@ -21,23 +21,27 @@ from secateur import recipe as recipes
 from secateur.console import progress, say
 from secateur.cost import macs, nonzero_parameters, parameters
 from secateur.data import Images, Preparation, batches, load, normalization, split
-from secateur.evaluate import correctness
+from secateur.evaluate import correctness, leave_gradients
 from secateur.export import export_onnx
 from secateur.measure import measure
 from secateur.networks import build_network
-from secateur.pruning.channels import Prunable, find_prunable
-from secateur.pruning.masks import Masks, make_masks
+from secateur.pruning.dead import plan_dead
+from secateur.pruning.masks import Masks, weight_masks
+from secateur.pruning.plan import Plan
 from secateur.pruning.reinit import reinitialize
+from secateur.pruning.rounds import Start, linear_layers, plan_round, start_of
 from secateur.pruning.schedule import fraction_after
-from secateur.pruning.surgery import Plan, plan_removal, rebuild, remove
+from secateur.pruning.surgery import rebuild, remove, shrink_state
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
 from secateur.recipe import Recipe
-from secateur.sensitivity import ScanPoint, choose_threshold, scan_layers, scan_network
-from secateur.store import Stage, Store, save_tensors, write_json
+from secateur.store import Stage, Store, save_tensors, write_json, write_text
 from secateur.train import train
 
 Variant = Literal["reference", "pruned", "quantized"]
+GRADIENT_IMAGES = 2000
+"""Training images whose mean gradient first-order importance uses."""
+
 VARIANTS: tuple[Variant, ...] = ("reference", "pruned", "quantized")
 
 
@@ -97,7 +101,7 @@ class Pipeline:
         return self.data.json("data.json")
 
     @cached_property
-    def _parts(self) -> tuple[Images, Images]:
+    def parts(self) -> tuple[Images, Images]:
         """Training and validation images, on the device."""
         indices = self.data.tensors("split.safetensors")
         images = self._source_images
@@ -107,40 +111,48 @@ class Pipeline:
         )
 
     @cached_property
-    def _prepare(self) -> Preparation:
+    def prepare(self) -> Preparation:
         about = self._about_data
         return Preparation(
             tuple(about["mean"]), tuple(about["std"]), self.recipe.network.resolution
         )
 
     @property
-    def _input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, int, int]:
         side = self.recipe.network.resolution
         return self._about_data["shape"][0], side, side
 
     # ---- networks
 
-    def _fresh_network(self) -> nn.Module:
+    def fresh_network(self) -> nn.Module:
         about = self._about_data
         return build_network(
             self.recipe.network, about["shape"][0], len(about["classes"]), self.recipe.seed
         )
 
-    def _load(self, stage: Stage) -> nn.Module:
+    def load_network(self, stage: Stage) -> nn.Module:
         """Rebuild a stage's network from spec, plan (where there is one) and weights."""
-        network = self._fresh_network()
-        if (stage.folder / "plan.json").exists():
-            plan = Plan.from_json((stage.folder / "plan.json").read_text(encoding="utf-8"))
-            network = rebuild(network, plan)
+        network = self.fresh_network()
+        network = rebuild(network, _plan_of(stage))
         network.load_state_dict(stage.tensors("weights.safetensors"))
-        return self._place(network).eval()
+        return self.place(network).eval()
 
-    def _place(self, network: nn.Module) -> nn.Module:
+    def place(self, network: nn.Module) -> nn.Module:
         return network.to(device=self.device).to(memory_format=torch.channels_last)
 
+    @property
+    def _example(self) -> torch.Tensor:
+        return torch.zeros(1, *self.input_shape)
+
     @cached_property
-    def _prunable(self) -> Prunable:
-        return find_prunable(self._fresh_network(), torch.zeros(1, *self._input_shape))
+    def _start(self) -> Start:
+        """What can be taken out of the network as it is trained."""
+        return start_of(self.fresh_network(), self._example, self.recipe.prune.linear)
+
+    @cached_property
+    def _sparse_layers(self) -> list[str]:
+        """Linear layers that lose single weights."""
+        return linear_layers(self.fresh_network()) if self.recipe.prune.linear == "weights" else []
 
     # ---- train
 
@@ -155,7 +167,7 @@ class Pipeline:
         return self._stage("train", says, {"data": self.data}, self._make_train)
 
     def _make_train(self, folder: Path) -> None:
-        network = self._place(self._fresh_network())
+        network = self.place(self.fresh_network())
         self._train_into(folder, network, self.recipe.train, None, "train")
 
     def _train_into(
@@ -167,12 +179,12 @@ class Pipeline:
         label: str,
     ) -> None:
         checkpoint = folder / "checkpoint.safetensors"
-        training, validation = self._parts
+        training, validation = self.parts
         kept, history = train(
             network,
             training,
             validation,
-            self._prepare,
+            self.prepare,
             config,
             seed=self.recipe.seed,
             checkpoint=checkpoint,
@@ -193,9 +205,21 @@ class Pipeline:
         says = {"scan": _said(config, "tolerance", "threshold")}
         return self._stage("scan", says, {"train": self.train}, self._make_scan)
 
+    def sensitivity_curves(self) -> dict[str, list[tuple[float, float]]]:
+        """For each scanned layer its points (fraction removed, accuracy lost on validation)."""
+        from secateur.sensitivity import ScanPoint
+
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for said in self.scan.json("scan.json")["layers"]:
+            point = ScanPoint.from_dict(said)
+            curves.setdefault(point.layer, []).append((point.fraction, point.drop.value))
+        return curves
+
     def _make_scan(self, folder: Path) -> None:
-        config, network, prunable = self.recipe.scan, self._load(self.train), self._prunable
-        _, validation = self._parts
+        from secateur.sensitivity import scan_layers, scan_network
+
+        config, network, prunable = self.recipe.scan, self.load_network(self.train), self._prunable
+        _, validation = self.parts
         some = validation.spread(config.images)
         layers = len(prunable.names)
         points = len(config.fractions) + layers * len(config.layer_fractions) + 2
@@ -203,7 +227,7 @@ class Pipeline:
 
             def evaluate_on(images: Images) -> Any:
                 def evaluate(candidate: nn.Module) -> Any:
-                    right = correctness(candidate, images, self._prepare)
+                    right = correctness(candidate, images, self.prepare)
                     tick.advance(note=f"{100 * right.mean():.2f} %")
                     return right
 
@@ -226,6 +250,8 @@ class Pipeline:
         config = self.recipe.scan
         if config.threshold is not None:
             return config.threshold
+        from secateur.sensitivity import ScanPoint, choose_threshold
+
         points = [ScanPoint.from_dict(point) for point in self.scan.json("scan.json")["network"]]
         return choose_threshold(points, config.tolerance)
 
@@ -233,25 +259,31 @@ class Pipeline:
 
     @property
     def _fraction(self) -> float:
-        fraction = self.recipe.prune.fraction
-        return self.threshold if fraction == "scan" else fraction
+        config = self.recipe.prune
+        if config.target is not None:
+            return 1 - config.target
+        return self.threshold if config.fraction == "scan" else config.fraction
 
     @cached_property
     def rounds(self) -> list[Stage]:
         """Each round of pruning and retraining."""
         config, done, before = self.recipe.prune, [], self.train
         for index in range(1, config.rounds + 1):
-            fraction = fraction_after(index, config.rounds, self._fraction)
+            fraction = fraction_after(index, config.rounds, self._fraction, config.schedule)
             says = {
                 "fraction": fraction,
-                "prune": _said(config, "fraction", "rounds"),
+                "prune": _said(config, "fraction", "rounds", "schedule", "target"),
                 "train": _said(self.recipe.train),
                 "seed": self.recipe.seed,
+                "engine": 2,  # removes in every round; the first one masked and removed at the end
             }
+            upstream = {"before": before}
+            if config.scope == "sensitivity":
+                upstream["scan"] = self.scan
             stage = self._stage(
                 f"prune-{index}",
                 says,
-                {"before": before},
+                upstream,
                 lambda folder, i=index, f=fraction, b=before: self._make_round(folder, i, f, b),
             )
             done.append(stage)
@@ -259,16 +291,38 @@ class Pipeline:
         return done
 
     def _make_round(self, folder: Path, index: int, fraction: float, before: Stage) -> None:
-        config, network = self.recipe.prune, self._load(before)
-        previous = Masks.load(before.folder / "masks.safetensors") if index > 1 else None
-        masks = make_masks(network, self._prunable, fraction, config.round_to, previous)
-        masks.apply_(network)
+        config, network = self.recipe.prune, self.load_network(before)
+        plan = self._plan_round(network, fraction, index)
+        smaller = remove(network, plan)
+        masks = self._mask_weights(smaller, plan, fraction, before)
+        masks.apply_(smaller)
         if config.retrain == "reinit":
-            network = reinitialize(network, masks, self.recipe.seed + index)
-            network = self._place(network)
+            smaller = reinitialize(smaller, masks, self.recipe.seed + index)
+        so_far = _plan_of(before).then(plan)
+        write_text(folder / "plan.json", so_far.to_json())
         label = f"prune {index}/{config.rounds} to {fraction:.3f}"
-        self._train_into(folder, network, self._retraining, masks, label)
+        self._train_into(folder, self.place(smaller), self._retraining, masks, label)
         masks.save(folder / "masks.safetensors")
+
+    def _plan_round(self, network: nn.Module, fraction: float, index: int) -> Plan:
+        config = self.recipe.prune
+        if config.importance == "taylor":
+            training, _ = self.parts
+            leave_gradients(network, training.spread(GRADIENT_IMAGES), self.prepare)
+        curves = self.sensitivity_curves() if config.scope == "sensitivity" else None
+        return plan_round(
+            network, self._example, self._start, config, fraction, self.recipe.seed + index, curves
+        )
+
+    def _mask_weights(
+        self, network: nn.Module, plan: Plan, fraction: float, before: Stage
+    ) -> Masks:
+        """Masks of single weights in linear layers, those of the round before included."""
+        path = before.folder / "masks.safetensors"
+        previous = None
+        if path.exists():
+            previous = Masks(shrink_state(Masks.load(path).tensors, plan))
+        return weight_masks(network, self._sparse_layers, fraction, previous)
 
     @property
     def _retraining(self) -> recipes.Train:
@@ -284,15 +338,15 @@ class Pipeline:
 
     @cached_property
     def remove(self) -> Stage:
-        """The physically smaller network."""
-        return self._stage("remove", {}, {"prune": self.rounds[-1]}, self._make_remove)
+        """The network without what its last round left dead."""
+        return self._stage("remove", {"engine": 2}, {"prune": self.rounds[-1]}, self._make_remove)
 
     def _make_remove(self, folder: Path) -> None:
         last = self.rounds[-1]
-        network, masks = self._load(last).cpu(), Masks.load(last.folder / "masks.safetensors")
-        plan = plan_removal(network, self._prunable, masks)
-        smaller = remove(network, plan)
-        (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
+        network = self.load_network(last).cpu()
+        dead = plan_dead(network, self._example)
+        smaller = remove(network, dead)
+        write_text(folder / "plan.json", _plan_of(last).then(dead).to_json())
         save_tensors(folder / "weights.safetensors", smaller.state_dict())
 
     # ---- export, quantize
@@ -316,8 +370,8 @@ class Pipeline:
 
     def _make_export(self, folder: Path) -> None:
         for variant, stage in (("reference", self.train), ("pruned", self.remove)):
-            network = self._load(stage).cpu()
-            export_onnx(network, self._input_shape, folder / f"{variant}.onnx", self._metadata)
+            network = self.load_network(stage).cpu()
+            export_onnx(network, self.input_shape, folder / f"{variant}.onnx", self._metadata)
 
     @cached_property
     def quantize(self) -> Stage:
@@ -329,12 +383,12 @@ class Pipeline:
     def _make_quantize(self, folder: Path) -> None:
         config = self.recipe.quantize
         source = self.export.folder / "pruned.onnx"
-        training, _ = self._parts
+        training, _ = self.parts
         generator = torch.Generator().manual_seed(self.recipe.seed)
         chosen = torch.randperm(len(training), generator=generator)[: config.images]
         images = training.take(chosen.to(self.device))
         ranges = calibrate(
-            source, batches(images, self._prepare, 64), config.method, config.percentile
+            source, batches(images, self.prepare, 64), config.method, config.percentile
         )
         write_json(folder / "ranges.json", ranges)
         quantize_onnx(source, ranges, folder / "quantized.onnx")
@@ -355,13 +409,13 @@ class Pipeline:
     def _make_bench(self, folder: Path) -> None:
         test = load(self.recipe.data.name, self.data_root, train=False)
         files: dict[str, Path] = {variant: self.file(variant) for variant in VARIANTS}
-        measured, right = measure(files, test, self._prepare, self.recipe.bench)
+        measured, right = measure(files, test, self.prepare, self.recipe.bench)
         for variant in VARIANTS:
-            network = self._load(self.train if variant == "reference" else self.remove).cpu()
+            network = self.load_network(self.train if variant == "reference" else self.remove).cpu()
             measured["variants"][variant] |= {
                 "parameters": parameters(network),
                 "nonzero_parameters": nonzero_parameters(network),
-                "macs": macs(network, self._input_shape),
+                "macs": macs(network, self.input_shape),
             }
         save_tensors(
             folder / "right.safetensors", {v: torch.from_numpy(r) for v, r in right.items()}
@@ -379,6 +433,12 @@ class Pipeline:
         else:
             say(f"{name}: in place  {stage.folder}")
         return stage
+
+
+def _plan_of(stage: Stage) -> Plan:
+    """All that left the trained network up to ``stage``."""
+    path = stage.folder / "plan.json"
+    return Plan.from_json(path.read_text(encoding="utf-8")) if path.exists() else Plan()
 
 
 def _said(part: recipes.Part, *without: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.errors import RecipeError
 
@@ -116,20 +116,41 @@ class Scan(Part):
 class Prune(Part):
     """Iterative pruning: rounds of masking and retraining, then removal.
 
-    ``fraction`` is what is gone at the end, of the filters in each prunable convolution and of the
-    weights in each linear layer; ``"scan"`` takes the scan's threshold. ``retrain``: ``finetune``
-    goes on at ``finetune_factor`` times the peak learning rate, constant; ``rewind`` replays the
-    whole learning-rate schedule from the trained weights; ``reinit`` draws what remains anew,
-    uniformly, and replays it. Widths left are rounded up to a multiple of ``round_to``.
+    ``fraction`` is what is gone at the end, of the channels that can go and of the weights in each
+    linear layer; ``"scan"`` takes the scan's threshold. ``objective`` with ``target`` removes
+    instead just as many channels as leave ``target`` of the network's ``macs`` or ``parameters``.
+    Which ones: those of least ``importance``, the same fraction of every group (``local``, as
+    published), wherever they are (``global``), or from each group as much as its own scanned curve
+    allows for one common loss (``sensitivity``). ``linear``: hidden linear layers lose single
+    ``weights``, as published, or whole ``neurons``. Widths left are rounded up to a multiple of
+    ``round_to``.
+
+    ``schedule`` says how much is gone after each of ``rounds``: ``geometric`` removes the same
+    share of what is left each time, ``cubic`` most of it early, ``one-shot`` all of it in the
+    first. ``retrain``: ``finetune`` goes on at ``finetune_factor`` times the peak learning rate,
+    constant; ``rewind`` replays the whole learning-rate schedule from the trained weights;
+    ``reinit`` draws what remains anew, uniformly, and replays it.
     """
 
     fraction: Fraction | Literal["scan"] = "scan"
+    objective: Literal["macs", "parameters"] | None = None
+    target: Annotated[float, Field(gt=0, le=1)] | None = None
+    importance: Literal["l1", "l2", "batch_norm", "taylor", "random"] = "l2"
+    scope: Literal["local", "global", "sensitivity"] = "local"
+    linear: Literal["weights", "neurons"] = "weights"
+    schedule: Literal["geometric", "cubic", "one-shot"] = "geometric"
     rounds: Count = 3
     epochs: Count
     retrain: Literal["finetune", "rewind", "reinit"] = "rewind"
     learning_rate: Positive | None = None
     finetune_factor: Annotated[float, Field(gt=0, le=1)] = 0.01
     round_to: Literal[1, 4, 8, 16] = 8
+
+    @model_validator(mode="after")
+    def _together(self) -> Prune:
+        if (self.objective is None) != (self.target is None):
+            raise ValueError("objective and target, both or neither")
+        return self
 
 
 class Quantize(Part):

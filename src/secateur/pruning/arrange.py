@@ -98,7 +98,7 @@ def _run_small(model: nn.Module, prunable: Prunable, sizes: Mapping[Axis, int]) 
     keeps = {axis: range(size) for axis, size in sizes.items()}
     try:
         carry_out(probe, Plan.of(keeps, prunable.wiring.sizes).cuts)
-        return Units(follow_channels(probe, prunable.example, prunable.wiring.trains))
+        return Units(follow_channels(probe, prunable.example, prunable.wiring))
     except NetworkError as error:
         raise Unsuited(f"smaller, the {error}") from error
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from secateur.pruning.wiring import FIXED, Nodes, Wiring
+from secateur.pruning.wiring import FIXED, Axis, Nodes, Wiring
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,15 @@ class Ledger:
     Args:
         wiring: What is learnt is entered here.
         weights: Parameters and buffers by ``id``.
+        wider: Axes of channels of the same network before it became smaller.
         stack: Names of the modules that are running, the innermost last.
     """
 
     def __init__(
-        self, wiring: Wiring, weights: dict[int, Weight], stack: Sequence[str]
+        self, wiring: Wiring, weights: dict[int, Weight], wider: Collection[Axis], stack: Sequence[str]
     ) -> None:
         self.wiring = wiring
-        self._weights, self._stack = weights, stack
+        self._weights, self.wider, self._stack = weights, wider, stack
         self._values: dict[int, tuple[Tensor, Value]] = {}  # keeps tensors alive, so ids are unique
 
     @property
@@ -88,6 +89,16 @@ class Ledger:
         assert axis is not None
         return self.wiring.nodes(weight.name, axis, weight.size[axis])
 
+    def _short(self, weight: Weight) -> list[int]:
+        """Which dimension of a weight with a single element is one of channels, if one is."""
+        if len(weight.shape) == 1:
+            return [0]
+        return [
+            d
+            for d, axis in enumerate(weight.axes)
+            if axis is not None and Axis(weight.name, axis) in self.wider
+        ]
+
     def labels(self, tensor: Tensor) -> Tensor:
         """Labels of ``tensor``; a weight with one axis that is longer than 1 is made of its nodes.
 
@@ -96,7 +107,7 @@ class Ledger:
         value = self.value(tensor)
         if isinstance(value, Tensor):
             return value
-        long = [d for d, size in enumerate(value.shape) if size > 1]
+        long = [d for d, size in enumerate(value.shape) if size > 1] or self._short(value)
         if len(long) == 1:
             shape = [-1 if d == long[0] else 1 for d in range(len(value.shape))]
             nodes = torch.from_numpy(self.nodes(value, long[0]))

@@ -321,7 +321,9 @@ def _meet(
     if main is None:
         main = torch.tensor(FIXED).expand(tuple(shape))
     for other in full:
-        if other is not main:
+        # One value, where there is one channel: it would be broadcast over any number of them.
+        single = not wide and not bool((_thin(other)[0] != FIXED).any())
+        if other is not main and not single:
             ours, theirs = (each.numpy() for each in _thin(main, [other]))
             ledger.wiring.join(ours, theirs, f"{spoken} meets channels that must stay")
             ledger.wiring.tell(ledger.where, f"{verb} them pair by pair", ours)
@@ -484,7 +486,8 @@ def _convolution(
     if given is None:
         given = np.full(images.shape[dimension], FIXED)
     inside, outside = (0, 1) if transposed else (1, 0)
-    if groups == 1:
+    # A depthwise convolution that shrank to one channel is still one.
+    if groups == 1 and Axis(weight.name, INPUTS) not in ledger.wider:
         made = ledger.nodes(weight, outside)
         _read(ledger, weight, inside, given)
         _make(ledger, weight, outside, made)

@@ -7,7 +7,6 @@ a pruned network is its spec, its plan and its weights, never a pickled module.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -93,13 +92,16 @@ class Plan(BaseModel):
     @classmethod
     def of(cls, keeps: Mapping[Axis, Sequence[int]], sizes: Mapping[Axis, int]) -> Plan:
         """The plan that keeps ``keeps`` along each axis, and all of the others."""
-        cuts = []
-        said = [(*_split(axis), tuple(keep), sizes[axis]) for axis, keep in keeps.items()
-                if axis.axis != INPUTS and list(keep) != list(range(sizes[axis]))]  # fmt: skip
-        for (module, dimension, keep, size), same in groupby(said, key=lambda s: (s[0], *s[2:])):
-            leaves = tuple(leaf for _, leaf, *_ in same)
-            cuts.append(Cut(module=module, axis=dimension, tensors=leaves, size=size, keep=keep))
-        return cls(cuts=tuple(cuts))
+        alike: dict[tuple[str, int, int, tuple[int, ...]], list[str]] = {}
+        for axis, keep in keeps.items():
+            if axis.axis != INPUTS and list(keep) != list(range(sizes[axis])):
+                module, _, leaf = axis.tensor.rpartition(".")
+                alike.setdefault((module, axis.axis, sizes[axis], tuple(keep)), []).append(leaf)
+        cuts = tuple(
+            Cut(module=module, axis=axis, tensors=tuple(leaves), size=size, keep=keep)
+            for (module, axis, size, keep), leaves in alike.items()
+        )
+        return cls(cuts=cuts)
 
     def keeps(self) -> dict[Axis, tuple[int, ...]]:
         """What stays along each axis that is cut."""
@@ -121,11 +123,6 @@ class Plan(BaseModel):
                         raise misfit(path, f"{cut.size} entries on axis {cut.axis}", len(before))
                     keeps[axis] = tuple(before[index] for index in cut.keep)
         return Plan.of(keeps, sizes)
-
-
-def _split(axis: Axis) -> tuple[str, str, int]:
-    module, _, leaf = axis.tensor.rpartition(".")
-    return module, leaf, axis.axis
 
 
 def misfit(where: str, expected: object, found: object) -> NetworkError:

@@ -67,20 +67,32 @@ def plan_removal(
     _check(fraction, scope, round_to, objective, target)
     prunable = find_prunable(model, example_input)
     scores = channel_importance(model, prunable, importance, seed)
+    normalize = importance in ("l1", "l2")
 
     def plan(fraction: float) -> Plan:
-        widths = choose_widths(
-            prunable, scores, fraction, scope, round_to, importance in ("l1", "l2"), curves
-        )
-        try:
-            return arrange(model, prunable, widths, scores)
-        except Unsuited as why:
-            raise NetworkError("cannot shrink the network", found=why) from why
+        widths = choose_widths(prunable, scores, fraction, scope, round_to, normalize, curves)
+        return plan_widths(model, prunable, widths, scores)
 
     if objective is None or target is None:
         return plan(fraction)
-    shape = tuple(example_input.shape[1:])
-    return _reach(model, plan, objective, target, shape)
+    return reach(model, plan, objective, target, example_input.shape[1:])
+
+
+def plan_widths(
+    model: nn.Module,
+    prunable: Prunable,
+    widths: Mapping[str, int],
+    scores: Mapping[str, Scores],
+) -> Plan:
+    """The plan that leaves each group as wide as said; see :func:`arrange`.
+
+    Raises:
+        NetworkError: The network does not work in these widths.
+    """
+    try:
+        return arrange(model, prunable, widths, scores)
+    except Unsuited as why:
+        raise NetworkError("cannot shrink the network", found=why) from why
 
 
 def choose_widths(
@@ -104,14 +116,27 @@ def choose_widths(
     }
 
 
-def _reach(
+def reach(
     model: nn.Module,
     plan: Callable[[float], Plan],
     objective: Objective,
     target: float,
     shape: Sequence[int],
 ) -> Plan:
-    """The plan of the smallest fraction that meets the target, to a 256th."""
+    """The plan of the smallest fraction that meets the target, to a 256th.
+
+    Args:
+        model: Left as it is.
+        plan: Gives the plan for a fraction; the larger the fraction, the smaller the network.
+        objective: What is counted.
+        target: At most this share of it stays, in (0, 1].
+        shape: Of one image, (C, H, W).
+
+    Raises:
+        NetworkError: The target cannot be reached.
+    """
+    if target == 1:
+        return Plan()
 
     def cost(network: nn.Module) -> int:
         return macs(network, shape) if objective == "macs" else parameters(network)

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 
-def fraction_after(index: int, rounds: int, target: float) -> float:
-    """Fraction pruned after round k of R: ``1 - (1 - target) ** (k / R)``.
+from typing import Literal
 
-    Each round removes the same share of what is left (Frankle & Carbin 2019, section 2), and the
-    last one reaches the target exactly.
+Schedule = Literal["geometric", "cubic", "one-shot"]
+
+
+def fraction_after(
+    index: int, rounds: int, target: float, schedule: Schedule = "geometric"
+) -> float:
+    """Fraction pruned after round k of R; the last round reaches the target exactly.
+
+    - ``geometric``: ``1 - (1 - target) ** (k / R)``, the same share of what is left in each round
+      (Frankle & Carbin 2019, section 2).
+    - ``cubic``: ``target * (1 - (1 - k / R) ** 3)``, most of it while much is left to choose from
+      (Zhu & Gupta 2017, eq. 1).
+    - ``one-shot``: all of it in the first round; the others only retrain.
 
     Args:
         index: k, in [0, rounds].
         rounds: R, 1 or more.
         target: In [0, 1).
+        schedule: One of the three.
 
     Raises:
         ValueError: An argument is out of range.
     """
     if rounds < 1 or not 0 <= index <= rounds or not 0 <= target < 1:
         raise ValueError(f"no round {index} of {rounds} to fraction {target}")
-    return target if index == rounds else 1 - (1 - target) ** (index / rounds)
+    if index == rounds or (schedule == "one-shot" and index > 0):
+        return target
+    if schedule == "cubic":
+        return target * (1 - (1 - index / rounds) ** 3)
+    return 0.0 if schedule == "one-shot" else 1 - (1 - target) ** (index / rounds)

@@ -26,7 +26,7 @@ def remove(model: nn.Module, plan: Plan) -> nn.Module:
     """
     smaller = copy.deepcopy(model)
     for fold in plan.folds:
-        _fold(smaller, fold)
+        fold_into(smaller, fold)
     carry_out(smaller, plan.cuts)
     return smaller
 
@@ -63,7 +63,7 @@ def apply_masks(model: nn.Module, plan: Plan) -> nn.Module:
     """
     masked = copy.deepcopy(model)
     for fold in plan.folds:
-        _fold(masked, fold)
+        fold_into(masked, fold)
     for cut in plan.cuts:
         for path in cut.paths:
             _require(_tensor(masked, path), path, cut)
@@ -168,7 +168,12 @@ def _refit(layer: nn.Module, before: Mapping[str, torch.Size]) -> None:
 
 
 @torch.no_grad()
-def _fold(model: nn.Module, fold: Fold) -> None:
+def fold_into(model: nn.Module, fold: Fold) -> None:
+    """Add what a layer makes of its constant inputs to a bias, in place.
+
+    Raises:
+        NetworkError: The fold does not fit.
+    """
     layer = _module(model, fold.module)
     if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
         raise misfit(fold.module, "a layer with weights", type(layer).__name__)

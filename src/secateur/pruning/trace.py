@@ -11,7 +11,7 @@ not look at values.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_iter
 from secateur.errors import NetworkError
 from secateur.pruning.labels import Ledger, Weight
 from secateur.pruning.operations import cannot_follow, rule_of
-from secateur.pruning.wiring import Wiring
+from secateur.pruning.wiring import Axis, Wiring
 
 
 class _Watch(TorchDispatchMode):
@@ -78,7 +78,7 @@ def example_of(example_input: Tensor) -> Tensor:
     return torch.empty_like(example_input[:1], device="meta", requires_grad=False)
 
 
-def follow_channels(probe: nn.Module, example: Tensor, trains: bool | None = None) -> Wiring:
+def follow_channels(probe: nn.Module, example: Tensor, larger: Wiring | None = None) -> Wiring:
     """Run ``probe``, a network of :func:`weightless`, on ``example`` and tell what was seen.
 
     It runs at inference and, if it can, in training, where heads may read what nothing reads else.
@@ -86,21 +86,23 @@ def follow_channels(probe: nn.Module, example: Tensor, trains: bool | None = Non
     Args:
         probe: Left in inference mode.
         example: One image, of :func:`example_of`.
-        trains: True if it must run in training, False if it need not, None to find out.
+        larger: Of the network that ``probe`` is a smaller version of: if that one ran in training,
+            this one has to.
 
     Raises:
         NetworkError: The network looks at values, or does not run on the input's shape.
     """
     wiring = Wiring()
-    _watch(probe.eval(), example, wiring)
-    if trains is False:
+    wider = {} if larger is None else larger.sizes
+    _watch(probe.eval(), example, wiring, wider)
+    if larger is not None and not larger.trains:
         return wiring
     both = copy.deepcopy(wiring)
     both.trains = True
     try:
-        _watch(probe.train(), example.expand(2, *example.shape[1:]), both)
+        _watch(probe.train(), example.expand(2, *example.shape[1:]), both, wider)
     except NetworkError:
-        if trains:
+        if larger is not None:
             raise
         return wiring
     finally:
@@ -108,14 +110,14 @@ def follow_channels(probe: nn.Module, example: Tensor, trains: bool | None = Non
     return both
 
 
-def _watch(probe: nn.Module, example: Tensor, wiring: Wiring) -> None:
+def _watch(probe: nn.Module, example: Tensor, wiring: Wiring, wider: Collection[Axis]) -> None:
     tensors = {**dict(probe.named_parameters()), **dict(probe.named_buffers())}
     weights = {
         id(tensor): Weight(name, tuple(range(tensor.ndim)), tuple(tensor.shape), tuple(tensor.shape))
         for name, tensor in tensors.items()
     }
     with _module_stack(probe) as stack, torch.inference_mode():
-        ledger = Ledger(wiring, weights, stack)
+        ledger = Ledger(wiring, weights, wider, stack)
         try:
             with _Watch(ledger):
                 outputs = probe(example)

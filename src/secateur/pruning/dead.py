@@ -1,0 +1,310 @@
+"""Channels that do nothing: what nobody reads, and what says the same whatever the image.
+
+As the published method has it, a neuron left without input or without output connections goes too
+(arXiv 2001.04850, section 3.3; Han et al. 2015, section 3.5), through as many layers as that
+spreads. One without input still says a constant, which its readers' biases take up.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from secateur.pruning.arrange import Unsuited, arrange
+from secateur.pruning.channels import Group, Member, Prunable
+from secateur.pruning.find import find_prunable
+from secateur.pruning.masks import group_masks
+from secateur.pruning.plan import Fold, Plan
+from secateur.pruning.surgery import fold_into
+from secateur.pruning.wiring import INPUTS, Axis
+
+Bools = npt.NDArray[np.bool_]
+
+_CLOSE = 1e-12  # relative, in float64: vector and scalar code may round differently
+
+
+def plan_dead(model: nn.Module, example_input: Tensor) -> Plan:
+    """Plan the removal of every channel that can be told to do nothing.
+
+    - A channel whose readers' weights are all zero is not read; it goes.
+    - A channel whose filters are all zero is constant. Where each reader can take the constant up
+      exactly (in its bias, or in the running mean of the batch-norm after it) it is folded there;
+      where a reader pads its input with zeros, so that a border sees something else, it stays.
+
+    What a removal leaves without readers or inputs is looked at again, until nothing is left to do.
+    One channel of each layer always stays.
+
+    Args:
+        model: With zeros in its weights; left as it is.
+        example_input: A batch of the shape to run on, (N, C, H, W); only shape and dtype count.
+
+    Raises:
+        NetworkError: The network cannot be followed.
+    """
+    prunable = find_prunable(model, example_input)
+    work = copy.deepcopy(model).cpu().double().eval()
+    shape = (4, *example_input.shape[1:])
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    dead = {group.name: np.zeros(group.units, bool) for group in prunable.groups}
+    gated = np.concatenate([np.empty(0, np.int64), *prunable.wiring.gated])
+    folds: list[Fold] = []
+    while True:
+        found = {g.name: _unread(work, g) & ~dead[g.name] for g in prunable.groups}
+        if not any(_new(found, dead, prunable)):
+            silent = {
+                g.name: _unfed(work, prunable, g, gated) & ~dead[g.name] for g in prunable.groups
+            }
+            found = _fold_constants(work, prunable, silent, dead, images, folds)
+            if not any(_new(found, dead, prunable)):
+                break
+        for group in prunable.groups:
+            gone = _spare_one(found[group.name], dead[group.name])
+            dead[group.name] |= gone
+            group_masks(work, group, gone).apply_(work)
+    return Plan(folds=tuple(folds), cuts=_cuts(model, prunable, dead))
+
+
+def _new(found: Mapping[str, Bools], dead: Mapping[str, Bools], prunable: Prunable) -> Iterator[bool]:
+    for group in prunable.groups:
+        yield bool(_spare_one(found[group.name], dead[group.name]).any())
+
+
+def _spare_one(found: Bools, dead: Bools) -> Bools:
+    """``found``, less one where nothing else would be left."""
+    gone = found & ~dead
+    if (gone | dead).all() and gone.any():
+        gone = gone.copy()
+        gone[np.flatnonzero(gone)[0]] = False
+    return gone
+
+
+def _slices(model: nn.Module, member: Member) -> Bools:
+    """For each position of a member whether all its weights are zero."""
+    weight = model.get_parameter(member.axis.tensor).detach().movedim(member.axis.axis, 0)
+    return ~(weight.reshape(len(weight), -1) != 0).any(1).numpy()[member.index]
+
+
+def _all(group: Group, members: Sequence[Member], hold: Sequence[Bools]) -> Bools:
+    """For each unit whether it holds at every position it has in ``members``."""
+    every = np.ones(group.units, bool)
+    for member, holds in zip(members, hold, strict=True):
+        every[member.unit[~holds]] = False
+    return every
+
+
+def _unread(model: nn.Module, group: Group) -> Bools:
+    readers = list(group.readers())
+    return _all(group, readers, [_slices(model, member) for member in readers])
+
+
+def _unfed(model: nn.Module, prunable: Prunable, group: Group, gated: npt.NDArray) -> Bools:
+    """Units that nothing feeds: every filter that makes them from other channels is zero."""
+    inside = {member.axis.tensor for member in group.members if member.axis.axis == INPUTS}
+    makers = [member for member in group.makers() if member.axis.tensor not in inside]
+    unfed = _all(group, makers, [_slices(model, member) for member in makers])
+    if not makers:
+        return np.zeros(group.units, bool)
+    for member in group.members:
+        nodes = prunable.wiring.offsets[member.axis] + member.index
+        unfed[member.unit[np.isin(nodes, gated)]] = False
+    return unfed
+
+
+# ---- constants
+
+
+def _fold_constants(
+    work: nn.Module,
+    prunable: Prunable,
+    silent: Mapping[str, Bools],
+    dead: Mapping[str, Bools],
+    images: Tensor,
+    folds: list[Fold],
+) -> dict[str, Bools]:
+    """Fold what can be folded into ``work``; return which units that leaves unread."""
+    done = {name: np.zeros(len(units), bool) for name, units in silent.items()}
+    wanted = [
+        (group, unit)
+        for group in prunable.groups
+        for unit in np.flatnonzero(_spare_one(silent[group.name], dead[group.name])).tolist()
+    ]
+    if not wanted:
+        return done
+    seen = _Seen(work, images)
+    found = [(g.name, unit, _folds_of(seen, g, unit)) for g, unit in wanted]
+    able = [(name, unit, new) for name, unit, new in found if new is not None]
+    if not _try(seen, work, [fold for *_, new in able for fold in new], folds):
+        # One of them has a reader beside the one it was seen at: each for itself, then.
+        able = [each for each in able if _try(seen, work, each[2], folds)]
+    for name, unit, _ in able:
+        done[name][unit] = True
+    return done
+
+
+def _try(seen: _Seen, work: nn.Module, new: Sequence[Fold], folds: list[Fold]) -> bool:
+    """Fold into ``work`` and take their readers' weights away; put it back if that changes it."""
+    before = {name: tensor.clone() for name, tensor in work.state_dict().items()}
+    merged = _merged(new)
+    for fold in merged:
+        fold_into(work, fold)
+        with torch.no_grad():
+            work.get_submodule(fold.module).weight[:, list(fold.inputs)] = 0
+    if seen.differs(work):
+        work.load_state_dict(before)
+        return False
+    folds.extend(merged)
+    return True
+
+
+def _merged(folds: Sequence[Fold]) -> list[Fold]:
+    """The same folds, one for each layer."""
+    by: dict[tuple[str, str], dict[int, float]] = {}
+    for fold in folds:
+        pairs = zip(fold.inputs, fold.values, strict=True)
+        by.setdefault((fold.module, fold.into), {}).update(pairs)
+    return [
+        Fold(module=module, inputs=tuple(pairs), values=tuple(pairs.values()), into=into)
+        for (module, into), pairs in by.items()
+    ]
+
+
+class _Seen:
+    """What each layer of a network reads, and what comes out, for a few random images."""
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.model, self.images = model, images
+        self.read: dict[str, Tensor] = {}
+        self.norm: dict[str, str] = {}
+        made: dict[int, str] = {}
+        kept: list[Tensor] = []
+        with ExitStack() as stack, torch.inference_mode():
+            for name, layer in model.named_modules():
+                if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+                    stack.callback(layer.register_forward_hook(self._layer(name, made, kept)).remove)
+                elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    stack.callback(layer.register_forward_pre_hook(self._after(name, made)).remove)
+            self.output = _first(model(images))
+
+    def _layer(self, name: str, made: dict[int, str], kept: list[Tensor]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            kept.append(output)  # alive, so that its id stays its own
+            made[id(output)] = name
+            if name in self.read:
+                self.read[name] = torch.full_like(inputs[0], float("nan"))  # called twice
+            else:
+                self.read[name] = inputs[0].clone()
+
+        return hook
+
+    def _after(self, name: str, made: dict[int, str]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if id(inputs[0]) in made:
+                self.norm[made[id(inputs[0])]] = name
+
+        return hook
+
+    @torch.inference_mode()
+    def differs(self, model: nn.Module) -> bool:
+        """Whether ``model`` no longer computes what it did."""
+        scale = float(self.output.abs().max()) or 1.0
+        return float((_first(model(self.images)) - self.output).abs().max()) > 1e-9 * scale
+
+    def constants(self, module: str, inputs: Sequence[int]) -> list[float] | None:
+        """What each of some inputs of a layer always is, or None where one varies."""
+        read = self.read.get(module)
+        layer = self.model.get_submodule(module)
+        if read is None:
+            return None
+        axis = -1 if isinstance(layer, nn.Linear) else read.ndim - len(layer.kernel_size) - 1  # type: ignore[arg-type]
+        rows = read.movedim(axis, 0)[list(inputs)].reshape(len(inputs), -1)
+        low, high = rows.amin(1), rows.amax(1)
+        scale = float(rows.abs().max())
+        if not bool((high - low <= _CLOSE * scale).all()):  # false for nan too
+            return None
+        return rows[:, 0].tolist()
+
+
+def _first(output: object) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))  # type: ignore[attr-defined]
+    return output
+
+
+def _folds_of(seen: _Seen, group: Group, unit: int) -> list[Fold] | None:
+    """What takes a unit's constants up at each of its readers, or None where one cannot."""
+    folds = []
+    for reader in group.readers():
+        inputs = reader.index[reader.unit == unit].tolist()
+        layer = seen.model.get_submodule(reader.module)
+        values = seen.constants(reader.module, inputs)
+        if values is None:
+            return None
+        if not any(values):
+            continue
+        into = _home(seen, layer, reader)
+        if into is None:
+            return None
+        folds.append(
+            Fold(module=reader.module, inputs=tuple(inputs), values=tuple(values), into=into)
+        )
+    return folds
+
+
+def _home(seen: _Seen, layer: nn.Module, reader: Member) -> str | None:
+    """The tensor that can take up what a layer makes of constant inputs."""
+    name = reader.module
+    if reader.axis != Axis(f"{name}.weight" if name else "weight", 1):
+        return None
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        padded = layer.padding_mode == "zeros" and layer.padding not in (0, "valid") and any(
+            side != 0 for side in layer.padding
+        )
+        if layer.transposed or layer.groups > 1 or padded:
+            return None
+    if layer.bias is not None:
+        return f"{name}.bias"
+    norm = seen.norm.get(name)
+    if norm is None or seen.model.get_submodule(norm).running_mean is None:
+        return None
+    return f"{norm}.running_mean"
+
+
+# ---- cutting
+
+
+def _cuts(model: nn.Module, prunable: Prunable, dead: Mapping[str, Bools]) -> tuple:
+    """Cuts that take out exactly the dead units, or of a group that shrinks evenly some of them."""
+    scores = {name: (~gone).astype(float) for name, gone in dead.items()}
+    widths = {}
+    for group in prunable.groups:
+        gone = int(dead[group.name].sum())
+        widths[group.name] = group.steps - gone * group.steps // group.units
+    whole = {group.name: group.steps for group in prunable.groups if group.balanced}
+    plan = arrange(model, prunable, widths | whole, scores)
+    for name in whole:
+        for width in range(widths[name], whole[name]):
+            try:
+                even = arrange(model, prunable, widths | whole | {name: width}, scores)
+            except Unsuited:
+                continue
+            if _only_dead(prunable, even, dead):
+                plan, whole = even, whole | {name: width}
+                break
+    return plan.cuts
+
+
+def _only_dead(prunable: Prunable, plan: Plan, dead: Mapping[str, Bools]) -> bool:
+    keeps = plan.keeps()
+    for group in prunable.groups:
+        for member in group.members:
+            if member.axis in keeps:
+                gone = ~np.isin(member.index, keeps[member.axis])
+                if not dead[group.name][member.unit[gone]].all():
+                    return False
+    return True
