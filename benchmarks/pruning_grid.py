@@ -5,10 +5,10 @@ Run: python benchmarks/pruning_grid.py NETWORK --data DIR [--threads 1]
 
 FashionMNIST at 28x28 with each network's own strides, the geometry of the published study. A
 reference is trained for six epochs; each cell then removes channels once, until a given share of
-the multiply-accumulates is left, and retrains the smaller network for two epochs. Every cell at one
+the multiply-accumulates is left, and retrains the smaller network for one epoch. Every cell at one
 point has the same budget of multiply-accumulates, so that the cells compare. Controls: random
 channels; the unpruned network trained for as long; the same small architecture trained from
-scratch, for the two epochs alone and for all eight.
+scratch, for that one epoch and for all seven.
 
 Cells are appended to results/pruning_grid/NETWORK.jsonl as they end; those that are there are not
 run again. Each opens the test images once, when it is done; nothing is chosen by them.
@@ -48,7 +48,7 @@ NETWORKS = {
     "shufflenet_v2": "shufflenet_v2-fashionmnist-quick",
     "mobilenet_v2": "mobilenet_v2-fashionmnist-quick",
 }
-EPOCHS, MORE = 6, 2
+EPOCHS, MORE = 6, 1
 LEFT = (0.75, 0.5, 0.35, 0.25, 0.15)
 ARMS = {
     "random": {"importance": "random", "scope": "local"},
