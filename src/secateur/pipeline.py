@@ -25,6 +25,7 @@ from secateur.evaluate import correctness, leave_gradients
 from secateur.export import export_onnx
 from secateur.measure import measure
 from secateur.networks import build_network
+from secateur.pruning.channels import Prunable
 from secateur.pruning.dead import plan_dead
 from secateur.pruning.masks import Masks, weight_masks
 from secateur.pruning.plan import Plan
@@ -35,6 +36,7 @@ from secateur.pruning.surgery import rebuild, remove, shrink_state
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
 from secateur.recipe import Recipe
+from secateur.sensitivity import ScanPoint, choose_threshold, scan_layers, scan_network
 from secateur.store import Stage, Store, save_tensors, write_json, write_text
 from secateur.train import train
 
@@ -149,6 +151,10 @@ class Pipeline:
         """What can be taken out of the network as it is trained."""
         return start_of(self.fresh_network(), self._example, self.recipe.prune.linear)
 
+    @property
+    def _prunable(self) -> Prunable:
+        return self._start.prunable
+
     @cached_property
     def _sparse_layers(self) -> list[str]:
         """Linear layers that lose single weights."""
@@ -202,39 +208,26 @@ class Pipeline:
         """Accuracy on validation against the fraction pruned."""
         config = self.recipe.scan
         # Tolerance and a threshold by hand only read the curve: changing them scans nothing anew.
-        says = {"scan": _said(config, "tolerance", "threshold")}
+        says = {
+            "scan": _said(config, "tolerance", "threshold"),
+            "prune": {"linear": self.recipe.prune.linear},
+            "engine": 2,  # groups of channels that hang together, where the first took layers
+        }
         return self._stage("scan", says, {"train": self.train}, self._make_scan)
 
-    def sensitivity_curves(self) -> dict[str, list[tuple[float, float]]]:
-        """For each scanned layer its points (fraction removed, accuracy lost on validation)."""
-        from secateur.sensitivity import ScanPoint
-
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for said in self.scan.json("scan.json")["layers"]:
-            point = ScanPoint.from_dict(said)
-            curves.setdefault(point.layer, []).append((point.fraction, point.drop.value))
-        return curves
-
     def _make_scan(self, folder: Path) -> None:
-        from secateur.sensitivity import scan_layers, scan_network
-
         config, network, prunable = self.recipe.scan, self.load_network(self.train), self._prunable
         _, validation = self.parts
-        some = validation.spread(config.images)
-        layers = len(prunable.names)
+        some, weights = validation.spread(config.images), self._sparse_layers
+        layers = len(prunable.groups) + len(weights)
         points = len(config.fractions) + layers * len(config.layer_fractions) + 2
         with progress("scan", points) as tick:
-
-            def evaluate_on(images: Images) -> Any:
-                def evaluate(candidate: nn.Module) -> Any:
-                    right = correctness(candidate, images, self.prepare)
-                    tick.advance(note=f"{100 * right.mean():.2f} %")
-                    return right
-
-                return evaluate
-
-            whole = scan_network(network, prunable, config.fractions, evaluate_on(validation))
-            single = scan_layers(network, prunable, config.layer_fractions, evaluate_on(some))
+            whole = scan_network(
+                network, prunable, weights, config.fractions, validation, self.prepare, tick.advance
+            )
+            single = scan_layers(
+                network, prunable, weights, config.layer_fractions, some, self.prepare, tick.advance
+            )
         write_json(
             folder / "scan.json",
             {
@@ -244,14 +237,20 @@ class Pipeline:
             },
         )
 
+    def sensitivity_curves(self) -> dict[str, list[tuple[float, float]]]:
+        """For each scanned layer its points (fraction removed, accuracy lost on validation)."""
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for said in self.scan.json("scan.json")["layers"]:
+            point = ScanPoint.from_dict(said)
+            curves.setdefault(point.layer, []).append((point.fraction, point.drop.value))
+        return curves
+
     @property
     def threshold(self) -> float:
         """The fraction to prune that the scan, or the recipe by hand, settled on."""
         config = self.recipe.scan
         if config.threshold is not None:
             return config.threshold
-        from secateur.sensitivity import ScanPoint, choose_threshold
-
         points = [ScanPoint.from_dict(point) for point in self.scan.json("scan.json")["network"]]
         return choose_threshold(points, config.tolerance)
 

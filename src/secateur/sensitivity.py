@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import nn
 
-from secateur.errors import SecateurError
-from secateur.pruning.channels import Prunable
-from secateur.pruning.masks import effective_sparsity, make_masks
+from secateur import environment
+from secateur.console import say
+from secateur.data import Images, Preparation
+from secateur.pruning.channels import Group, Prunable, Scores
+from secateur.pruning.importance import channel_importance
+from secateur.pruning.masks import weight_masks
+from secateur.scanning.engine import Bools, EagerEngine, Engine, Level, Progress
+from secateur.scanning.fast import FastEngine
+from secateur.scanning.tape import Unsupported
 from secateur.statistics import Interval, paired_drop, proportion
-
-Evaluate = Callable[[nn.Module], npt.NDArray[np.bool_]]
-"""Tells for each validation image, shape (n,), whether the network is right; the same each time."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class ScanPoint:
     Attributes:
         layer: ``network`` where every layer is pruned alike, else the only one that is.
         fraction: What was asked for, in [0, 1).
-        effective_sparsity: Zeros among the prunable weights of ``layer`` as they were evaluated.
+        effective_sparsity: Zeros among the weights that make ``layer``'s channels, or that are
+            ``layer``'s, as they were evaluated.
         correct: Images the network is right on.
         n: Images.
         accuracy: In [0, 1], with its 95 % interval.
@@ -57,42 +59,58 @@ class ScanPoint:
 def scan_network(
     model: nn.Module,
     prunable: Prunable,
+    weights: Sequence[str],
     fractions: Iterable[float],
-    evaluate: Evaluate,
-    progress: Callable[[str], None] | None = None,
+    images: Images,
+    prepare: Preparation,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> list[ScanPoint]:
     """Prune every layer by the same fraction, for each of ``fractions``.
 
-    The first point is that of fraction 0, the unpruned network; it is evaluated once.
+    Of a group of n units the floor(fraction * n) of smallest l2 norm are masked, and so are single
+    weights of the layers in ``weights``. The first point is that of fraction 0, the unpruned
+    network; it is evaluated once.
 
     Args:
         model: Ends as it began, bit for bit.
         prunable: Of the same network.
+        weights: Linear layers that lose single weights; groups that they alone make are left out.
         fractions: Each in [0, 1).
-        evaluate: Called once for each fraction, and once without pruning.
-        progress: Told of each point, in words.
+        images: On the model's device.
+        prepare: From stored pixels to the network's input.
+        progress: Told how many more points' worth of work is done; of as many as there are points.
+        engine: Evaluates; the fastest that can, if not given.
 
     Raises:
-        SecateurError: The masks were not in force when ``evaluate`` returned.
+        NetworkError: Weights are not finite.
+        SecateurError: Masks were not in force during an evaluation.
     """
-    levels = [("network", 0.0), *(("network", f) for f in fractions if f > 0)]
-    return _scan(model, prunable, levels, evaluate, progress)
+    above_zero = [fraction for fraction in fractions if fraction > 0]
+    found = _Candidates(model, prunable, weights)
+    levels = [found.level("network", fraction) for fraction in above_zero]
+    return _scan(model, levels, images, prepare, progress, engine)
 
 
 def scan_layers(
     model: nn.Module,
     prunable: Prunable,
+    weights: Sequence[str],
     fractions: Iterable[float],
-    evaluate: Evaluate,
-    progress: Callable[[str], None] | None = None,
+    images: Images,
+    prepare: Preparation,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> list[ScanPoint]:
     """Prune one group or linear layer at a time, for each of ``fractions``; as scan_network.
 
-    The unpruned network is evaluated once, and gives no point.
+    Groups come first, then ``weights``. The unpruned network is evaluated once, and gives no point;
+    ``progress`` counts it.
     """
     above_zero = [fraction for fraction in fractions if fraction > 0]
-    levels = [("network", 0.0), *((name, f) for name in prunable.names for f in above_zero)]
-    return _scan(model, prunable, levels, evaluate, progress)[1:]
+    found = _Candidates(model, prunable, weights)
+    levels = [found.level(name, f) for name in found.names for f in above_zero]
+    return _scan(model, levels, images, prepare, progress, engine)[1:]
 
 
 def choose_threshold(points: Sequence[ScanPoint], tolerance_points: float) -> float:
@@ -119,61 +137,84 @@ def choose_threshold(points: Sequence[ScanPoint], tolerance_points: float) -> fl
     return threshold
 
 
+def fastest_engine(model: nn.Module, prepare: Preparation, images: Images) -> Engine:
+    """The engine for a network: the fast one where it can be had, else the eager one."""
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu":
+        return EagerEngine(model)
+    shape = (len(images), *prepare(images.pixels[:1]).shape[1:])
+    try:
+        return FastEngine(model, shape, environment.threads())
+    except Unsupported as why:
+        return _plain(model, why)
+
+
+def _plain(model: nn.Module, why: Unsupported) -> Engine:
+    say(f"scan: runs the whole network for each point, because {why}")
+    return EagerEngine(model)
+
+
+class _Candidates:
+    """What can be pruned, with what decides which of it goes first."""
+
+    def __init__(self, model: nn.Module, prunable: Prunable, weights: Sequence[str]) -> None:
+        self._model, self._weights = model, weights
+        self._scores: dict[str, Scores] = channel_importance(model, prunable, "l2")
+        self._groups = {
+            group.name: group
+            for group in prunable.groups
+            if not all(maker.module in weights for maker in group.makers())
+        }
+        self.names = [*self._groups, *weights]
+
+    def level(self, layer: str, fraction: float) -> Level:
+        """Prune one layer, or with ``network`` all of them."""
+        named = self.names if layer == "network" else [layer]
+        groups = [self._groups[name] for name in named if name in self._groups]
+        linear = [name for name in named if name not in self._groups]
+        kept = weight_masks(self._model, linear, fraction).tensors
+        return Level(
+            layer,
+            fraction,
+            [(group, self._gone(group, fraction)) for group in groups],
+            {name: kept[f"{name}.weight"] for name in linear},
+        )
+
+    def _gone(self, group: Group, fraction: float) -> Bools:
+        # 0.29 * 100 is 28.999999999999996 in floating point, and means 29; something always stays.
+        many = min(group.units - 1, math.floor(fraction * group.units + 1e-9 * group.units))
+        gone = np.zeros(group.units, np.bool_)
+        gone[np.argsort(self._scores[group.name], kind="stable")[:many]] = True
+        return gone
+
+
 def _scan(
     model: nn.Module,
-    prunable: Prunable,
-    levels: Sequence[tuple[str, float]],
-    evaluate: Evaluate,
-    progress: Callable[[str], None] | None,
+    levels: Sequence[Level],
+    images: Images,
+    prepare: Preparation,
+    progress: Progress | None,
+    engine: Engine | None,
 ) -> list[ScanPoint]:
-    """Points of ``levels``; the first must be fraction 0, which all are compared with."""
-    points: list[ScanPoint] = []
-    reference: npt.NDArray[np.bool_] | None = None
-    with _restored(model) as restore:
-        for layer, fraction in levels:
-            restore()
-            right, sparsity = _evaluate_pruned(model, prunable, layer, fraction, evaluate)
-            if reference is None:
-                reference = right
-            correct = int(right.sum())
-            accuracy, drop = proportion(correct, right.size), paired_drop(reference, right)
-            points.append(ScanPoint(layer, fraction, sparsity, correct, right.size, accuracy, drop))
-            if progress is not None:
-                progress(f"{layer} {fraction:g}: {100 * accuracy.value:.2f} %")
-    return points
-
-
-def _evaluate_pruned(
-    model: nn.Module, prunable: Prunable, layer: str, fraction: float, evaluate: Evaluate
-) -> tuple[npt.NDArray[np.bool_], float]:
-    """Prune ``model`` in place and evaluate it; return also the zeros there were."""
-    whole = layer == "network"
-    masks = make_masks(model, prunable, fraction if whole else {layer: fraction})
-    masks.apply_(model)
-    right = evaluate(model)
-    # Published scans were flat because what they evaluated was not what they had pruned.
-    if not masks.in_force(model):
-        raise SecateurError(
-            "masks were not in force during evaluation",
-            where=f"scan of {layer} at {fraction:g}",
-            expected="masked weights at zero",
-            found="masked weights that are not",
-        )
-    return right, effective_sparsity(model, prunable, None if whole else layer)
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Give a function that puts ``model`` back as it is now; called at the end in any case."""
-    tensors = [*model.parameters(), *model.buffers()]
-    copies = [tensor.detach().clone() for tensor in tensors]
-
-    @torch.no_grad()
-    def restore() -> None:
-        for tensor, saved in zip(tensors, copies, strict=True):
-            tensor.copy_(saved)
-
+    """Points of the unpruned network, which all are compared with, and of ``levels``."""
+    every = [Level("network", 0.0), *levels]
+    engine = engine or fastest_engine(model, prepare, images)
     try:
-        yield restore
-    finally:
-        restore()
+        right = engine.correct(every, images, prepare, progress)
+    except Unsupported as why:
+        right = _plain(model, why).correct(every, images, prepare, progress)
+    points = []
+    for level, ours in zip(every, right, strict=True):
+        correct = int(ours.sum())
+        points.append(
+            ScanPoint(
+                level.layer,
+                level.fraction,
+                level.zeros(model),
+                correct,
+                len(images),
+                proportion(correct, len(images)),
+                paired_drop(right[0], ours),
+            )
+        )
+    return points

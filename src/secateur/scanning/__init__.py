@@ -1,0 +1,1 @@
+"""Evaluating many masked versions of one network on the same images."""
