@@ -87,8 +87,6 @@ def cells() -> Iterator[Cell]:
     for left in LEFT:
         yield Cell(0, left, "sensitivity", "rewind")
         yield Cell(0, left, "sensitivity", "finetune")
-    for left in (0.5, 0.25):
-        yield Cell(0, left, "scratch-long", "one-cycle")
     for left in (0.5, 0.25, 0.15):
         for seed in (1, 2):
             for arm in ("l2-local", "random", "l2-global", "sensitivity"):
@@ -96,8 +94,8 @@ def cells() -> Iterator[Cell]:
             yield Cell(seed, left, "scratch", "one-cycle")
     for seed in (1, 2):
         yield Cell(seed, 1.0, "dense", "rewind")
-    for seed in (1, 2):
-        for left in (0.5, 0.25):
+    for left in (0.5, 0.25):
+        for seed in (0, 1, 2):
             yield Cell(seed, left, "scratch-long", "one-cycle")
     for left in (0.75, 0.35):
         for seed in (1, 2):

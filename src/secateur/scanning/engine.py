@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -49,14 +49,19 @@ class Level:
 
     def zeros(self, model: nn.Module) -> float:
         """Fraction of zeros among the weights that make what is pruned, once masked, in [0, 1]."""
-        masks = self.masks(model).tensors
-        made = [member.axis.tensor for group, _ in self.groups for member in group.makers()]
-        names = dict.fromkeys([*made, *(f"{name}.weight" for name in self.weights)])
+        made = {m.axis.tensor for group, _ in self.groups for m in group.makers()}
+        names = made | {f"{name}.weight" for name in self.weights}
+        # Of the groups only what is counted: a mask of all members of a group takes a while.
+        groups = [
+            (replace(g, members=tuple(m for m in g.members if m.axis.tensor in names)), gone)
+            for g, gone in self.groups
+        ]
+        masks = replace(self, groups=groups).masks(model).tensors
         entries = kept = 0
         for name in names:
             weight = model.get_parameter(name).detach()
             entries += weight.numel()
-            kept += int(weight.masked_fill(~masks[name].to(weight.device), 0).count_nonzero())
+            kept += int((weight.ne(0) & masks[name].to(weight.device)).count_nonzero())
         return 1 - kept / entries if entries else 0.0
 
 

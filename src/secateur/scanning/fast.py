@@ -30,7 +30,7 @@ BATCH = 128
 """Images side by side, at most: wide enough for vector units, few enough for the cache."""
 
 _STEP = 16  # images by which a batch grows
-_MEMORY = 256 * 2**20  # bytes that the activations of one batch may take
+_MEMORY = 512 * 2**20  # bytes that the activations of one batch may take
 _CHECKED = 16  # images on which each part is held against the network itself
 _LAYERS = ("convolution", "addmm", "mm")
 
@@ -154,17 +154,15 @@ class FastEngine:
         self, parts: Sequence[_Part], begin: Callable[[Tensor], Feed], prepared: Tensor
     ) -> None:
         """Hold one level of each part, the last, against the masked network on a few images."""
-        feed, training = begin(prepared), self._model.training
-        self._model.eval()
+        feed = begin(prepared)
         for part in parts:
             last = part.levels[-1]
-            with masked(self._model, last[1]), torch.inference_mode():
-                expected = self._model(prepared).T.numpy()
+            with masked(self._model, last[1]):
+                expected = _logits(self._model, prepared)
             ((_, found),) = self._run(part, [last], feed)
             close = 1e-3 * max(1.0, float(np.abs(expected).max()))
             if not np.allclose(found[:, : len(prepared)], expected, rtol=0, atol=close):
                 raise Unsupported(f"other logits than the network's at {last[1].layer}")
-        self._model.train(training)
 
     def _parts(self, levels: Sequence[Level]) -> list[_Part]:
         """Levels that mask the same layers share a part."""
@@ -191,7 +189,7 @@ class FastEngine:
                 channels = self._layout.shape(self._readers(member)[0].inputs[0])[1]
                 ones = np.ones((1, channels, 1, 1), np.float32)
                 mask = masks.setdefault(f"mask_{member.axis.tensor}", ones)
-                pass
+                mask[:, member.index[gone[member.unit]]] = 0
         return masks
 
     def _readers(self, member: Member) -> list[Call]:
@@ -222,3 +220,12 @@ class FastEngine:
             )
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise Unsupported(f"ONNX Runtime: {error}".splitlines()[0]) from error
+
+
+@torch.inference_mode()
+def _logits(model: nn.Module, prepared: Tensor) -> Array:
+    """What ``model`` says, (classes, N)."""
+    training = model.training
+    logits = model.eval()(prepared)
+    model.train(training)
+    return logits.T.numpy()

@@ -136,22 +136,17 @@ class _Writer(Nodes):
         offset = -center * scale
         return scale, offset if beta is None else offset + take[beta.name]
 
-    def _filled(
-        self, kernel: Array, shift: Array | None, value: Value, output: Value, groups: int
-    ) -> tuple[Array, Array | None]:
-        outputs, inputs = self._layout.extra.get(output, 0), self._layout.extra.get(value, 0)
-        inputs = inputs if groups == 1 else 0
-        kernel = np.pad(kernel, ((0, outputs), (0, inputs), (0, 0), (0, 0)))
-        return kernel, shift if shift is None else np.pad(shift, (0, outputs))
-
     def _mask(self, call: Call, weight: str) -> str:
         value = call.inputs[0]
         if id(call) not in self._masked:
             return tensor_name(value)
-        mask = (f"mask_{weight}", (1, self._layout.shape(value)[1], 1, 1))
-        if mask not in self.inputs:
-            self.inputs.append(mask)
-        return self._node("Mul", [tensor_name(value), mask[0]])
+        mask = self._input(f"mask_{weight}", (1, self._layout.shape(value)[1], 1, 1))
+        return self._node("Mul", [tensor_name(value), mask])
+
+    def _input(self, name: str, shape: Shape) -> str:
+        if (name, shape) not in self.inputs:  # a layer may be called twice
+            self.inputs.append((name, shape))
+        return name
 
     def _convolve(
         self, inputs: list[str], output: Value, spans: Sequence[Span], channels: int, groups: int
@@ -185,8 +180,7 @@ class _Writer(Nodes):
             raise Unsupported("a product that is not a linear layer")
         name = self._mask(call, weight.name)
         if weight.name in self._open:
-            kernel = f"weight_{weight.name}"
-            self.inputs.append((kernel, (*weight.shape, 1, 1)))
+            kernel = self._input(f"weight_{weight.name}", (*weight.shape, 1, 1))
         else:
             kernel = self._constant(self._weights[weight.name][..., None, None])
         shift = [] if bias is None else [self._constant(self._weights[bias.name])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter or buffer by its first name, perhaps transposed."""
+    """A parameter or buffer by its first name and its own shape, perhaps read transposed."""
 
     name: str
     shape: tuple[int, ...]
@@ -53,12 +54,12 @@ class Call:
     args: tuple[Any, ...]
     outputs: tuple[Value, ...]
 
-    @property
+    @cached_property
     def inputs(self) -> list[Value]:
         """Values it reads, in order."""
         return [item for item in tree_iter(self.args) if isinstance(item, Value)]
 
-    @property
+    @cached_property
     def weights(self) -> list[Weight]:
         """Weights it reads, in order."""
         return [item for item in tree_iter(self.args) if isinstance(item, Weight)]
