@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secateur.pruning.find import find_prunable
     from secateur.pruning.removal import plan_removal
     from secateur.pruning.surgery import apply_masks, remove
 
-__all__ = ["apply_masks", "plan_removal", "remove"]
+__all__ = ["apply_masks", "find_prunable", "plan_removal", "remove"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "apply_masks": "secateur.pruning.surgery",
+    "find_prunable": "secateur.pruning.find",
     "plan_removal": "secateur.pruning.removal",
     "remove": "secateur.pruning.surgery",
 }
