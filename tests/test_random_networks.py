@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import secateur
-from odd_networks import assert_same, batch, conv, lively, outputs, shuffled, tail
+from odd_networks import batch, conv, lively, outputs, shuffled, tail
 from secateur.cost import parameters
 from secateur.pruning.find import find_prunable
 
@@ -160,7 +160,10 @@ def test_removed_is_masked(build, end, fraction, round_to, importance):
     network = lively(nn.Sequential(conv(3, 8), body, conv(width, 8, 1), end(8)), IMAGES)
     plan = secateur.plan_removal(network, IMAGES, fraction, importance, round_to=round_to)
     masked, removed = secateur.apply_masks(network, plan), secateur.remove(network, plan)
-    assert_same(masked, removed, IMAGES)
+    expected = outputs(masked, IMAGES)
+    assert (expected - outputs(removed, IMAGES)).abs().max() <= 1e-9 * expected.abs().max()
+    # Of very few channels every ReLU may be dead: equal, but that would say nothing.
+    assume(expected.std(0).max() > 1e-4 * expected.abs().max())
     groups = find_prunable(network, IMAGES).groups
     assert "2" in {group.name for group in groups}  # nothing counts positions there
     if any(group.width(fraction, round_to) < group.steps for group in groups if not group.balanced):
