@@ -64,8 +64,12 @@ def side_of(name: str) -> int:
 
 
 def small_side_of(name: str) -> int:
-    """Height and width that it is run at; Inception's second head needs all of 299 in training."""
-    return 299 if name == "inception_v3" else 64
+    """Height and width that it is run at.
+
+    Inception's second head needs all of 299 in training. VGG pools to 7x7, which ONNX can say where
+    the map is 7x7 already, or a divisor or a multiple of it.
+    """
+    return 299 if name == "inception_v3" else 224 if name.startswith("vgg") else 64
 
 
 def build(name: str) -> nn.Module:
