@@ -38,6 +38,46 @@ def test_each_half_keeps_its_own_best_where_the_halves_differ() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        lambda a: a.flip(3),
+        lambda a: a.roll(1, 3),
+        lambda a: a.transpose(2, 3),
+        lambda a: a.rot90(1, (2, 3)),
+        lambda a: F.pad(a, (1, 0, 0, 0))[..., :-1],
+        lambda a: torch.cat([a[..., 1:], a[..., :1]], 3),
+        lambda a: a.float().double(),
+        lambda a: F.avg_pool2d(a, 3, 1, 1),
+    ],
+)
+def test_halves_of_which_one_is_moved_do_not_stand_in_for_each_other(pixels) -> None:
+    scores = np.arange(16.0)  # the second half is better throughout
+    network = halves(pixels, lambda b: b)
+    assert kept(network, {"a": 8}, {"a": scores})["a.weight"] == [*range(4, 8), *range(12, 16)]
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        lambda x: x.roll(x.shape[1] // 8, 3),
+        lambda x: F.avg_pool2d(x, 1 + x.shape[1] // 8, 1),
+        lambda x: F.pad(x, (x.shape[1], 0)),
+        lambda x: x[..., x.shape[1] // 8 :],
+        lambda x: x + x.shape[1],
+    ],
+)
+def test_a_width_that_decides_what_happens_to_pixels_protects(pixels) -> None:
+    def call(network, x):
+        return network.b(pixels(network.a(x))).mean((2, 3))
+
+    network = Net(call, a=conv(3, 16), b=conv(16, 4)).double()
+    found = find_prunable(network, IMAGES)
+    assert not found.groups
+    (reason,) = [layer.reason for layer in found.protected if layer.name == "a"]
+    assert "computes with" in reason or "it does not run" in reason
+
+
 def test_alike_halves_do_not_compete_but_for_the_places_there_are() -> None:
     network = Net(lambda n, x: n.b(shuffled(n.a(x), 2)), a=conv(3, 4), b=conv(4, 2)).double()
     prunable = find_prunable(network, IMAGES)

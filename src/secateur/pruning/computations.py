@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter
 
 from secateur.pruning.labels import Ledger, Value, Weight, thin
 from secateur.pruning.rules import (
     argument,
     fixed,
     name_of,
+    note_numbers,
     rule,
     rule_where,
     tensors_in,
@@ -31,20 +31,13 @@ _ELEMENTWISE = {
 }
 
 
-def _note_numbers(ledger: Ledger, name: str, values: Any) -> None:
-    for value in tree_iter(values):
-        single = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
-        if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-            ledger.wiring.scalars.append((name, float(value)))
-
-
 @rule("full", "full_like", "new_full", "scalar_tensor")
 def _constant(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     """No channel makes it, but its value may come from a width."""
     value = argument(func, args, kwargs, "fill_value")
-    _note_numbers(ledger, name_of(func), args[0] if value is None else value)
+    note_numbers(ledger, name_of(func), args[0] if value is None else value)
     ledger.label(result, fixed(result))
 
 
@@ -74,7 +67,7 @@ def _elementwise(
 ) -> None:
     """Channels that meet element by element become one; a value for all leaves them apart."""
     name = name_of(func).rstrip("_")
-    _note_numbers(ledger, name, (args, kwargs))
+    note_numbers(ledger, name, (args, kwargs))
     inputs = tensors_in(args, kwargs)
     if name == "prelu" and inputs[1].numel() > 1:  # its weights lie along dimension 1
         weights = inputs[1].view(1, -1, *[1] * (inputs[0].ndim - 2))
@@ -162,6 +155,7 @@ def _plane(
     found = _PLANES.match(name)
     assert found is not None
     pixels = int(found[2])
+    note_numbers(ledger, name, args[1:])
     labels = ledger.labels(args[0])
     first = labels.ndim - pixels
     mixed = [d for d in varying(labels) if d >= first]

@@ -14,15 +14,16 @@ from secateur.pruning.rules import (
     fixed,
     keep,
     name_of,
+    note_numbers,
     rule,
     spread,
     tensors_in,
     vector,
 )
-from secateur.pruning.wiring import FIXED, INPUTS, Axis, Nodes
+from secateur.pruning.wiring import INPUTS, Axis, Nodes
 
 
-def _channels(ledger: Ledger, tensor: Tensor, dimension: int) -> Nodes | None:
+def _channels(ledger: Ledger, tensor: Tensor, dimension: int) -> Nodes:
     """Labels along the dimension of channels; those that share a place there become one."""
     labels = ledger.labels(tensor)
     dimension %= labels.ndim
@@ -62,8 +63,8 @@ def _convolution(
         return
     dimension = images.ndim - (weights.ndim - 1)
     given = _channels(ledger, images, dimension)
-    if given is None:
-        given = np.full(images.shape[dimension], FIXED)
+    for number in ("stride", "padding", "dilation", "output_padding"):
+        note_numbers(ledger, number, argument(func, args, kwargs, number))
     inside, outside = (0, 1) if transposed else (1, 0)
     # A depthwise convolution that shrank to one channel is still one.
     if groups == 1 and Axis(weight.name, INPUTS) not in ledger.wider:
@@ -105,9 +106,7 @@ def _grouped(ledger: Ledger, weight: Weight, given: Nodes, groups: int, transpos
     ledger.wiring.join(blocks[:, :1], made, "")
     together = "filters each on its own" if blocks.shape[1] == 1 else "filters them in groups"
     ledger.wiring.tell(ledger.where, together, inputs)
-    if (
-        transposed
-    ):  # outputs of a group share one axis of the weight: its first input stands for them
+    if transposed:  # a group's outputs share one axis of the weight: its first input is for all
         return np.repeat(made[:, 0], weight.shape[1])
     return makers
 
@@ -159,8 +158,6 @@ def _dense(
         _computed(ledger, func, args, result)
         return
     given = _channels(ledger, args[0], -1)
-    if given is None:
-        given = np.full(args[0].shape[-1], FIXED)
     made = ledger.nodes(weight, outside)
     _read(ledger, weight, inside, given)
     _make(ledger, weight, outside, made)
@@ -176,8 +173,7 @@ def _channel_norm(
     """Scales and shifts each channel; a group norm mixes those of a group."""
     name = name_of(func)
     given = _channels(ledger, args[0], 1)
-    if given is None:
-        given = np.full(args[0].shape[1], FIXED)
+    note_numbers(ledger, "eps", argument(func, args, kwargs, "eps"))
     what = "normalizes each on its own"
     if "group" in name:
         groups = argument(func, args, kwargs, "num_groups" if name == "group_norm" else "group")

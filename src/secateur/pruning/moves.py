@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from secateur.pruning.rules import (
     argument,
     cannot_follow,
     name_of,
+    note_numbers,
     rule,
     spare,
     tensors_in,
@@ -22,19 +25,14 @@ from secateur.pruning.rules import (
 )
 from secateur.pruning.wiring import FIXED, Nodes, known
 
-_SAME = (
-    *("alias", "clone", "contiguous", "detach", "lift_fresh", "to", "_to_copy", "type_as"),
-    *(
-        "dropout",
-        "dropout_",
-        "feature_dropout",
-        "feature_dropout_",
-        "alpha_dropout",
-        "native_dropout",
-    ),
-    *("alpha_dropout_", "feature_alpha_dropout"),
+_COPIES = ("alias", "clone", "contiguous", "detach", "lift_fresh")
+_CONVERSIONS = (
+    *("to", "_to_copy", "type_as", "dropout", "dropout_", "native_dropout", "alpha_dropout"),
+    *("alpha_dropout_", "feature_dropout", "feature_dropout_", "feature_alpha_dropout"),
 )
 _VIEWS = ("view", "reshape", "_unsafe_view", "_reshape_copy")
+_RASTER = (*_VIEWS, "flatten", "unflatten", "squeeze", "unsqueeze")
+"""Every element stays where it is in the order of a C array."""
 _MOVES = (
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T"),
     *("squeeze", "unsqueeze", "expand", "repeat", "repeat_interleave", "tile", "flatten"),
@@ -44,12 +42,21 @@ _MOVES = (
 )
 
 
-@rule(*_SAME)
-def _same(
+@rule(*_COPIES)
+def _copy(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     for tensor in tensors_in(result):
         ledger.carry(tensor, ledger.value(args[0]))
+
+
+@rule(*_CONVERSIONS)
+def _convert(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Each element stays in its place, but not what it is."""
+    for tensor in tensors_in(result):
+        ledger.label(tensor, ledger.value(args[0]))
 
 
 @rule(*_MOVES, *_VIEWS)
@@ -74,10 +81,36 @@ def _move(
     after = [spare(labels) for labels in move(before if many else before[0])]
     if len(before) == 1 and not _keeps_order(before[0], after):
         ledger.wiring.couple(thin(before[0])[0].numpy(), f"{name} at {ledger.where}")
+    routes = many or name in _RASTER or _keeps_pixels(ledger, name, before[0], after, move)
     for tensor, labels in zip(tensors_in(result), after, strict=True):
-        ledger.carry(tensor, labels)
-    if len(before) == 1:
+        (ledger.carry if routes else ledger.label)(tensor, labels)
+    if not many:
         _tell_orders(ledger, name, before[0], move)
+
+
+def _keeps_pixels(
+    ledger: Ledger,
+    name: str,
+    before: Tensor,
+    after: list[Tensor],
+    move: Callable[[Tensor], list[Tensor]],
+) -> bool:
+    """Whether each channel's elements stay in their order, so that channels are only routed.
+
+    Where they do not, it is noted where they go: a width must not decide it.
+    """
+    wide = varying(before)
+    sizes = [1 if d in wide else size for d, size in enumerate(before.shape)]
+    places = torch.arange(math.prod(sizes)).view(sizes).expand(before.shape)
+    keeps = True
+    for labels, moved_places in zip(after, move(places), strict=True):
+        ours = [d for d in varying(labels) if d not in varying(moved_places)]
+        channel = tuple(0 if d in ours else slice(None) for d in range(labels.ndim))
+        line = moved_places[channel].flatten()
+        if not torch.equal(line, torch.arange(math.prod(sizes))):
+            keeps = False
+            ledger.wiring.scalars.append((name, float(zlib.crc32(line.numpy().tobytes()))))
+    return keeps
 
 
 def _reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
@@ -185,7 +218,9 @@ def _cat(
         for d in range(result.ndim)
     )
     joined = torch.cat([part[index] for part in parts], dimension)
-    ledger.carry(result, joined.expand(result.shape))
+    joined = joined.expand(result.shape)
+    routes = len(parts) == 1 or dimension in varying(joined)  # else it makes larger maps
+    (ledger.carry if routes else ledger.label)(result, joined)
 
 
 @rule("pad", "constant_pad_nd", "_pad_enum")
@@ -210,7 +245,8 @@ def _pad(
             if before < 0 or after < 0:
                 ledger.wiring.couple(labels.numpy(), f"pad at {ledger.where}")
         else:
+            note_numbers(ledger, name, (before, after))
             size = list(labels.shape)
             size[dimension] += before + after
             labels = labels.narrow(dimension, 0, 1).expand(size)
-    ledger.carry(result, labels)
+    ledger.label(result, labels)

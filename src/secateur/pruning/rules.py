@@ -19,8 +19,6 @@ from secateur.pruning.wiring import FIXED, Nodes
 Rule = Callable[[Ledger, Any, tuple[Any, ...], dict[str, Any], Any], None]
 
 _RULES: dict[str, Rule] = {}
-
-
 _OTHERS: list[tuple[Callable[[Any], bool], Rule]] = []
 
 
@@ -67,6 +65,14 @@ def argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
             default = known_as.default_value
             return args[position] if position < len(args) else kwargs.get(name, default)
     return None
+
+
+def note_numbers(ledger: Ledger, name: str, values: Any) -> None:
+    """Note each number that an operation is given, so that one made of a width is noticed."""
+    for value in tree_iter(values):
+        single = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
+        if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            ledger.wiring.scalars.append((name, float(value)))
 
 
 def fixed(tensor: Tensor) -> Tensor:

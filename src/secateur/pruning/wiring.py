@@ -61,7 +61,7 @@ class Wiring:
         protections: Nodes that must stay, each with why.
         couplings: Nodes that an operation splits or reorders by position, each with what.
         gated: Nodes whose channels something else multiplies or shifts as a whole.
-        scalars: Every number that entered an elementwise operation, in order.
+        scalars: Every number that an operation was given, widths aside, in order.
         visits: For each computed result, in order, the nodes that it carries.
         unfollowed: Operations that could not be followed, as ``name at module``.
         trains: Whether the network was seen in training too.

@@ -118,11 +118,11 @@ class Histogram:
 
     def central(self, share: float) -> tuple[float, float]:
         """The narrowest bounds, in bins, that leave out at most (1 - share) / 2 at each end."""
-        cumulative = np.cumsum(self._counts)
-        total = int(cumulative[-1])
-        left_out = total * (1 - share) / 2
-        first = int(np.searchsorted(cumulative, left_out, side="right"))
-        last = int(np.searchsorted(cumulative, total - left_out, side="left"))
+        left_out = int(self._counts.sum()) * (1 - share) / 2
+        first = int(np.searchsorted(np.cumsum(self._counts), left_out, side="right"))
+        # Counted from above, not as a difference: that would round, and leave out one too many.
+        from_above = np.searchsorted(np.cumsum(self._counts[::-1]), left_out, side="right")
+        last = 2 * self.HALF - 1 - int(from_above)
         width = self._reach / self.HALF
         low, high = -self._reach + first * width, -self._reach + (last + 1) * width
         return max(low, self.low), min(high, self.high)
