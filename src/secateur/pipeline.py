@@ -41,10 +41,10 @@ from secateur.store import Stage, Store, save_tensors, write_json, write_text
 from secateur.train import train
 
 Variant = Literal["reference", "pruned", "quantized"]
+VARIANTS: tuple[Variant, ...] = ("reference", "pruned", "quantized")
+
 GRADIENT_IMAGES = 2000
 """Training images whose mean gradient first-order importance uses."""
-
-VARIANTS: tuple[Variant, ...] = ("reference", "pruned", "quantized")
 
 
 @dataclass
@@ -276,6 +276,8 @@ class Pipeline:
                 "seed": self.recipe.seed,
                 "engine": 2,  # removes in every round; the first one masked and removed at the end
             }
+            if config.objective == "latency":
+                says["threads"] = self.recipe.bench.threads
             upstream = {"before": before}
             if config.scope == "sensitivity":
                 upstream["scan"] = self.scan
