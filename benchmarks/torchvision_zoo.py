@@ -31,7 +31,7 @@ from secateur.cost import macs, parameters
 from secateur.export import export_onnx
 from secateur.pruning.find import find_prunable
 from secateur.pruning.trace import weightless
-from secateur.runtime import OnnxRuntime
+from secateur.runtimes import OnnxRuntime
 
 FAMILIES = {
     "AlexNet": ["alexnet"],

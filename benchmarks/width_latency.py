@@ -34,7 +34,7 @@ from secateur.pruning.plan import Plan
 from secateur.pruning.removal import choose_widths, plan_widths, reach
 from secateur.pruning.surgery import remove
 from secateur.recipe import Network
-from secateur.runtime import Runtime
+from secateur.runtimes import Runtime
 
 CASES = [
     ("shufflenet_v2_x1_0", "paper", 224, 3),

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import DataError, SecateurError
-from secateur.quantization.calibrate import Histogram, calibrate
+from secateur.quantization.calibrate import calibrate
+from secateur.quantization.histogram import Histogram
 from test_runtime import pointwise
 
 RNG = np.random.default_rng(0)

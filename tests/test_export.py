@@ -5,7 +5,7 @@ from torch import nn
 
 from secateur.errors import NetworkError, StoreError
 from secateur.export import export_onnx, fold_batch_norms, simplify_adaptive_pools
-from secateur.runtime import OnnxRuntime
+from secateur.runtimes import OnnxRuntime
 from tiny_networks import NETWORKS, images
 
 METADATA = {"mean": "[0.5]", "classes": '["cat", "dog"]'}

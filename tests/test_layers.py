@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "__init__"},
     {"recipe", "console", "environment"},
     {"store", "data", "networks", "records", "statistics", "onnx_graph"},
-    {"runtime", "cost", "kernels", "evaluate"},
+    {"runtimes", "cost", "kernels", "evaluate"},
     {"benchmark", "quantization", "export", "layer_latency"},
     {"network_latency"},
     {"train", "pruning"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"sensitivity"},
     {"pipeline", "report"},
     {"collect"},
-    {"run", "show"},
+    {"run", "show", "explain"},
     {"cli"},
     {"__main__"},
 ]

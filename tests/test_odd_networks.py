@@ -9,7 +9,7 @@ from odd_networks import FOLLOWED, Net, assert_same, batch, conv, lively, output
 from secateur.cost import parameters
 from secateur.export import export_onnx
 from secateur.pruning.find import find_prunable
-from secateur.runtime import OnnxRuntime
+from secateur.runtimes import OnnxRuntime
 
 
 @pytest.mark.parametrize("name", FOLLOWED)

@@ -12,8 +12,9 @@ from secateur.onnx_graph import Graph
 from secateur.quantization.affine import INT8_SYMMETRIC, UINT8, from_range, from_tensor
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.placement import find_placement
-from secateur.quantization.qdq import LARGEST_BIAS, quantize_onnx, weight_scales
-from secateur.runtime import OnnxRuntime, session_options
+from secateur.quantization.qdq import quantize_onnx
+from secateur.quantization.weights import LARGEST_BIAS, WeightRule, choose_scales
+from secateur.runtimes import OnnxRuntime, session_options
 from test_runtime import pointwise
 from tiny_networks import NETWORKS, images
 
@@ -92,7 +93,10 @@ def test_weights_are_integers_and_the_metadata_is_carried_over(quantized):
             weight, delta = (graph.constant(name) for name in dequantize.input[:2])
             assert weight.min() >= -127
             assert delta.shape == (weight.shape[0],)
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"classes": "[]"}
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "classes": "[]",
+        "saturation_free": "true",
+    }
 
 
 def test_bytes_are_moved_under_one_scale(quantized):
@@ -136,7 +140,7 @@ def test_a_row_without_weights_keeps_its_bias():
     weight = np.array([[0, 0], [1e-12, 0], [1, -1]], np.float32)
     bias = np.array([0.3, 0.5, 0.7], np.float32)
     input_scale = np.float32(0.01)
-    affine = weight_scales(weight, bias, input_scale)
+    affine = choose_scales(weight, WeightRule(saturation_free=False), bias, input_scale)
     stored = np.rint(bias / (input_scale * affine.delta))
     assert (np.abs(stored) <= LARGEST_BIAS + 100).all()
     assert stored * input_scale * affine.delta == pytest.approx(bias, rel=1e-6)

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -5,7 +7,7 @@ import pytest
 
 from secateur.errors import SecateurError
 from secateur.quantization.qdq import quantize_onnx
-from secateur.runtime import OnnxRuntime, Runtime
+from secateur.runtimes import RUNTIMES, OnnxRuntime, OpenVino, Runtime, open_file, session_options
 
 
 def pointwise(path, weight):
@@ -63,3 +65,87 @@ def test_missing_or_corrupt_file_is_one_line(tmp_path, capfd):
             OnnxRuntime(tmp_path / name, threads=1)
         assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def files(folder):
+    """A float file of random weights and its int8 version, with an image for them."""
+    random = np.random.default_rng(0)
+    pointwise(folder / "float.onnx", random.standard_normal((16, 8)).astype(np.float32))
+    ranges = {"image": (-4.0, 4.0)} | dict.fromkeys(("conv", "pool", "flat"), (-4.0, 4.0))
+    quantize_onnx(folder / "float.onnx", ranges, folder / "int8.onnx")
+    image = random.standard_normal((6, 8, 1, 1)) + random.standard_normal((6, 8, 8, 8)) / 4
+    return image.astype(np.float32)
+
+
+@pytest.mark.parametrize(("name", "close"), [("float.onnx", 1e-5), ("int8.onnx", 0.05)])
+def test_runtimes_agree(name, close, tmp_path):
+    pytest.importorskip("openvino")
+    image = files(tmp_path)
+    theirs, ours = (open_file(tmp_path / name, 1, runtime) for runtime in RUNTIMES)
+    assert (ours.name, ours.version[:2]) == ("openvino", "20")
+    for batch in (1, 6):
+        expected, found = theirs.run(image[:batch]), ours.run(image[:batch])
+        assert found == pytest.approx(expected, abs=close)
+        assert (found.argmax(1) == expected.argmax(1)).all()
+        assert found.dtype == np.float32
+    compiled = dict(ours._requests)
+    assert ours.run(image[:1]) == pytest.approx(theirs.run(image[:1]), abs=close)
+    assert ours._requests == compiled  # one for each batch, found again
+    assert len(compiled) == 2
+
+
+def test_results_of_openvino_stay(tmp_path):
+    pytest.importorskip("openvino")
+    image = files(tmp_path)
+    runtime = OpenVino(tmp_path / "float.onnx", 1)
+    first = runtime.run(image[:1])
+    kept = first.copy()
+    runtime.run(image[1:2])
+    assert (first == kept).all()
+
+
+def test_openvino_says_what_it_cannot_run_in_one_line(tmp_path, capfd):
+    pytest.importorskip("openvino")
+    (tmp_path / "corrupt.onnx").write_bytes(b"not a network")
+    for name in ("missing.onnx", "corrupt.onnx"):
+        with pytest.raises(SecateurError, match=name) as caught:
+            OpenVino(tmp_path / name, threads=1)
+        assert "\n" not in str(caught.value)
+    files(tmp_path)
+    with pytest.raises(SecateurError, match=r"float\.onnx\).*channel"):
+        OpenVino(tmp_path / "float.onnx", threads=1).run(np.ones((1, 3, 8, 8), np.float32))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_openvino_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(SecateurError, match=r"pip install 'secateur\[openvino\]'"):
+        open_file(tmp_path / "float.onnx", 1, "openvino")
+
+
+def test_unknown_runtime_names_the_known_ones(tmp_path):
+    with pytest.raises(SecateurError, match="onnxruntime, openvino, found tensorrt"):
+        open_file(tmp_path / "float.onnx", 1, "tensorrt")
+
+
+@pytest.mark.parametrize(("value", "exact"), [("true", False), ("false", True), (None, True)])
+def test_metadata_decides_whether_sums_are_kept_from_saturating(value, exact, tmp_path):
+    files(tmp_path)
+    model = onnx.load(tmp_path / "int8.onnx")
+    del model.metadata_props[:]
+    if value is not None:
+        onnx.helper.set_model_props(model, {"saturation_free": value})
+    onnx.save(model, tmp_path / "int8.onnx")
+    assert is_exact(OnnxRuntime(tmp_path / "int8.onnx", 1)._session.get_session_options()) == exact
+
+
+def test_options_are_exact_unless_told_otherwise():
+    assert is_exact(session_options(1))
+    assert not is_exact(session_options(1, saturation_free=True))
+
+
+def is_exact(options):
+    try:
+        return options.get_session_config_entry("session.x64quantprecision") == "1"
+    except RuntimeError:  # there is no such entry
+        return False

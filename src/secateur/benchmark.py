@@ -7,7 +7,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtime import Runtime
+from secateur.runtimes import Runtime
 
 
 def latencies(

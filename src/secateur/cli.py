@@ -116,10 +116,17 @@ _CHAIN = {
         "secateur prune my.toml --set prune.fraction=0.5 --set prune.retrain=finetune",
     ),
     "export": ("export", "Export the float networks to ONNX.", "secateur export my.toml"),
+    "scan-bits": (
+        "scan-bits",
+        "Scan how many bits each layer needs: loss on validation against the bits of its weight.",
+        "secateur scan-bits my.toml\nsecateur scan-bits my.toml --set quantize.scan_images=0",
+    ),
     "quantize": (
         "quantize",
         "Quantize the pruned network to int8 ONNX.",
-        "secateur quantize my.toml --set quantize.images=1000",
+        "secateur quantize my.toml --set quantize.images=1000 --set quantize.method=auto\n"
+        "secateur quantize my.toml --set quantize.bits=mixed --set quantize.tolerance=0.2\n"
+        "secateur quantize my.toml --set quantize.bits=4 --set quantize.epochs=2",
     ),
     "bench": (
         "bench",
@@ -176,6 +183,45 @@ def groups(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> No
 
     for line in describe_groups(recipe, overrides):
         typer.echo(line)
+
+
+@app.command()
+def explain(
+    file: Annotated[Path, typer.Argument(help="An ONNX file, float or quantized.")],
+    threads: Annotated[int, typer.Option("--threads", help="Inside one operator.", min=1)] = 2,
+    repeats: Annotated[int, typer.Option("--repeats", help="Runs that are timed.", min=1)] = 50,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="R", help="The image's side, if the file has none.", min=1),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All nodes, not the longest.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="All of it, as one JSON object.")] = False,
+) -> None:
+    """Say where a file's time goes, what is still in float, and which widths do not fit.
+
+    Examples:
+        secateur explain runs/stages/quantize-0123456789ab/quantized.onnx
+
+        secateur explain network.onnx --threads 1 --all
+
+        secateur explain network.onnx --json > network.json
+    """
+    from secateur.explain import explain as find
+    from secateur.explain import render
+
+    found = find(file, threads, repeats, size)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(found.to_dict(), indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has no width of its own
+    for part in render(found, everything):
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 @app.command()

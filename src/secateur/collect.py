@@ -19,10 +19,12 @@ def collect(pipeline: Pipeline, upto: str = "bench") -> list[Record]:
     for name, stage in stages(pipeline, upto):
         by = _Recorder(pipeline, stage)
         records.append(by("reference", "seconds", stage.manifest["seconds"], at={"stage": name}))
-        if name == "train" or name.startswith("prune-"):
+        if name in ("train", "quantize-train") or name.startswith("prune-"):
             records += _training(by, name)
         elif name == "scan":
             records += _scan(by, pipeline)
+        elif name == "scan-bits":
+            records += _scan_bits(by)
         elif name == "bench":
             records += _bench(by)
     return records
@@ -30,11 +32,18 @@ def collect(pipeline: Pipeline, upto: str = "bench") -> list[Record]:
 
 def stages(pipeline: Pipeline, upto: str) -> Iterator[tuple[str, Stage]]:
     """Make or find each stage up to ``upto``, in order; ``prune`` is its rounds and the removal."""
-    for name in ("data", "train", "scan", "prune", "export", "quantize", "bench"):
+    for name in ("data", "train", "scan", "prune", "export", "scan-bits", "quantize", "bench"):
         if name == "prune":
             for stage in pipeline.rounds:
                 yield stage.name, stage
             yield "remove", pipeline.remove
+        elif name == "scan-bits":
+            if upto == name or pipeline.recipe.quantize.bits == "mixed":
+                yield name, pipeline.scan_bits
+        elif name == "quantize":
+            yield name, pipeline.quantize
+            if pipeline.recipe.quantize.epochs:
+                yield "quantize-train", pipeline.quantize_train
         else:
             yield name, getattr(pipeline, name)
         if name == upto:
@@ -76,7 +85,7 @@ def _percent(interval: Interval) -> Interval:
 
 
 def _training(by: _Recorder, name: str) -> Iterator[Record]:
-    variant = "reference" if name == "train" else "pruned"
+    variant = {"train": "reference", "quantize-train": "quantized"}.get(name, "pruned")
     for epoch in by.stage.json("history.json"):
         at = {"stage": name, "epoch": epoch["epoch"]}
         n = epoch["validation_images"]
@@ -99,11 +108,28 @@ def _scan(by: _Recorder, pipeline: Pipeline) -> Iterator[Record]:
     yield by("reference", "threshold_fraction", pipeline.threshold, at=at)
 
 
+def _scan_bits(by: _Recorder) -> Iterator[Record]:
+    for point in by.stage.json("scan_bits.json"):
+        at = {key: point[key] for key in ("layer", "bits", "weights")}
+        accuracy, drop = Interval(*point["accuracy"]), Interval(*point["drop"])
+        yield by("pruned", "bit_scan_top1_percent", _percent(accuracy), point["n"], at=at)
+        yield by("pruned", "bit_scan_drop_points", _percent(drop), point["n"], at=at)
+        yield by("pruned", "bit_scan_loss_nats", point["loss"], point["n"], at=at)
+
+
+def _parity(by: _Recorder, parity: dict[str, Any]) -> Record:
+    margins = [difference["file_margin"] for difference in parity["differences"]]
+    at = {"largest_margin": max(margins, default=0.0), "typical_margin": parity["typical_margin"]}
+    agreement = proportion(parity["n"] - len(margins), parity["n"])
+    return by("quantized", "parity_percent", _percent(agreement), parity["n"], at=at)
+
+
 def _bench(by: _Recorder) -> Iterator[Record]:
     measured = by.stage.json("bench.json")
     right = {v: r.numpy() for v, r in by.stage.tensors("right.safetensors").items()}
     by.common |= {"runtime": measured["runtime"], "threads": measured["threads"]}
     images = len(right["reference"])
+    yield _parity(by, measured["parity"])
     reference_bytes = measured["variants"]["reference"]["size_bytes"]
     for variant in VARIANTS:
         found, decided = measured["variants"][variant], right[variant]

@@ -41,6 +41,26 @@ def correctness(
     return torch.cat(right).cpu().numpy()
 
 
+@torch.inference_mode()
+def judge(
+    network: nn.Module, images: Images, prepare: Preparation, batch: int = BATCH
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+    """Tell for each image whether the network is right, and its cross-entropy in nats.
+
+    Arguments as :func:`correctness`.
+
+    Returns:
+        Both of shape (N,).
+    """
+    right, losses = [], []
+    for start in range(0, len(images), batch):
+        labels = images.labels[start : start + batch]
+        scores = network(prepare(images.pixels[start : start + batch]))
+        right.append(scores.argmax(1) == labels)
+        losses.append(F.cross_entropy(scores.double(), labels, reduction="none"))
+    return torch.cat(right).cpu().numpy(), torch.cat(losses).cpu().numpy()
+
+
 def leave_gradients(
     network: nn.Module, images: Images, prepare: Preparation, batch: int = BATCH
 ) -> None:

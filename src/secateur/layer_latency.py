@@ -30,7 +30,7 @@ from onnx import helper, numpy_helper
 from secateur import environment
 from secateur.onnx_graph import IR_VERSION, OPSET
 from secateur.recipe import content_id
-from secateur.runtime import Array, Runtime, session_options
+from secateur.runtimes import Array, Runtime, session_options
 from secateur.store import write_json
 
 Precision = Literal["fp32", "int8"]

@@ -13,7 +13,7 @@ from secateur import recipe
 from secateur.benchmark import latencies
 from secateur.console import progress
 from secateur.data import Images, Preparation, batches
-from secateur.runtime import OnnxRuntime, Runtime
+from secateur.runtimes import OnnxRuntime, Runtime
 
 BATCH = 100
 

@@ -14,7 +14,7 @@ from secateur.export import export_onnx
 from secateur.layer_latency import Precision
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
-from secateur.runtime import OnnxRuntime, Runtime
+from secateur.runtimes import OnnxRuntime, Runtime
 
 WARMUP = 10
 

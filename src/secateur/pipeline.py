@@ -25,6 +25,7 @@ from secateur.evaluate import leave_gradients
 from secateur.export import export_onnx
 from secateur.measure import measure
 from secateur.networks import build_network
+from secateur.onnx_graph import Graph, read_model, write_model
 from secateur.pruning.channels import Prunable
 from secateur.pruning.dead import plan_dead
 from secateur.pruning.masks import Masks, weight_masks
@@ -33,9 +34,15 @@ from secateur.pruning.reinit import reinitialize
 from secateur.pruning.rounds import Start, linear_layers, plan_round, start_of
 from secateur.pruning.schedule import fraction_after
 from secateur.pruning.surgery import rebuild, remove, shrink_state
-from secateur.quantization.calibrate import calibrate
-from secateur.quantization.qdq import quantize_onnx
+from secateur.quantization.aware import Trainable
+from secateur.quantization.bits import BATCH, BitPoint, scan_bits
+from secateur.quantization.parity import compare
+from secateur.quantization.qdq import read_scheme, write_qdq
+from secateur.quantization.quantize import Judge, quantize, weight_rule
+from secateur.quantization.scheme import make_scheme, weighted_nodes
+from secateur.quantization.simulate import Simulated
 from secateur.recipe import Recipe
+from secateur.runtimes import open_file
 from secateur.sensitivity import ScanPoint, choose_threshold, scan_layers, scan_network
 from secateur.store import Stage, Store, save_tensors, write_json, write_text
 from secateur.train import train
@@ -183,7 +190,7 @@ class Pipeline:
         config: recipes.Train,
         masks: Masks | None,
         label: str,
-    ) -> None:
+    ) -> nn.Module:
         checkpoint = folder / "checkpoint.safetensors"
         training, validation = self.parts
         kept, history = train(
@@ -200,6 +207,7 @@ class Pipeline:
         save_tensors(folder / "weights.safetensors", kept.state_dict())
         write_json(folder / "history.json", [asdict(epoch) for epoch in history])
         checkpoint.unlink()
+        return kept
 
     # ---- scan
 
@@ -376,42 +384,122 @@ class Pipeline:
             export_onnx(network, self.input_shape, folder / f"{variant}.onnx", self._metadata)
 
     @cached_property
-    def quantize(self) -> Stage:
-        """The pruned network in int8."""
-        says = {"quantize": _said(self.recipe.quantize), "seed": self.recipe.seed}
+    def scan_bits(self) -> Stage:
+        """Loss on validation against the bits of each layer's weight."""
+        config = self.recipe.quantize
+        says = {
+            "images": config.scan_images,
+            "per_channel": config.per_channel,
+            "saturation_free": config.saturation_free,
+        }
         upstream = {"data": self.data, "export": self.export}
+        return self._stage("scan-bits", says, upstream, self._make_scan_bits)
+
+    def _make_scan_bits(self, folder: Path) -> None:
+        model = read_model(self.export.folder / "pruned.onnx")
+        judge, rule = self._judge, weight_rule(self.recipe.quantize)
+        batches = -(-len(judge.images) // BATCH)
+        with progress("scan bits", batches * len(weighted_nodes(Graph(model)))) as tick:
+            points = scan_bits(model, judge.images, judge.prepare, rule=rule, advance=tick.advance)
+        write_json(folder / "scan_bits.json", [point.to_dict() for point in points])
+
+    @property
+    def _judge(self) -> Judge:
+        """The validation images by which quantization chooses."""
+        _, validation = self.parts
+        some = validation.spread(self.recipe.quantize.scan_images)
+        return Judge(some.to(torch.device("cpu")), self.prepare)
+
+    @cached_property
+    def quantize(self) -> Stage:
+        """The pruned network in int8, without training."""
+        config = self.recipe.quantize
+        says = {
+            "quantize": _said(config, "epochs", "learning_rate"),
+            "seed": self.recipe.seed,
+            "engine": 2,  # free of saturation, biases corrected
+        }
+        upstream = {"data": self.data, "export": self.export}
+        if config.bits == "mixed":
+            upstream["scan_bits"] = self.scan_bits
         return self._stage("quantize", says, upstream, self._make_quantize)
 
     def _make_quantize(self, folder: Path) -> None:
-        config = self.recipe.quantize
-        source = self.export.folder / "pruned.onnx"
+        config, points = self.recipe.quantize, []
         training, _ = self.parts
         generator = torch.Generator().manual_seed(self.recipe.seed)
         chosen = torch.randperm(len(training), generator=generator)[: config.images]
-        images = training.take(chosen.to(self.device))
-        ranges = calibrate(
-            source, batches(images, self.prepare, 64), config.method, config.percentile
+        images = self.prepare(training.take(chosen.to(self.device)).pixels).contiguous().cpu()
+        if config.bits == "mixed":
+            said = self.scan_bits.json("scan_bits.json")
+            points = [BitPoint.from_dict(point) for point in said]
+        done = quantize(self.export.folder / "pruned.onnx", images, config, self._judge, points)
+        if config.equalize:
+            write_model(done.model, folder / "float.onnx")
+        write_json(folder / "ranges.json", done.ranges)
+        write_json(folder / "bits.json", {name: rule.bits for name, rule in done.rules.items()})
+        write_json(folder / "chosen.json", done.chosen)
+        write_qdq(done.model, done.scheme, folder / "quantized.onnx")
+
+    @property
+    def _float_graph(self) -> Path:
+        """The graph that was quantized."""
+        equalized = self.quantize.folder / "float.onnx"
+        return equalized if equalized.exists() else self.export.folder / "pruned.onnx"
+
+    @cached_property
+    def quantize_train(self) -> Stage:
+        """The quantized network, trained as such."""
+        config = self.recipe.quantize
+        says = {
+            "epochs": config.epochs,
+            "learning_rate": config.learning_rate,
+            "train": _said(self.recipe.train),
+            "seed": self.recipe.seed,
+        }
+        upstream = {"data": self.data, "quantize": self.quantize}
+        return self._stage("quantize-train", says, upstream, self._make_quantize_train)
+
+    def _make_quantize_train(self, folder: Path) -> None:
+        config, model = self.recipe.quantize, read_model(self._float_graph)
+        ranges = {k: tuple(v) for k, v in self.quantize.json("ranges.json").items()}
+        bits = self.quantize.json("bits.json")
+        rules = {name: weight_rule(config, width) for name, width in bits.items()}
+        network = Trainable(model, make_scheme(model, ranges, rules), rules).to(self.device)
+        schedule = self.recipe.train.model_copy(
+            update={
+                "epochs": config.epochs,
+                "learning_rate": config.learning_rate,
+                "schedule": "one-cycle",
+            }
         )
-        write_json(folder / "ranges.json", ranges)
-        quantize_onnx(source, ranges, folder / "quantized.onnx")
+        masks = Masks(network.masks())
+        trained = self._train_into(folder, network, schedule, masks, "quantize-train")
+        assert isinstance(trained, Trainable)
+        write_qdq(model, trained.learned(), folder / "quantized.onnx")
 
     # ---- bench
 
     def file(self, variant: Variant) -> Path:
         """The file that ships for ``variant``."""
-        stage = self.quantize if variant == "quantized" else self.export
+        stage = self._quantized if variant == "quantized" else self.export
         return stage.folder / f"{variant}.onnx"
+
+    @property
+    def _quantized(self) -> Stage:
+        return self.quantize_train if self.recipe.quantize.epochs else self.quantize
 
     @cached_property
     def bench(self) -> Stage:
         """Every number of the three files, on this machine."""
-        upstream = {"export": self.export, "quantize": self.quantize}
+        upstream = {"export": self.export, "quantize": self._quantized}
         return self._stage("bench", {"bench": _said(self.recipe.bench)}, upstream, self._make_bench)
 
     def _make_bench(self, folder: Path) -> None:
         test = load(self.recipe.data.name, self.data_root, train=False)
         files: dict[str, Path] = {variant: self.file(variant) for variant in VARIANTS}
         measured, right = measure(files, test, self.prepare, self.recipe.bench)
+        measured["parity"] = self._parity(test)
         for variant in VARIANTS:
             network = self.load_network(self.train if variant == "reference" else self.remove).cpu()
             measured["variants"][variant] |= {
@@ -423,6 +511,13 @@ class Pipeline:
             folder / "right.safetensors", {v: torch.from_numpy(r) for v, r in right.items()}
         )
         write_json(folder / "bench.json", measured)
+
+    def _parity(self, test: Images) -> dict[str, Any]:
+        """How far the quantized file decides as its simulation in PyTorch."""
+        path, graph = self.file("quantized"), read_model(self._float_graph)
+        simulated = Simulated(graph, read_scheme(graph, path))
+        runtime = open_file(path, self.recipe.bench.threads)
+        return compare(runtime, simulated, batches(test, self.prepare, BATCH)).to_dict()
 
     # ---- shared
 

@@ -156,15 +156,43 @@ class Prune(Part):
 
 
 class Quantize(Part):
-    """Post-training quantization to int8: per channel for weights, per tensor for activations.
+    """Post-training quantization: activations to uint8 per tensor, weights to ``bits`` per channel.
 
-    ``images`` training images calibrate the activation ranges. ``minmax`` takes the extremes seen,
-    ``percentile`` the central ``percentile`` % of all values.
+    ``images`` training images, without their labels, calibrate the activation ranges: ``minmax``
+    takes the extremes seen, ``percentile`` the central ``percentile`` % of all values, ``mse`` and
+    ``entropy`` what loses least of either; ``auto`` tries all four and keeps the one of least
+    cross-entropy on ``scan_images`` validation images (0 for all).
+
+    ``bits``: 2 to 8 for every weight, or ``mixed``: each layer as many as the scan says it needs,
+    down to ``size`` of the weights' int8 bits, or else as few as lose at most ``tolerance``
+    percentage points on the same validation images. Without ``per_channel`` a weight has one scale
+    in all. ``saturation_free`` keeps int8 weights from overflowing 16 bits on processors without
+    VNNI. ``equalize`` evens out the ranges of neighboring layers; ``rounding`` is to ``nearest``,
+    ``adaptive`` to what the data shows, or ``auto``: adaptive below 8 bits; ``correct_bias`` takes
+    the mean error out of every channel. ``epochs`` of quantization-aware training follow, with
+    learned step sizes, one cycle to ``learning_rate``.
     """
 
     images: Count = 512
-    method: Literal["minmax", "percentile"] = "minmax"
+    method: Literal["minmax", "percentile", "mse", "entropy", "auto"] = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    bits: Annotated[int, Field(ge=2, le=8)] | Literal["mixed"] = 8
+    size: Annotated[float, Field(gt=0, le=1)] | None = None
+    tolerance: Annotated[float, Field(gt=0, lt=100)] = 0.3
+    scan_images: Annotated[int, Field(ge=0)] = 1000
+    per_channel: bool = True
+    saturation_free: bool = True
+    equalize: bool = False
+    rounding: Literal["nearest", "adaptive", "auto"] = "auto"
+    correct_bias: bool = True
+    epochs: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Positive = 0.005
+
+    @model_validator(mode="after")
+    def _together(self) -> Quantize:
+        if self.size is not None and self.bits != "mixed":
+            raise ValueError('size together with bits = "mixed" only')
+        return self
 
 
 class Bench(Part):

@@ -22,7 +22,10 @@ class Record(BaseModel):
 
     Metrics: ``top1_percent``, ``parameters``, ``nonzero_parameters``, ``macs``, ``size_bytes``,
     ``latency_ms``, ``compression_rate``, ``top1_drop_points`` (reference minus variant, paired),
-    ``scan_top1_percent``, ``scan_drop_points``, ``threshold_fraction``,
+    ``scan_top1_percent``, ``scan_drop_points``, ``threshold_fraction``, ``bit_scan_top1_percent``,
+    ``bit_scan_drop_points``, ``bit_scan_loss_nats``, ``parity_percent`` (top-1 decisions on which
+    the quantized file and its simulation agree; its ``at`` holds the largest margin in logits by
+    which they differ, and the median margin of all images),
     ``validation_top1_percent``, ``train_loss``, ``epoch_seconds``, ``seconds`` (of a stage, as
     wall time).
     """

@@ -52,7 +52,8 @@ def run(
 
     Args:
         name: A built-in recipe's name or a path to a TOML file.
-        upto: ``data``, ``train``, ``scan``, ``prune``, ``export``, ``quantize`` or ``bench``.
+        upto: ``data``, ``train``, ``scan``, ``prune``, ``export``, ``scan-bits``, ``quantize`` or
+            ``bench``.
         data: Folder with the data set's files, or None.
         out: Receives ``stages/`` and a folder for the run, ``NAME-ID``.
         device: As in :func:`secateur.environment.choose_device`.

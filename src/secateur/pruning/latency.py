@@ -32,7 +32,7 @@ from secateur.pruning.channels import Group, Prunable, Scores
 from secateur.pruning.geometry import Geometry
 from secateur.pruning.plan import Plan
 from secateur.pruning.surgery import rebuild
-from secateur.runtime import Runtime
+from secateur.runtimes import Runtime
 
 LOOK_AHEAD = 4
 """Candidate widths below a group's own that a step may go to."""

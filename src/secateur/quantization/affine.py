@@ -27,29 +27,34 @@ class Grid:
         signed: Two's complement, or from 0.
         symmetric: The zero point is 0 and the lowest integer is left out, so that the range is as
             wide on both sides: int8 is -127 to 127. Needs ``signed``.
+        reach: The largest magnitude of a symmetric grid, where that is less than the bits allow.
     """
 
     bits: int = 8
     signed: bool = False
     symmetric: bool = False
+    reach: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
             raise ValueError(f"need 2 to 16 bits, found {self.bits}")
         if self.symmetric and not self.signed:
             raise ValueError("a symmetric grid is signed")
+        widest = 2 ** (self.bits - 1) - 1
+        if self.reach is not None and not (self.symmetric and 1 <= self.reach <= widest):
+            raise ValueError(f"need a symmetric grid's reach in 1 to {widest}, found {self.reach}")
 
     @property
     def low(self) -> int:
         """The lowest integer."""
-        if not self.signed:
-            return 0
-        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+        if self.symmetric:
+            return -self.high
+        return -(2 ** (self.bits - 1)) if self.signed else 0
 
     @property
     def high(self) -> int:
         """The highest integer."""
-        return 2 ** (self.bits - int(self.signed)) - 1
+        return self.reach or 2 ** (self.bits - int(self.signed)) - 1
 
 
 UINT8 = Grid(8)

@@ -11,10 +11,16 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from secateur.console import say
 from secateur.errors import DataError, SecateurError
-from secateur.onnx_graph import read_model
-from secateur.quantization.placement import find_placement
-from secateur.runtime import session_options
+from secateur.onnx_graph import Graph, read_model
+from secateur.quantization.affine import UINT8
+from secateur.quantization.histogram import Histogram
+from secateur.quantization.placement import Range, find_placement
+from secateur.runtimes import session_options
+
+Method = Literal["minmax", "percentile", "mse", "entropy"]
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "entropy")
 
 CHUNK = 8
 """Images at a time: all activations of a chunk are in memory at once."""
@@ -23,20 +29,24 @@ CHUNK = 8
 def calibrate(
     path: Path,
     batches: Iterable[npt.NDArray[np.float32]],
-    method: Literal["minmax", "percentile"],
-    percentile: float,
-) -> dict[str, tuple[float, float]]:
+    method: Method,
+    percentile: float = 99.99,
+) -> dict[str, Range]:
     """Find the range of each tensor to be quantized, by running the float file.
+
+    Tensors that share one scale are counted together, and have one range.
 
     Args:
         path: A float file of :func:`secateur.export.export_onnx`.
         batches: Normalized images, float32 (N, C, R, R), N of any size.
         method: ``minmax`` takes the extremes seen; ``percentile`` leaves out the same number of
-            values at each end, to within 1/8192 of the largest magnitude.
+            values at each end, to within 1/8192 of the largest magnitude; ``mse`` takes the range
+            of least mean square error, ``entropy`` that of least Kullback-Leibler divergence, both
+            for uint8.
         percentile: The share of values kept by ``percentile``, in (0, 100] %.
 
     Returns:
-        Lowest and highest value by the tensor's name in the file.
+        Lowest and highest value to represent, by the tensor's name in the file.
 
     Raises:
         DataError: There are no images.
@@ -44,29 +54,84 @@ def calibrate(
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"need a percentile in (0, 100], found {percentile}")
+    histograms = count_values(path, batches, extremes_only=method == "minmax")
+    return choose_ranges(histograms, method, percentile)
+
+
+def count_values(
+    path: Path, batches: Iterable[npt.NDArray[np.float32]], extremes_only: bool = False
+) -> dict[str, Histogram]:
+    """Count the values of each tensor to be quantized; as :func:`calibrate`, for all methods.
+
+    Returns:
+        By the tensor's name in the file; tensors that share one scale share one histogram.
+    """
     model = read_model(path)
-    names = find_placement(model).tensors
+    groups = find_placement(model).groups
+    histograms: dict[str, Histogram] = {}
+    for group in groups:
+        histograms |= dict.fromkeys(group, Histogram())
+    names = list(histograms)
     session = _session_with_outputs(model, names)
-    histograms = {name: Histogram() for name in names}
     images = 0
     for batch in batches:
         for start in range(0, len(batch), CHUNK):
             chunk = np.ascontiguousarray(batch[start : start + CHUNK])
             images += len(chunk)
             for name, values in zip(names, session.run(names, {"image": chunk}), strict=True):
-                if not np.isfinite(values).all():
-                    raise SecateurError(
-                        "not a finite number while calibrating",
-                        where=f"tensor {name}",
-                        found=values[~np.isfinite(values)][0],
-                        remedy="check the network's weights and the images' normalization",
-                    )
-                histograms[name].add(values, counts=method == "percentile")
+                _check_finite(name, values)
+                histograms[name].add(values, counts=not extremes_only)
     if images == 0:
-        raise DataError("no images to calibrate on", where="quantize.images")
+        raise DataError(
+            "no images to calibrate on", where="quantize.images", remedy="give at least one image"
+        )
+    _check_varied(histograms, Graph(model).inputs)
+    return histograms
+
+
+def choose_ranges(
+    histograms: dict[str, Histogram], method: Method, percentile: float = 99.99
+) -> dict[str, Range]:
+    """The range of each tensor by one method; as :func:`calibrate`, from counts already made."""
+    chosen = {id(h): _choose(h, method, percentile) for h in histograms.values()}
+    return {name: chosen[id(histogram)] for name, histogram in histograms.items()}
+
+
+def _choose(histogram: Histogram, method: Method, percentile: float) -> Range:
     if method == "minmax":
-        return {name: (seen.low, seen.high) for name, seen in histograms.items()}
-    return {name: seen.central(percentile / 100) for name, seen in histograms.items()}
+        return histogram.extremes
+    if method == "percentile":
+        return histogram.central(percentile / 100)
+    if method == "mse":
+        return histogram.least_error(UINT8)
+    return histogram.least_divergence(UINT8)
+
+
+def _check_varied(histograms: dict[str, Histogram], inputs: list[str]) -> None:
+    for name, histogram in histograms.items():
+        if histogram.low < histogram.high:
+            continue
+        if name in inputs:
+            raise DataError(
+                "every pixel of the calibration images is the same",
+                where=f"tensor {name}",
+                found=histogram.low,
+                remedy="calibrate on images like those that the network will see",
+            )
+        say(
+            f"quantize: {name} is {histogram.low:g} everywhere on the calibration images; "
+            "the layers before it are dead, or the images too few"
+        )
+
+
+def _check_finite(name: str, values: npt.NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise SecateurError(
+            "not a finite number while calibrating",
+            where=f"tensor {name}",
+            found=values[~np.isfinite(values)][0],
+            remedy="check the network's weights and the images' normalization",
+        )
 
 
 def _session_with_outputs(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
@@ -80,49 +145,3 @@ def _session_with_outputs(model: onnx.ModelProto, names: list[str]) -> onnxrunti
     return onnxruntime.InferenceSession(
         model.SerializeToString(), session_options(threads=1), providers=["CPUExecutionProvider"]
     )
-
-
-class Histogram:
-    """Extremes and counts of values that come in pieces, whatever their scale.
-
-    Bins are equally wide and symmetric about 0. When a value falls outside, the bins double in
-    width by merging pairs, so that no value is counted twice or kept.
-    """
-
-    HALF = 8192
-
-    def __init__(self) -> None:
-        self.low, self.high = np.inf, -np.inf
-        self._reach = 0.0
-        self._counts = np.zeros(2 * self.HALF, np.int64)
-
-    def add(self, values: npt.NDArray[np.float32], counts: bool = True) -> None:
-        """Take in ``values``, finite, of any shape; without ``counts``, their extremes only."""
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
-        if not counts:
-            return
-        self._widen(max(-self.low, self.high, float(np.finfo(np.float32).tiny)))
-        reach = self._reach
-        found, _ = np.histogram(values, bins=2 * self.HALF, range=(-reach, reach))
-        self._counts += found
-
-    def _widen(self, needed: float) -> None:
-        if self._reach == 0.0:
-            self._reach = needed
-        while self._reach < needed:
-            half = self.HALF // 2
-            merged = self._counts.reshape(-1, 2).sum(axis=1)
-            self._counts = np.pad(merged, half)
-            self._reach *= 2
-
-    def central(self, share: float) -> tuple[float, float]:
-        """The narrowest bounds, in bins, that leave out at most (1 - share) / 2 at each end."""
-        left_out = int(self._counts.sum()) * (1 - share) / 2
-        first = int(np.searchsorted(np.cumsum(self._counts), left_out, side="right"))
-        # Counted from above, not as a difference: that would round, and leave out one too many.
-        from_above = np.searchsorted(np.cumsum(self._counts[::-1]), left_out, side="right")
-        last = 2 * self.HALF - 1 - int(from_above)
-        width = self._reach / self.HALF
-        low, high = -self._reach + first * width, -self._reach + (last + 1) * width
-        return max(low, self.low), min(high, self.high)

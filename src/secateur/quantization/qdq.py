@@ -1,11 +1,12 @@
-"""From a float graph and ranges to standard ONNX QDQ, which runtimes fuse into integer kernels.
+"""From a float graph and a scheme to standard ONNX QDQ, which runtimes fuse into integer kernels.
 
-Weights are int8, symmetric, per output channel; activations uint8, per tensor; biases int32 at the
-scale of the sums they join, input scale times weight scale (Jacob et al. 2018, section 2.4).
+Weights are int8, symmetric; activations uint8, per tensor; biases int32. Weights of fewer than 8
+bits are stored as int8 too: integer kernels on processors know no other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,75 +15,108 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from secateur.errors import SecateurError
 from secateur.onnx_graph import Graph, read_model, write_model
-from secateur.quantization.affine import (
-    INT8_SYMMETRIC,
-    UINT8,
-    Affine,
-    from_range,
-    from_tensor,
-    quantize,
-)
-from secateur.quantization.placement import (
-    WEIGHTED,
-    Placement,
-    Range,
-    find_placement,
-    is_quantizable,
-    joint_range,
-)
+from secateur.quantization.affine import INT8_SYMMETRIC, UINT8, Affine
+from secateur.quantization.placement import Range, find_placement
+from secateur.quantization.scheme import Layer, Rules, Scheme, make_scheme, weighted_nodes
 
-# A bias may use a quarter of int32, so that the sum it joins cannot overflow: 255 * 127 * K stays
-# below 2^30 for K up to 33,000 products.
-LARGEST_BIAS = 2**30
+SATURATION_FREE = "saturation_free"
+"""Metadata key: ``true`` where no kernel can saturate on the file's weights."""
 
 
-def quantize_onnx(path: Path, ranges: dict[str, Range], out: Path) -> None:
-    """Quantize the float file ``path`` into the QDQ file ``out``; metadata is carried over.
+def quantize_onnx(
+    path: Path, ranges: Mapping[str, Range], out: Path, rules: Rules | None = None
+) -> None:
+    """Quantize the float file ``path`` into the QDQ file ``out``, rounding to nearest.
 
     Args:
         path: A float file of :func:`secateur.export.export_onnx`.
         ranges: Of every tensor to quantize, from
             :func:`secateur.quantization.calibrate.calibrate` on the same file.
         out: The file to write.
+        rules: How weights are quantized.
 
     Raises:
         SecateurError: A range is missing or not finite, or the graph has nothing to quantize.
         StoreError: A file cannot be read or written.
     """
-    source = read_model(path)
-    placement = find_placement(source)
-    scales: dict[str, Affine] = {}
-    for group in placement.groups:
-        affine = from_range(*joint_range(group, ranges), UINT8)
-        scales |= dict.fromkeys(group, affine)
-    graph = _Rewriter(Graph(source), placement, scales).rewrite(source.graph)
+    model = read_model(path)
+    write_qdq(model, make_scheme(model, ranges, rules), out)
+
+
+def write_qdq(source: onnx.ModelProto, scheme: Scheme, out: Path) -> None:
+    """Write a float graph, quantized as ``scheme`` says, as one file; metadata is carried over.
+
+    Raises:
+        StoreError: The file cannot be written.
+    """
+    graph = _Rewriter(Graph(source), scheme).rewrite(source.graph)
     model = onnx.helper.make_model(
         graph,
         opset_imports=source.opset_import,
         ir_version=source.ir_version,
         producer_name=source.producer_name,
     )
-    model.metadata_props.extend(source.metadata_props)
+    metadata = {entry.key: entry.value for entry in source.metadata_props}
+    if scheme.saturation_free:
+        metadata[SATURATION_FREE] = "true"
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
     write_model(model, out)
+
+
+def read_scheme(source: onnx.ModelProto, path: Path) -> Scheme:
+    """Read back how ``path``, which :func:`write_qdq` wrote, quantizes the float graph ``source``.
+
+    Bits below 8 are not told apart from int8, which they are stored as.
+
+    Raises:
+        SecateurError: The file is not a quantization of that graph; the message names what lacks.
+        StoreError: The file cannot be read.
+    """
+    constants = Graph(read_model(path)).constants
+    placement = find_placement(source)
+
+    def constant(name: str) -> npt.NDArray:
+        if name not in constants:
+            raise SecateurError(
+                "not a quantization of the float graph", where=path, expected=f"a constant {name}"
+            )
+        return numpy_helper.to_array(constants[name])
+
+    activations: dict[str, Affine] = {}
+    for group in placement.groups:
+        zero_point = constant(f"{group[0]}/zero_point").astype(np.int32)
+        affine = Affine(constant(f"{group[0]}/scale"), zero_point, UINT8)
+        activations |= dict.fromkeys(group, affine)
+    layers = {}
+    for node in weighted_nodes(Graph(source)):
+        scale = constant(f"{node.name}/weight/scale")
+        zeros, axis = np.zeros(scale.shape, np.int32), 0 if scale.ndim else None
+        has_bias = len(node.input) > 2 and node.input[2]
+        layers[node.name] = Layer(
+            Affine(scale, zeros, INT8_SYMMETRIC, axis),
+            constant(f"{node.name}/weight/quantized").astype(np.int32),
+            constant(f"{node.name}/bias/quantized") if has_bias else None,
+            np.asarray(activations[node.input[0]].delta * scale),
+        )
+    return Scheme(placement, activations, layers)
 
 
 class _Rewriter:
     """Copies a float graph node by node, with quantizers around what is to be quantized."""
 
-    def __init__(self, graph: Graph, placement: Placement, scales: dict[str, Affine]) -> None:
-        self.graph, self.scales = graph, scales
+    def __init__(self, graph: Graph, scheme: Scheme) -> None:
+        self.graph, self.scales, self.layers = graph, scheme.activations, scheme.layers
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         # An absorbed activation's input, and the name under which it is quantized.
         self.absorbed = {
             graph.producer[name].input[0]: name
-            for name, bound in placement.activations.items()
-            if name in scales and _clamps_like(scales[name], bound)
+            for name, bound in scheme.placement.activations.items()
+            if name in self.scales and _clamps_like(self.scales[name], bound)
         }
-        self.names = {
-            group[index]: group[0] for group in placement.groups for index in range(len(group))
-        }
+        self.names = {name: group[0] for group in scheme.placement.groups for name in group}
 
     def rewrite(self, source: onnx.GraphProto) -> onnx.GraphProto:
         """Return the quantized graph."""
@@ -94,8 +128,8 @@ class _Rewriter:
                 continue
             copied = onnx.NodeProto()
             copied.CopyFrom(node)
-            if node.op_type in WEIGHTED and is_quantizable(self.graph, node):
-                copied.input[:] = [self._readable(node.input[0]), *self._quantize_weights(node)]
+            if node.name in self.layers:
+                copied.input[:] = [self._readable(node.input[0]), *self._integer_weights(node)]
             else:
                 copied.input[:] = [self._readable(name) for name in node.input]
             self.nodes.append(copied)
@@ -123,28 +157,23 @@ class _Rewriter:
         self._add("QuantizeLinear", [tensor, *parameters], f"{known}/quantized")
         self._add("DequantizeLinear", [f"{known}/quantized", *parameters], f"{known}/dequantized")
 
-    def _quantize_weights(self, node: onnx.NodeProto) -> list[str]:
+    def _integer_weights(self, node: onnx.NodeProto) -> list[str]:
         """Return the names of the real values of ``node``'s int8 weight and int32 bias."""
-        weight = self.graph.constant(node.input[1])
-        bias = self.graph.optional(node, 2)
-        input_scale = self.scales[node.input[0]].delta
-        affine = weight_scales(weight, bias, input_scale)
-        integers = affine.quantize(weight).astype(np.int8)
-        names = [self._dequantized(f"{node.name}/weight", integers, affine.delta)]
-        if bias is not None:
-            scale = input_scale * affine.delta
-            sums = quantize(bias, scale, 0, -LARGEST_BIAS, LARGEST_BIAS)
-            names.append(self._dequantized(f"{node.name}/bias", sums, scale))
+        layer, integers = self.layers[node.name], self.layers[node.name].integers.astype(np.int8)
+        names = [self._dequantized(f"{node.name}/weight", integers, layer.affine.delta)]
+        if layer.bias is not None:
+            names.append(self._dequantized(f"{node.name}/bias", layer.bias, layer.bias_scale))
         return names
 
     def _dequantized(self, name: str, integers: npt.NDArray, scale: npt.NDArray) -> str:
-        """Store ``integers``, one scale a row, and return the name of their real values."""
+        """Store ``integers``, one scale a row or for all, and name their real values."""
         inputs = [
             self._constant(f"{name}/quantized", integers),
             self._constant(f"{name}/scale", scale),
             self._constant(f"{name}/zero_point", np.zeros(scale.shape, integers.dtype)),
         ]
-        return self._add("DequantizeLinear", inputs, f"{name}/dequantized", axis=0)
+        along = {"axis": 0} if scale.ndim else {}
+        return self._add("DequantizeLinear", inputs, f"{name}/dequantized", **along)
 
     def _constant(self, name: str, value: npt.NDArray) -> str:
         self.constants[name] = numpy_helper.from_array(value, name)
@@ -162,28 +191,3 @@ def _clamps_like(affine: Affine, bound: float) -> bool:
     top = float(affine.delta) * (affine.grid.high - int(affine.zero_point))
     # The top step may lie above the bound by the rounding of delta, never by half a step.
     return starts_at_zero and top <= bound + 0.25 * float(affine.delta)
-
-
-def weight_scales(
-    weight: npt.NDArray[np.float32],
-    bias: npt.NDArray[np.float32] | None,
-    input_scale: npt.NDArray[np.float32],
-) -> Affine:
-    """Choose int8 scales for the rows of ``weight``, wide enough that the bias fits its int32.
-
-    A row of (nearly) zeros has (nearly) no scale of its own; were its bias stored at that scale
-    times the input's, it would overflow, so such a row takes its scale from the bias.
-
-    Args:
-        weight: Shape (rows, ...).
-        bias: Shape (rows,), or None.
-        input_scale: Scalar, positive.
-    """
-    affine = from_tensor(weight, INT8_SYMMETRIC, axis=0)
-    if bias is None:
-        return affine
-    needed = np.abs(bias).astype(np.float64) / (float(input_scale) * LARGEST_BIAS)
-    empty = np.abs(weight).reshape(len(weight), -1).max(axis=1) == 0
-    delta = np.where(empty & (needed > 0), needed, np.maximum(affine.delta, needed))
-    tiny = np.finfo(np.float32).tiny
-    return Affine(np.maximum(delta, tiny).astype(np.float32), affine.zero_point, affine.grid, 0)

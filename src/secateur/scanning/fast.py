@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from secateur.data import Images, Preparation
 from secateur.pruning.channels import Member
 from secateur.pruning.wiring import INPUTS
-from secateur.runtime import session_options
+from secateur.runtimes import session_options
 from secateur.scanning.engine import Bools, Level, Progress, masked
 from secateur.scanning.graph import missing, write_graph
 from secateur.scanning.layout import Array, Layout, tensor_name

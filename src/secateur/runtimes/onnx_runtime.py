@@ -1,32 +1,17 @@
-"""What runs an exported file, behind one small protocol."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+import onnx
 import onnxruntime
 
 from secateur.errors import SecateurError
+from secateur.runtimes.protocol import Array
 
-Array = npt.NDArray[np.float32]
-
-
-class Runtime(Protocol):
-    """A file, ready to run."""
-
-    @property
-    def name(self) -> str:
-        """The runtime's name, for example ``onnxruntime``."""
-
-    @property
-    def version(self) -> str:
-        """The runtime's version."""
-
-    def run(self, images: Array) -> Array:
-        """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R)."""
+SATURATION_FREE = "saturation_free"
+"""Key of a file's metadata: ``true`` where no two products can overflow 16 bits."""
 
 
 class OnnxRuntime:
@@ -46,10 +31,12 @@ class OnnxRuntime:
     def __init__(self, path: Path, threads: int) -> None:
         self.version: str = onnxruntime.__version__
         try:
+            # To parse the file once more is far quicker than to make a session and then another.
+            options = session_options(threads, is_saturation_free(onnx.load(path)))
             self._session = onnxruntime.InferenceSession(
-                path, session_options(threads), providers=["CPUExecutionProvider"]
+                path, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's exceptions share no public base
+        except Exception as error:  # neither library's exceptions share a public base
             raise SecateurError(
                 "cannot load an ONNX file", where=path, found=error, remedy="export it again"
             ) from error
@@ -60,20 +47,37 @@ class OnnxRuntime:
         return self._session.run(None, {self._input: images})[0]
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
+def is_saturation_free(model: onnx.ModelProto) -> bool:
+    """Tell whether ``model`` says that its weights are small enough for 16-bit sums.
+
+    It does where any two weights of a row that have the same sign sum to at most 128 in magnitude:
+    255 * 128 is below 2^15.
+    """
+    return any(
+        entry.key == SATURATION_FREE and entry.value == "true" for entry in model.metadata_props
+    )
+
+
+def session_options(threads: int, saturation_free: bool = False) -> onnxruntime.SessionOptions:
     """Options under which int8 is exact and two sessions do not disturb each other.
 
     On x86 without VNNI, ONNX Runtime by default multiplies uint8 by int8 with ``vpmaddubsw``, which
     saturates the sum of two products at 16 bits and silently changes results. The option
     ``session.x64quantprecision`` makes it store int8 weights as uint8 at load, whose kernels are
-    exact; with VNNI it changes nothing. It costs up to a third of the time of a small network.
+    exact; with VNNI it changes nothing. It costs up to a third of the time of a small network, so a
+    file whose weights cannot saturate goes without.
+
+    Args:
+        threads: Threads inside one operator.
+        saturation_free: The weights cannot saturate, see :func:`is_saturation_free`.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not saturation_free:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     # Variants are timed in turns: the threads of one must not spin into the time of the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

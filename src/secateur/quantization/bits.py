@@ -1,0 +1,231 @@
+"""How many bits each layer needs: a scan, and a choice from it.
+
+The sibling of the pruning scan: one layer at a time has its weights rounded to few bits, all else
+staying real, and the loss on validation images is what that layer's bits are worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.data import Images, Preparation
+from secateur.onnx_graph import Graph
+from secateur.quantization.scheme import weighted_nodes
+from secateur.quantization.simulate import Simulated, Values
+from secateur.quantization.weights import WeightRule, choose_scales, round_weight
+from secateur.statistics import Interval, paired_drop, proportion
+
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+BATCH = 250
+
+Bits = dict[str, int]
+"""By name of the node, the bits of its weight."""
+
+
+@dataclass(frozen=True)
+class BitPoint:
+    """One layer's weight at one width, all else real.
+
+    Attributes:
+        layer: Name of the node; ``network`` for the float network itself, at 32 bits.
+        bits: Of its weight.
+        weights: Elements of its weight.
+        correct: Images the network is right on.
+        n: Images.
+        accuracy: In [0, 1], with its 95 % interval.
+        drop: Accuracy lost against the float network on the same images, with its interval.
+        loss: Mean cross-entropy, in nats, beyond that of the float network.
+    """
+
+    layer: str
+    bits: int
+    weights: int
+    correct: int
+    n: int
+    accuracy: Interval
+    drop: Interval
+    loss: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the point as plain data."""
+        return asdict(self) | {"accuracy": list(self.accuracy), "drop": list(self.drop)}
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> BitPoint:
+        """Read what :meth:`to_dict` wrote."""
+        intervals = {name: Interval(*said[name]) for name in ("accuracy", "drop")}
+        return cls(**(said | intervals))
+
+
+@torch.no_grad()
+def scan_bits(
+    model: onnx.ModelProto,
+    images: Images,
+    prepare: Preparation,
+    widths: Sequence[int] = WIDTHS,
+    rule: WeightRule | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> list[BitPoint]:
+    """Round one layer's weights at a time to each of ``widths``.
+
+    The network is run once up to each layer, and from there on once for each width.
+
+    Args:
+        model: The float graph.
+        images: Validation images, on the CPU.
+        prepare: From stored pixels to the graph's input.
+        widths: Each in 2 to 8.
+        rule: Granularity and freedom from saturation; its bits are not looked at.
+        advance: Called for each layer of each batch of 250 images.
+
+    Returns:
+        The float network, then each layer in the graph's order at each width.
+
+    Raises:
+        SecateurError: The graph holds an operator that cannot be simulated.
+    """
+    network, rule = Simulated(model), rule or WeightRule()
+    rounded = {
+        node.name: [_rounded(network.graph, node, width, rule) for width in widths]
+        for node in weighted_nodes(network.graph)
+    }
+    seen: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+    for start in range(0, len(images), BATCH):
+        labels = images.labels[start : start + BATCH]
+        values = network.start(prepare(images.pixels[start : start + BATCH]))
+        for number, node in enumerate(network.walk(values)):
+            for width, weight in zip(widths, rounded.get(node.name, ()), strict=False):
+                logits = _with_weight(network, node.name, weight, values, number)
+                seen.setdefault((node.name, width), []).append(_judge(logits, labels))
+            if node.name in rounded:
+                advance()
+        logits = values[network.graph.outputs[0]]
+        seen.setdefault(("network", 32), []).append(_judge(logits, labels))
+    return _points(seen, {name: int(w[0].numel()) for name, w in rounded.items()})
+
+
+def _rounded(graph: Graph, node: onnx.NodeProto, bits: int, rule: WeightRule) -> Tensor:
+    ours = WeightRule(bits, rule.per_channel, rule.saturation_free)
+    weight = graph.constant(node.input[1])
+    affine = choose_scales(weight, ours)
+    return torch.from_numpy(affine.dequantize(round_weight(weight, affine, ours)))
+
+
+def _with_weight(
+    network: Simulated, name: str, weight: Tensor, values: Values, number: int
+) -> Tensor:
+    """Logits of ``network`` from node ``number`` on, with another weight in node ``name``."""
+    kept, ahead = network.weights[name].data, dict(values)
+    network.weights[name].data = weight
+    for _ in network.walk(ahead, number):
+        pass
+    network.weights[name].data = kept
+    return ahead[network.graph.outputs[0]]
+
+
+def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return logits.argmax(1) == labels, F.cross_entropy(logits, labels, reduction="none")
+
+
+def _points(
+    seen: Mapping[tuple[str, int], list[tuple[Tensor, Tensor]]], weights: Mapping[str, int]
+) -> list[BitPoint]:
+    joined = {
+        key: (torch.cat([r for r, _ in parts]).numpy(), torch.cat([x for _, x in parts]).double())
+        for key, parts in seen.items()
+    }
+    reference, loss = joined.pop(("network", 32))
+    n = len(reference)
+    points = []
+    for (layer, bits), (right, ours) in {("network", 32): (reference, loss), **joined}.items():
+        correct = int(np.sum(right))
+        points.append(
+            BitPoint(
+                layer,
+                bits,
+                weights.get(layer, sum(weights.values())),
+                correct,
+                n,
+                proportion(correct, n),
+                paired_drop(reference, right),
+                float(ours.mean() - loss.mean()),
+            )
+        )
+    return points
+
+
+def total_bits(bits: Mapping[str, int], points: Iterable[BitPoint]) -> int:
+    """Bits that all scanned weights take when each layer has ``bits`` a weight."""
+    weights = {point.layer: point.weights for point in points if point.layer in bits}
+    return sum(bits[layer] * count for layer, count in weights.items())
+
+
+def narrowing(points: Sequence[BitPoint]) -> list[Bits]:
+    """Mixed widths, from every layer at its widest down to every layer at its narrowest.
+
+    Each step takes bits from that layer which loses least cross-entropy for each bit it saves, if
+    losses add up. A layer may skip widths: losses need not fall evenly.
+
+    Returns:
+        The widths after each step; the first is the widest.
+    """
+    loss: dict[str, dict[int, float]] = {}
+    weights: dict[str, int] = {}
+    for point in points:
+        if point.layer != "network":
+            loss.setdefault(point.layer, {})[point.bits] = max(point.loss, 0.0)
+            weights[point.layer] = point.weights
+    bits = {layer: max(known) for layer, known in loss.items()}
+    path = [dict(bits)]
+    while steps := [
+        ((loss[layer][lower] - loss[layer][now]) / (weights[layer] * (now - lower)), layer, lower)
+        for layer, now in bits.items()
+        for lower in loss[layer]
+        if lower < now
+    ]:
+        _, layer, lower = min(steps)
+        bits[layer] = lower
+        path.append(dict(bits))
+    return path
+
+
+def choose_bits(
+    points: Sequence[BitPoint],
+    size: float | None = None,
+    acceptable: Callable[[Bits], bool] | None = None,
+) -> Bits:
+    """Choose mixed widths, by size or by what is acceptable.
+
+    Args:
+        points: Of :func:`scan_bits`.
+        size: Share of the bits of the widest choice that may remain, in (0, 1]; the first widths of
+            :func:`narrowing` that are as small are taken.
+        acceptable: Asked instead, of O(log n) widths of :func:`narrowing`, whether they do; the
+            narrowest that do are taken, and the widest if none do.
+
+    Raises:
+        ValueError: Not just one of ``size`` and ``acceptable`` is given, or no widths are as small.
+    """
+    path = narrowing(points)
+    if (size is None) == (acceptable is None):
+        raise ValueError("need size or acceptable, and not both")
+    if acceptable is None:
+        assert size is not None
+        limit = round(size * total_bits(path[0], points))
+        for bits in path:
+            if total_bits(bits, points) <= limit:
+                return bits
+        raise ValueError(f"the narrowest scanned widths are larger than {size} of the widest")
+    good, bad = 0, len(path)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if acceptable(path[middle]) else (good, middle)
+    return path[good]

@@ -1,0 +1,94 @@
+"""Whether the file that ships decides as the network that was simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from secateur.quantization.simulate import Simulated
+from secateur.runtimes import Runtime
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An image on which the two decide differently.
+
+    Attributes:
+        image: Its number.
+        file: The class that the file chooses.
+        simulated: The class that the simulation chooses.
+        file_margin: By how much the file prefers its class to the other, in logits; from 0 up.
+        simulated_margin: By how much the simulation prefers its own.
+    """
+
+    image: int
+    file: int
+    simulated: int
+    file_margin: float
+    simulated_margin: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file agrees with its simulation.
+
+    Attributes:
+        n: Images.
+        differences: Those on which they decide differently.
+        typical_margin: Median by which the simulation prefers its class to the next, in logits.
+    """
+
+    n: int
+    differences: tuple[Difference, ...]
+    typical_margin: float
+
+    @property
+    def agreement(self) -> float:
+        """Share of images on which both choose one class, in [0, 1]."""
+        return 1 - len(self.differences) / self.n
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self) | {"agreement": self.agreement}
+
+
+@torch.inference_mode()
+def compare(
+    runtime: Runtime, simulated: Simulated, batches: Iterable[npt.NDArray[np.float32]]
+) -> Parity:
+    """Run a quantized file and its simulation on the same images.
+
+    Args:
+        runtime: Of the file.
+        simulated: Of the same file; see :func:`secateur.quantization.qdq.read_scheme`.
+        batches: Normalized images, float32 (N, C, R, R).
+
+    Raises:
+        ValueError: There are no images.
+    """
+    pairs = [(runtime.run(batch), simulated(torch.from_numpy(batch)).numpy()) for batch in batches]
+    if not pairs:
+        raise ValueError("need at least one batch of images")
+    ours = np.concatenate([scores for scores, _ in pairs])
+    theirs = np.concatenate([scores for _, scores in pairs])
+    ranked = np.sort(theirs, axis=1)
+    chosen, expected = ours.argmax(1), theirs.argmax(1)
+    return Parity(
+        len(ours),
+        tuple(
+            Difference(
+                int(i),
+                int(chosen[i]),
+                int(expected[i]),
+                float(ours[i, chosen[i]] - ours[i, expected[i]]),
+                float(theirs[i, expected[i]] - theirs[i, chosen[i]]),
+            )
+            for i in np.flatnonzero(chosen != expected)
+        ),
+        float(np.median(ranked[:, -1] - ranked[:, -2])),
+    )

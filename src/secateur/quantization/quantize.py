@@ -1,0 +1,173 @@
+"""The method: from a float file and a few images to the integers of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from secateur import recipe
+from secateur.console import progress, say
+from secateur.data import Images, Preparation
+from secateur.evaluate import judge
+from secateur.onnx_graph import read_model, write_model
+from secateur.quantization.bits import BitPoint, Bits, choose_bits
+from secateur.quantization.calibrate import METHODS, Method, choose_ranges, count_values
+from secateur.quantization.equalize import equalize
+from secateur.quantization.histogram import Histogram, Range
+from secateur.quantization.rounding import recover
+from secateur.quantization.scheme import Rules, Scheme, make_scheme
+from secateur.quantization.simulate import Simulated
+from secateur.quantization.weights import WeightRule
+
+_BATCH = 64
+_MEMORY = 2**26
+"""Elements that the largest activation may have while layers are rounded one after another."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Validation images, to choose by.
+
+    Attributes:
+        images: With labels, on the CPU.
+        prepare: From stored pixels to the network's input.
+    """
+
+    images: Images
+    prepare: Preparation
+
+    def loss(self, network: Simulated) -> float:
+        """Mean cross-entropy, in nats."""
+        return float(judge(network, self.images, self.prepare)[1].mean())
+
+    def accuracy(self, network: Simulated) -> float:
+        """Share of images that the network is right on."""
+        return float(judge(network, self.images, self.prepare)[0].mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """What quantization came to.
+
+    Attributes:
+        model: The float graph that was rounded; another than the one given where it was equalized.
+        ranges: Of the activations.
+        rules: Of the weights.
+        scheme: Everything rounded.
+        chosen: What was chosen on the way, and by which numbers, as plain data.
+    """
+
+    model: onnx.ModelProto
+    ranges: dict[str, Range]
+    rules: Rules
+    scheme: Scheme
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+def quantize(
+    path: Path,
+    images: Tensor,
+    config: recipe.Quantize,
+    judge: Judge,
+    points: Sequence[BitPoint] = (),
+) -> Quantized:
+    """Quantize a float file without training.
+
+    Args:
+        path: A float file of :func:`secateur.export.export_onnx`.
+        images: Normalized training images, float32 (N, C, R, R), on the CPU; no labels are needed.
+        config: What to do.
+        judge: Asked where the recipe leaves a choice open.
+        points: Of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
+
+    Raises:
+        DataError: There are no images, or all their pixels are the same.
+        SecateurError: Activations are not finite, or the graph holds what cannot be quantized.
+    """
+    model, chosen = read_model(path), dict[str, Any]()
+    if config.equalize:
+        model = equalize(model)
+        path = path.with_name("equalized.onnx")
+        write_model(model, path)
+    histograms = count_values(path, [batch.numpy() for batch in images.split(_BATCH)])
+    method: Method = config.method if config.method != "auto" else "minmax"
+    rules = _rules(config, {})
+    if config.method == "auto":
+        method, chosen["method_loss"] = _best_method(model, histograms, config, rules, judge)
+        chosen["method"] = method
+    ranges = choose_ranges(histograms, method, config.percentile)
+    if config.bits == "mixed":
+        rules = _rules(config, _mixed_bits(model, ranges, config, judge, points))
+        chosen["bits"] = {name: rule.bits for name, rule in rules.items() if name}
+    scheme = make_scheme(model, ranges, rules)
+    narrow = any(rule.bits < 8 for rule in rules.values())
+    adaptive = config.rounding == "adaptive" or (config.rounding == "auto" and narrow)
+    if adaptive or config.correct_bias:
+        few = images[: _images_that_fit(model, images)]
+        with progress("round", len(scheme.layers)) as tick:
+            scheme = recover(
+                model, scheme, few, rules,
+                adaptive=adaptive, correct_bias=config.correct_bias, advance=tick.advance,
+            )  # fmt: skip
+    return Quantized(model, ranges, rules, scheme, chosen)
+
+
+def weight_rule(config: recipe.Quantize, bits: int = 8) -> WeightRule:
+    """The rule of a weight of ``bits``."""
+    return WeightRule(bits, config.per_channel, config.saturation_free)
+
+
+def _rules(config: recipe.Quantize, bits: Bits) -> dict[str, WeightRule]:
+    every = config.bits if config.bits != "mixed" else 8
+    named = {name: weight_rule(config, width) for name, width in bits.items()}
+    return {"": weight_rule(config, every), **named}
+
+
+def _best_method(
+    model: onnx.ModelProto,
+    histograms: dict[str, Histogram],
+    config: recipe.Quantize,
+    rules: Rules,
+    judge: Judge,
+) -> tuple[Method, dict[str, float]]:
+    losses: dict[Method, float] = {}
+    for method in METHODS:
+        ranges = choose_ranges(histograms, method, config.percentile)
+        losses[method] = judge.loss(Simulated(model, make_scheme(model, ranges, rules)))
+    best = min(losses, key=losses.__getitem__)
+    say(f"quantize: {best} ranges lose least on validation, {losses[best]:.4f} nats")
+    return best, {str(name): loss for name, loss in losses.items()}
+
+
+def _mixed_bits(
+    model: onnx.ModelProto,
+    ranges: dict[str, Range],
+    config: recipe.Quantize,
+    judge: Judge,
+    points: Sequence[BitPoint],
+) -> Bits:
+    if config.size is not None:
+        return choose_bits(points, size=config.size)
+    needed = judge.accuracy(Simulated(model)) - config.tolerance / 100
+
+    def acceptable(bits: Bits) -> bool:
+        scheme = make_scheme(model, ranges, _rules(config, bits))
+        return judge.accuracy(Simulated(model, scheme)) >= needed
+
+    return choose_bits(points, acceptable=acceptable)
+
+
+@torch.no_grad()
+def _images_that_fit(model: onnx.ModelProto, images: Tensor) -> int:
+    """How many images may be in memory at once, by the largest activation of one."""
+    network = Simulated(model)
+    values = network.start(images[:1])
+    largest = max(max(v.numel() for v in values.values()) for _ in network.walk(values))
+    return int(np.clip(_MEMORY // largest, 1, len(images)))

@@ -1,0 +1,163 @@
+"""Which integers stand for a weight: a grid for its rows, and the rounding onto it.
+
+Processors with AVX2 but no VNNI multiply uint8 activations by int8 weights with ``vpmaddubsw``,
+which adds two neighboring products in 16 bits and saturates: 255 * (127 + 127) is beyond 32,767.
+Runtimes then answer with wrong logits and no word of it. Rows in which no two weights of one sign
+sum to more than 128 cannot saturate, wherever a kernel puts them, since 255 * 128 = 32,640. Files
+made so are exact on every processor, with the fast kernels; the cost is up to one bit of a row's
+resolution, and less where the row has one outlier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.quantization.affine import Affine, Grid, Integers
+
+PAIR = 128
+"""What two weights of one sign may sum to: 255 * 128 < 2^15."""
+
+# A bias may use a quarter of int32, so that the sum it joins cannot overflow: 255 * 127 * K stays
+# below 2^30 for K up to 33,000 products.
+LARGEST_BIAS = 2**30
+
+_SHRINKS = np.linspace(1.0, 0.3, 29)
+"""Scales tried, relative to the one that clips nothing."""
+
+Weight = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """How a weight is quantized: always symmetric, so that its zero point costs nothing.
+
+    Attributes:
+        bits: 2 to 8.
+        per_channel: A scale for each output channel, else one for the whole tensor.
+        saturation_free: No two weights of one sign in a row sum to more than 128.
+    """
+
+    bits: int = 8
+    per_channel: bool = True
+    saturation_free: bool = True
+
+    @property
+    def grid(self) -> Grid:
+        """The integers that weights are stored as."""
+        return Grid(self.bits, signed=True, symmetric=True)
+
+    @property
+    def narrow_grid(self) -> Grid:
+        """The widest grid that cannot saturate whatever integers are chosen from it."""
+        half = PAIR // 2
+        return Grid(self.bits, True, True, reach=half) if self.may_saturate else self.grid
+
+    @property
+    def may_saturate(self) -> bool:
+        """Tell whether integers of the grid have to be kept from saturating."""
+        return self.saturation_free and 2 * self.grid.high > PAIR
+
+
+def choose_scales(
+    weight: Weight,
+    rule: WeightRule,
+    bias: Weight | None = None,
+    input_scale: npt.ArrayLike = 1.0,
+) -> Affine:
+    """Choose scales for a weight, wide enough that its bias fits int32.
+
+    At 8 bits nothing is clipped: delta = max |w| / 127, or, free of saturation, the largest sum of
+    two weights of one sign over 127, so that they sum to at most 128 once rounded. Below 8 bits the
+    scale is that of least squared error, which clips a little (Nagel et al. 2021, section 3.1.2).
+
+    A row of (nearly) zeros has (nearly) no scale of its own; were its bias stored at that scale
+    times the input's, it would overflow, so such a row takes its scale from the bias.
+
+    Args:
+        weight: Shape (rows, ...).
+        rule: Bits, granularity, and whether to keep from saturating.
+        bias: Shape (rows,), or None.
+        input_scale: Scale of the activations that the weight meets; scalar, positive.
+
+    Returns:
+        Scales of shape (rows,) with axis 0, or of shape ().
+    """
+    rows = weight.reshape(len(weight), -1)
+    largest = np.abs(rows).max(axis=1).astype(np.float64)
+    if rule.may_saturate:
+        wide = np.maximum(largest, _largest_pair(rows)) / 127
+    else:
+        wide = largest / rule.grid.high
+    if not rule.per_channel:
+        rows, wide, largest = (
+            rows.reshape(1, -1),
+            wide.max(keepdims=True),
+            largest.max(keepdims=True),
+        )
+    if rule.bits < 8:
+        wide = wide * _least_squares(rows, wide, rule.grid)
+    wide = np.where(largest > 0, wide, 1.0)
+    if bias is not None:
+        needed = np.abs(bias).astype(np.float64) / (float(np.asarray(input_scale)) * LARGEST_BIAS)
+        needed = needed if rule.per_channel else needed.max(keepdims=True)
+        wide = np.where((largest == 0) & (needed > 0), needed, np.maximum(wide, needed))
+    delta = np.maximum(wide, np.finfo(np.float32).tiny).astype(np.float32)
+    if not rule.per_channel:
+        return Affine(delta[0], np.zeros((), np.int32), rule.grid)
+    return Affine(delta, np.zeros(len(delta), np.int32), rule.grid, axis=0)
+
+
+def round_weight(weight: Weight, affine: Affine, rule: WeightRule) -> Integers:
+    """Return the integers nearest to ``weight``, int32 of its shape, that obey ``rule``."""
+    integers = affine.quantize(weight)
+    return without_saturation(integers) if rule.may_saturate else integers
+
+
+def without_saturation(integers: Integers) -> Integers:
+    """Clip each row so that no two integers of one sign in it sum to more than 128.
+
+    Where the second largest is beyond 64, both are clipped to 64; else the largest gives way to it.
+    """
+    rows = integers.reshape(len(integers), -1)
+    clipped = np.minimum(rows, _cap(rows)[:, None])
+    return np.maximum(clipped, -_cap(-rows)[:, None]).reshape(integers.shape)
+
+
+def is_saturation_free(integers: npt.NDArray[np.integer]) -> bool:
+    """Tell whether no two integers of one sign in a row sum to more than 128."""
+    rows = integers.reshape(len(integers), -1).astype(np.int32)
+    return bool((_largest_pair(rows) <= PAIR).all())
+
+
+def _cap(rows: npt.NDArray) -> npt.NDArray:
+    _, second = _two_largest(rows)
+    half = PAIR // 2
+    return np.maximum(half, PAIR - np.minimum(second, half))
+
+
+def _largest_pair(rows: npt.NDArray) -> npt.NDArray:
+    """Largest magnitude of the sum of two entries of one sign, or of a lone one, in each row."""
+    return np.maximum(sum(_two_largest(rows)), sum(_two_largest(-rows)))
+
+
+def _two_largest(rows: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
+    """The two largest entries of each row; where there are not two above 0, 0 instead."""
+    if rows.shape[1] < 2:
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    top = np.maximum(np.partition(rows, -2, axis=1)[:, -2:], 0)
+    return top[:, 1], top[:, 0]
+
+
+def _least_squares(rows: Weight, wide: npt.NDArray, grid: Grid) -> npt.NDArray:
+    """For each row, the factor on its scale that leaves the least squared error."""
+    best, least = np.ones(len(rows)), np.full(len(rows), np.inf)
+    for factor in _SHRINKS:
+        delta = np.maximum(wide * factor, np.finfo(np.float32).tiny)[:, None].astype(np.float32)
+        rounded = np.clip(np.rint(rows / delta), grid.low, grid.high) * delta
+        error = np.square(rounded - rows).sum(axis=1, dtype=np.float64)
+        better = error < least
+        best[better], least[better] = factor, error[better]
+    return best

@@ -1,0 +1,44 @@
+"""What runs an exported file, behind one small protocol: a module for each runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from secateur.errors import SecateurError
+from secateur.runtimes.onnx_runtime import OnnxRuntime, session_options
+from secateur.runtimes.open_vino import OpenVino
+from secateur.runtimes.protocol import Array, Runtime
+
+__all__ = [
+    "RUNTIMES",
+    "Array",
+    "OnnxRuntime",
+    "OpenVino",
+    "Runtime",
+    "open_file",
+    "session_options",
+]
+
+RUNTIMES: dict[str, Callable[[Path, int], Runtime]] = {
+    OnnxRuntime.name: OnnxRuntime,
+    OpenVino.name: OpenVino,
+}
+"""From a runtime's name to what opens a file with so many threads."""
+
+
+def open_file(path: Path, threads: int, runtime: str = OnnxRuntime.name) -> Runtime:
+    """Load an ONNX file into the runtime of that name.
+
+    Args:
+        path: A float or quantized file of Secateur.
+        threads: Threads inside one operator.
+        runtime: One of :data:`RUNTIMES`.
+
+    Raises:
+        SecateurError: There is no such runtime, it is not installed, or it cannot run the file.
+    """
+    if runtime not in RUNTIMES:
+        known = ", ".join(RUNTIMES)
+        raise SecateurError("unknown runtime", expected=f"one of {known}", found=runtime)
+    return RUNTIMES[runtime](path, threads)

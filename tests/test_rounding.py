@@ -1,0 +1,108 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import DataError
+from secateur.export import export_onnx
+from secateur.onnx_graph import Graph, read_model
+from secateur.quantization.calibrate import calibrate
+from secateur.quantization.rounding import _hessians, _spread_errors, recover
+from secateur.quantization.scheme import make_scheme, weighted_nodes
+from secateur.quantization.simulate import Simulated
+from secateur.quantization.weights import WeightRule, is_saturation_free
+from tiny_networks import NETWORKS, images
+
+
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def made(request, tmp_path_factory):
+    make, shape = NETWORKS[request.param]
+    path = tmp_path_factory.mktemp(request.param) / "float.onnx"
+    export_onnx(make(), shape, path, {})
+    x = images(shape, 64, seed=2)
+    return read_model(path), calibrate(path, [x.numpy()], "minmax"), x, images(shape, 64, seed=3)
+
+
+def error(model, scheme, x):
+    """What rounding does to the logits of unseen images, relative to what the images do."""
+    with torch.no_grad():
+        real = Simulated(model)(x)
+        return float((Simulated(model, scheme)(x) - real).norm() / (real - real.mean(0)).norm())
+
+
+def test_adaptive_rounding_beats_nearest_at_four_bits(made):
+    model, ranges, x, unseen = made
+    rules = {"": WeightRule(4)}
+    nearest = make_scheme(model, ranges, rules)
+    adaptive = recover(model, nearest, x, rules, adaptive=True, correct_bias=False)
+    assert error(model, adaptive, unseen) < 0.75 * error(model, nearest, unseen)
+    for layer in adaptive.layers.values():
+        assert np.abs(layer.integers).max() <= 7
+
+
+def test_bias_correction_takes_the_mean_error_out_of_every_channel(made):
+    model, ranges, x, unseen = made
+    rules = {"": WeightRule(4)}
+    plain = make_scheme(model, ranges, rules)
+    corrected = recover(model, plain, x, rules)
+    assert error(model, corrected, unseen) < error(model, plain, unseen)
+    real, ours = Simulated(model), Simulated(model, corrected)
+    ours.quantizers = {}  # the last sums, before anything is rounded or clipped
+    for name in corrected.layers:
+        assert (corrected.layers[name].integers == plain.layers[name].integers).all()
+    last = weighted_nodes(Graph(model))[-1]
+    with torch.no_grad():
+        before = (Simulated(model, plain)(x) - real(x)).mean(0)
+        after = (Simulated(model, corrected)(x) - real(x)).mean(0)
+    assert last.output[0] == "logits"
+    assert after.abs().max() < 1e-3 * real(x).abs().max() < before.abs().max()
+
+
+def test_rows_stay_free_of_saturation(made):
+    model, ranges, x, _ = made
+    scheme = recover(model, make_scheme(model, ranges), x, adaptive=True)
+    assert all(is_saturation_free(layer.integers) for layer in scheme.layers.values())
+
+
+def test_spreading_errors_comes_near_the_best_integers_there_are():
+    random = torch.Generator().manual_seed(0)
+    mixing = torch.randn(4, 4, generator=random)
+    patches = (mixing @ torch.randn(4, 500, generator=random))[None]
+    rows, delta = torch.randn(1, 6, 4, generator=random), torch.full((1, 6), 0.8)
+    found = _spread_errors(rows, delta, 3, _hessians(patches))
+
+    def output_error(integers, row):
+        return float(((integers * 0.8 - row) @ patches[0]).square().mean())
+
+    nearest = (rows / 0.8).round().clamp(-3, 3)
+    ours = theirs = best = 0.0
+    every = torch.tensor(list(itertools.product(range(-3, 4), repeat=4)), dtype=torch.float32)
+    for k in range(6):
+        ours += output_error(found[0, k], rows[0, k])
+        theirs += output_error(nearest[0, k], rows[0, k])
+        best += min(output_error(integers, rows[0, k]) for integers in every)
+    assert best <= ours < theirs
+    assert ours - best < 0.5 * (theirs - best)
+
+
+def test_pruned_weights_stay_pruned(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        network[1].weight[torch.rand(16, 48) < 0.5] = 0
+    export_onnx(network, (3, 4, 4), tmp_path / "f.onnx", {})
+    model, x = read_model(tmp_path / "f.onnx"), torch.randn(64, 3, 4, 4)
+    rules = {"": WeightRule(4)}
+    plain = make_scheme(model, calibrate(tmp_path / "f.onnx", [x.numpy()], "minmax"), rules)
+    adaptive = recover(model, plain, x, rules, adaptive=True)
+    layer = next(iter(adaptive.layers.values()))
+    assert (layer.integers[network[1].weight.numpy(force=True) == 0] == 0).all()
+    assert (layer.integers != next(iter(plain.layers.values())).integers).any()
+
+
+def test_no_images_is_one_line(made):
+    model, ranges, x, _ = made
+    with pytest.raises(DataError, match="no images"):
+        recover(model, make_scheme(model, ranges), x[:0])
