@@ -1,0 +1,273 @@
+"""What each way of quantizing costs one trained network: ranges, equalization, rounding, training.
+
+Run: python benchmarks/int8_recovery.py RECIPE --data DIR --out results/int8/recovery.jsonl
+     python benchmarks/int8_recovery.py report --out results/int8/recovery.jsonl
+The recipe's reference network is trained first, or found under --runs; nothing is pruned. A cell
+whose record is there is not made again. Nothing is chosen by the test images: every cell is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur import environment, recipe
+from secateur.data import Images, Preparation, batches, load
+from secateur.export import export_onnx
+from secateur.onnx_graph import Graph, read_model
+from secateur.pipeline import Pipeline
+from secateur.quantization.aware import Trainable
+from secateur.quantization.bits import BitPoint, scan_bits
+from secateur.quantization.parity import compare
+from secateur.quantization.qdq import read_scheme, write_qdq
+from secateur.quantization.quantize import Judge, Quantized, quantize, weight_rule
+from secateur.quantization.scheme import make_scheme, weighted_nodes
+from secateur.quantization.simulate import Simulated
+from secateur.recipe import load_recipe
+from secateur.report.numbers import fixed, probability, signed
+from secateur.runtimes import OnnxRuntime
+from secateur.statistics import mcnemar, paired_drop, proportion
+from secateur.store import Store
+from secateur.train import train
+
+PLAIN: dict[str, Any] = {"rounding": "nearest", "correct_bias": False}
+PER_TENSOR: dict[str, Any] = {"per_channel": False}
+CELLS: dict[str, dict[str, Any]] = {
+    "8 bits, min-max": PLAIN,
+    "8 bits, percentile": PLAIN | {"method": "percentile"},
+    "8 bits, mean square error": PLAIN | {"method": "mse"},
+    "8 bits, entropy": PLAIN | {"method": "entropy"},
+    "8 bits, the whole of int8 (may saturate)": PLAIN | {"saturation_free": False},
+    "8 bits, bias correction (the default)": {},
+    "8 bits, adaptive rounding, bias correction": {"rounding": "adaptive"},
+    "8 bits, per tensor": PLAIN | PER_TENSOR,
+    "8 bits, per tensor, equalized": PLAIN | PER_TENSOR | {"equalize": True},
+    "8 bits, per tensor, equalized, bias correction": PER_TENSOR | {"equalize": True},
+    "4-bit weights, nearest": PLAIN | {"bits": 4},
+    "4-bit weights, nearest, bias correction": {"bits": 4, "rounding": "nearest"},
+    "4-bit weights, adaptive rounding": {"bits": 4, "correct_bias": False},
+    "4-bit weights, adaptive rounding, bias correction": {"bits": 4},
+    "4-bit weights, training": {"bits": 4, "epochs": 1},
+    "3-bit weights, adaptive rounding, bias correction": {"bits": 3},
+    "mixed bits, 0.3 points on validation": {"bits": "mixed"},
+}
+
+
+class Subject:
+    """A trained network as a float file, with the images that it is judged by."""
+
+    def __init__(self, said: argparse.Namespace, folder: Path) -> None:
+        self.recipe = load_recipe(said.recipe, said.set)
+        self.pipeline = Pipeline(
+            self.recipe, Store(said.runs / "stages"), said.data, torch.device("cpu")
+        )
+        self.path = folder / "float.onnx"
+        network = self.pipeline.load_network(self.pipeline.train)
+        export_onnx(network, self.pipeline.input_shape, self.path, {})
+        self.training, self.validation = self.pipeline.parts
+        self.prepare: Preparation = self.pipeline.prepare
+        self.test = load(self.recipe.data.name, said.data, train=False).spread(said.images)
+        self.folder, self.threads = folder, said.threads
+        self.float_right = self.right(self.path)
+
+    def right(self, path: Path) -> np.ndarray:
+        """Whether a file is right, image by image of the test set."""
+        runtime = OnnxRuntime(path, self.threads)
+        decided = [runtime.run(batch).argmax(1) for batch in batches(self.test, self.prepare, 100)]
+        return np.concatenate(decided) == self.test.labels.numpy()
+
+    def calibration(self, count: int) -> torch.Tensor:
+        """The images that ``secateur quantize`` takes."""
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        order = torch.randperm(len(self.training), generator=generator)[:count]
+        return self.prepare(self.training.take(order).pixels).contiguous()
+
+
+def scan(subject: Subject, config: recipe.Quantize, judge: Judge) -> list[BitPoint]:
+    """The scan of bits that mixed bits are chosen from."""
+    if config.bits != "mixed":
+        return []
+    model = read_model(subject.path)
+    return scan_bits(model, judge.images, judge.prepare, rule=weight_rule(config))
+
+
+def trained(subject: Subject, done: Quantized, config: recipe.Quantize, images: int) -> Any:
+    """The scheme after quantization-aware training on so many training images."""
+    network = Trainable(
+        done.model, make_scheme(done.model, done.ranges, done.rules), done.rules
+    ).to(memory_format=torch.channels_last)
+    schedule = subject.recipe.train.model_copy(
+        update={"epochs": config.epochs, "learning_rate": config.learning_rate}
+    )
+    some: Images = subject.training.spread(images)
+    kept, _ = train(
+        network, some, subject.validation.spread(1000), subject.prepare, schedule,
+        seed=subject.recipe.seed, checkpoint=subject.folder / "checkpoint.safetensors",
+    )  # fmt: skip
+    (subject.folder / "checkpoint.safetensors").unlink()
+    assert isinstance(kept, Trainable)
+    return kept.learned()
+
+
+def measure(subject: Subject, changes: dict[str, Any], said: argparse.Namespace) -> dict[str, Any]:
+    """Quantize in one way, and tell what it cost."""
+    config = recipe.Quantize.model_validate(changes)
+    judge = Judge(subject.validation.spread(config.scan_images), subject.prepare)
+    start = time.monotonic()
+    images = subject.calibration(config.images)
+    done = quantize(subject.path, images, config, judge, scan(subject, config, judge))
+    scheme = done.scheme
+    if config.epochs:
+        scheme = trained(subject, done, config, said.train_images)
+    seconds = time.monotonic() - start
+    path = subject.folder / "int8.onnx"
+    write_qdq(done.model, scheme, path)
+    simulated = Simulated(done.model, read_scheme(done.model, path))
+    parity = compare(
+        OnnxRuntime(path, subject.threads),
+        simulated,
+        batches(subject.test, subject.prepare, 100),
+    )
+    right = subject.right(path)
+    bits = [
+        done.rules.get(node.name, done.rules[""]).bits for node in weighted_nodes(Graph(done.model))
+    ]
+    weights = [layer.integers.size for layer in scheme.layers.values()]
+    return {
+        "quantize": config.model_dump(mode="json", exclude_defaults=True),
+        "bits_per_weight": float(np.average(bits, weights=weights)),
+        "top1": list(proportion(int(right.sum()), right.size)),
+        "float_top1": list(proportion(int(subject.float_right.sum()), right.size)),
+        "drop": list(paired_drop(subject.float_right, right)),
+        "mcnemar_p": mcnemar(subject.float_right, right),
+        "parity": parity.to_dict(),
+        "test_images": right.size,
+        "train_images": said.train_images if config.epochs else 0,
+        "seconds": round(seconds, 1),
+    }
+
+
+def run(said: argparse.Namespace) -> None:
+    """Make every cell that is not there."""
+    there = read(said.out)
+    with tempfile.TemporaryDirectory() as folder:
+        subject = None
+        for name, changes in CELLS.items():
+            cell = {"recipe": said.recipe, "cell": name, "images": said.images}
+            skipped = said.cells and not any(part in name for part in said.cells)
+            if skipped or any(cell.items() <= record.items() for record in there):
+                continue
+            subject = subject or Subject(said, Path(folder))
+            found = measure(subject, changes, said)
+            about = {
+                "network": subject.recipe.network.name,
+                "geometry": subject.recipe.geometry,
+                "dataset": subject.recipe.data.name,
+                "sets": said.set or [],
+                "threads": said.threads,
+                "processor": environment.processor(),
+                "versions": environment.versions(),
+                "commit": environment.commit(),
+            }
+            said.out.parent.mkdir(parents=True, exist_ok=True)
+            with said.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(cell | about | found) + "\n")
+            print(said.recipe, name, f"{100 * found['top1'][0]:.2f} %", f"{found['seconds']} s")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+HEAD = """# What each way of quantizing costs
+
+Made by `python benchmarks/int8_recovery.py report --out results/int8/recovery.jsonl` from the
+records beside it, which this command appends for each network:
+
+    python benchmarks/int8_recovery.py RECIPE --data DIR --out results/int8/recovery.jsonl
+
+The reference network of the recipe, not pruned, as one float file; its batch-norms are folded.
+Activations are uint8 per tensor, weights int8 per channel and free of saturation unless the row
+says otherwise; {calibration} training images calibrate. Drop: float minus quantized, in points, on
+the same test images, with its 95 % interval (Agresti and Min) and McNemar's exact p. Parity: images
+on which the file under ONNX Runtime decides as its simulation in PyTorch; *margin* is the largest
+by which it differs, in logits, beside the median margin of all images. Seconds: calibration,
+rounding and training, without the tests. Nothing was chosen by these numbers.
+"""
+
+
+def report(said: argparse.Namespace) -> None:
+    """Write the tables beside the records."""
+    lines = [HEAD.format(calibration=recipe.Quantize().images)]
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for record in read(said.out):
+        networks.setdefault(record["recipe"], []).append(record)
+    for name, records in networks.items():
+        first, last = records[0], records[-1]
+        top1 = [fixed(100 * bound) for bound in first["float_top1"]]
+        lines += [
+            f"## {first['network']}, {first['dataset']}, {first['geometry']}", "",
+            f"`{name}`{''.join(f' `--set {change}`' for change in first['sets'])}; float top-1 "
+            f"{top1[0]} % [{top1[1]}, {top1[2]}], n = {first['test_images']:,}.", "",
+            "| Quantized | Bits a weight | Top-1, % | Drop, points | McNemar p | Parity, % "
+            "| Margin (median) | Seconds |",
+            "|---|" + "---:|" * 7,
+            *(row(record) for record in sorted(records, key=lambda r: list(CELLS).index(r["cell"]))),
+            "",
+            f"{last['processor']}; {last['threads']} threads; "
+            f"{', '.join(f'{k} {v}' for k, v in last['versions'].items())}; "
+            f"commit {', '.join(sorted({record['commit'] for record in records}))}.", "",
+        ]  # fmt: skip
+    path = said.out.with_name("RECOVERY.md")
+    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def row(record: dict[str, Any]) -> str:
+    """One cell as a row of the table."""
+    parity = record["parity"]
+    margin = max((d["file_margin"] for d in parity["differences"]), default=0.0)
+    drop = [signed(100 * bound) for bound in record["drop"]]
+    name = record["cell"]
+    if record["train_images"]:
+        name += f" on {record['train_images']:,} images"
+    cells = [
+        name,
+        fixed(record["bits_per_weight"]),
+        fixed(100 * record["top1"][0]),
+        f"{drop[0]} [{drop[1]}, {drop[2]}]",
+        probability(record["mcnemar_p"]).removeprefix("= "),
+        fixed(100 * parity["agreement"]),
+        f"{fixed(margin)} ({fixed(parity['typical_margin'])})",
+        fixed(record["seconds"], 0),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Do what is asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="a recipe, or `report`")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE")
+    parser.add_argument("--cells", nargs="+", help="only those that contain one of these")
+    parser.add_argument("--images", type=int, default=0, help="test images; 0 for all")
+    parser.add_argument("--train-images", type=int, default=12_800)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    said = parser.parse_args()
+    (report if said.recipe == "report" else run)(said)
+
+
+if __name__ == "__main__":
+    main()
