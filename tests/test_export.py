@@ -112,3 +112,11 @@ def test_unwritable_folder_is_one_line(tmp_path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     with pytest.raises(StoreError, match="cannot write"):
         export_onnx(network, (1, 4, 4), tmp_path / "missing" / "x.onnx", {})
+
+
+def test_channel_shuffles_are_folded_into_the_weights(tmp_path):
+    make, shape = NETWORKS["shufflenet"]
+    export_onnx(make(), shape, tmp_path / "f.onnx", {})
+    kinds = {node.op_type for node in onnx.load(tmp_path / "f.onnx").graph.node}
+    assert "Transpose" not in kinds
+    assert {"Split", "Concat"} <= kinds

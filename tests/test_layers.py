@@ -13,7 +13,7 @@ LAYERS = [
     {"errors", "__init__"},
     {"recipe", "console", "environment"},
     {"store", "data", "networks", "records", "statistics", "onnx_graph"},
-    {"runtimes", "cost", "kernels", "evaluate"},
+    {"runtimes", "routes", "cost", "kernels", "evaluate"},
     {"benchmark", "quantization", "export", "layer_latency"},
     {"network_latency"},
     {"train", "pruning"},

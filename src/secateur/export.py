@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from secateur.errors import NetworkError
 from secateur.onnx_graph import OPSET, tidy, write_model
+from secateur.routes import straighten
 
 
 def export_onnx(
@@ -28,7 +29,7 @@ def export_onnx(
     The graph reads ``image``, float32 (batch, C, H, W), and gives ``logits``, float32
     (batch, classes), for any batch. Batch-norms are folded into the convolutions before them, in a
     network that ``torch.fx`` can trace; another, whose forward branches on shapes, say, is exported
-    as the exporter sees fit.
+    as the exporter sees fit. Channel shuffles are folded into the order of the weights around them.
     The same weights give the same bytes, whatever their device or memory format.
 
     Args:
@@ -50,7 +51,7 @@ def export_onnx(
     except Exception as error:  # the tracer and the exporter raise whatever their layers raise
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError("cannot export the network", where=path.name, found=found) from error
-    proto = tidy(exported)
+    proto = straighten(tidy(exported))
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
     write_model(proto, path)
 

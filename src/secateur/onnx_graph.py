@@ -16,6 +16,9 @@ from secateur.errors import SecateurError, StoreError
 IR_VERSION = 10
 OPSET = 18
 
+WEIGHTED = ("Conv", "Gemm")
+"""Operators that multiply by a weight: convolutions and linear layers."""
+
 
 class Graph:
     """A snapshot of the edges of ``model.graph``; edit the model, then take a new one.
@@ -57,6 +60,24 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)
     return default
+
+
+def activation_inputs(graph: Graph, node: onnx.NodeProto) -> list[str]:
+    """The inputs of ``node`` that carry activations, not weights, shapes or bounds."""
+    count = len(node.input) if node.op_type in ("Add", "Concat") else 1
+    return [name for name in node.input[:count] if name and name not in graph.constants]
+
+
+def is_layer(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell whether ``node`` is a convolution, or x W^T + b, of constant weights."""
+    if node.op_type not in WEIGHTED or len(activation_inputs(graph, node)) != 1:
+        return False
+    if any(name and name not in graph.constants for name in node.input[1:]):
+        return False
+    if node.op_type == "Conv":
+        return True
+    factors = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
+    return bool(factors and not attribute(node, "transA", 0) and attribute(node, "transB", 0))
 
 
 def read_model(path: Path) -> onnx.ModelProto:

@@ -434,18 +434,11 @@ class Pipeline:
             said = self.scan_bits.json("scan_bits.json")
             points = [BitPoint.from_dict(point) for point in said]
         done = quantize(self.export.folder / "pruned.onnx", images, config, self._judge, points)
-        if config.equalize:
-            write_model(done.model, folder / "float.onnx")
+        write_model(done.model, folder / "float.onnx")
         write_json(folder / "ranges.json", done.ranges)
         write_json(folder / "bits.json", {name: rule.bits for name, rule in done.rules.items()})
         write_json(folder / "chosen.json", done.chosen)
         write_qdq(done.model, done.scheme, folder / "quantized.onnx")
-
-    @property
-    def _float_graph(self) -> Path:
-        """The graph that was quantized."""
-        equalized = self.quantize.folder / "float.onnx"
-        return equalized if equalized.exists() else self.export.folder / "pruned.onnx"
 
     @cached_property
     def quantize_train(self) -> Stage:
@@ -461,7 +454,7 @@ class Pipeline:
         return self._stage("quantize-train", says, upstream, self._make_quantize_train)
 
     def _make_quantize_train(self, folder: Path) -> None:
-        config, model = self.recipe.quantize, read_model(self._float_graph)
+        config, model = self.recipe.quantize, read_model(self.quantize.folder / "float.onnx")
         ranges = {k: tuple(v) for k, v in self.quantize.json("ranges.json").items()}
         bits = self.quantize.json("bits.json")
         rules = {name: weight_rule(config, width) for name, width in bits.items()}
@@ -514,7 +507,7 @@ class Pipeline:
 
     def _parity(self, test: Images) -> dict[str, Any]:
         """How far the quantized file decides as its simulation in PyTorch."""
-        path, graph = self.file("quantized"), read_model(self._float_graph)
+        path, graph = self.file("quantized"), read_model(self.quantize.folder / "float.onnx")
         simulated = Simulated(graph, read_scheme(graph, path))
         runtime = open_file(path, self.recipe.bench.threads)
         return compare(runtime, simulated, batches(test, self.prepare, BATCH)).to_dict()

@@ -167,10 +167,11 @@ class Quantize(Part):
     down to ``size`` of the weights' int8 bits, or else as few as lose at most ``tolerance``
     percentage points on the same validation images. Without ``per_channel`` a weight has one scale
     in all. ``saturation_free`` keeps int8 weights from overflowing 16 bits on processors without
-    VNNI. ``equalize`` evens out the ranges of neighboring layers; ``rounding`` is to ``nearest``,
-    ``adaptive`` to what the data shows, or ``auto``: adaptive below 8 bits; ``correct_bias`` takes
-    the mean error out of every channel. ``epochs`` of quantization-aware training follow, with
-    learned step sizes, one cycle to ``learning_rate``.
+    VNNI. Depthwise layers are padded with zeros to whole blocks of ``block`` channels, on which
+    kernels are fast. ``equalize`` evens out the ranges of neighboring layers; ``rounding`` is to
+    ``nearest``, ``adaptive`` to what the data shows, or ``auto``: adaptive below 8 bits;
+    ``correct_bias`` takes the mean error out of every channel. ``epochs`` of quantization-aware
+    training follow, with learned step sizes, one cycle to ``learning_rate``.
     """
 
     images: Count = 512
@@ -182,6 +183,7 @@ class Quantize(Part):
     scan_images: Annotated[int, Field(ge=0)] = 1000
     per_channel: bool = True
     saturation_free: bool = True
+    block: Literal[1, 8, 16] = 16
     equalize: bool = False
     rounding: Literal["nearest", "adaptive", "auto"] = "auto"
     correct_bias: bool = True

@@ -20,8 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from secateur.onnx_graph import Graph, attribute, tidy
-from secateur.quantization.placement import WEIGHTED, activation_inputs, is_quantizable
+from secateur.onnx_graph import Graph, activation_inputs, attribute, is_layer, tidy
 
 ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
@@ -337,13 +336,12 @@ def _is_private(graph: Graph, name: str) -> bool:
 
 def _mixes(graph: Graph, node: onnx.NodeProto) -> bool:
     """Tell whether each row of ``node``'s weights reads all channels."""
-    weighted = node.op_type in WEIGHTED and is_quantizable(graph, node)
-    return weighted and attribute(node, "group", 1) == 1
+    return is_layer(graph, node) and attribute(node, "group", 1) == 1
 
 
 def _is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
     """Tell whether each row of ``node``'s weights reads the channel that it makes."""
-    if node.op_type != "Conv" or not is_quantizable(graph, node):
+    if node.op_type != "Conv" or not is_layer(graph, node):
         return False
     group = attribute(node, "group", 1)
     return group != 1 and (group, 1) == tuple(graph.constants[node.input[1]].dims[:2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -27,7 +28,7 @@ CHUNK = 8
 
 
 def calibrate(
-    path: Path,
+    source: Path | onnx.ModelProto,
     batches: Iterable[npt.NDArray[np.float32]],
     method: Method,
     percentile: float = 99.99,
@@ -37,7 +38,7 @@ def calibrate(
     Tensors that share one scale are counted together, and have one range.
 
     Args:
-        path: A float file of :func:`secateur.export.export_onnx`.
+        source: A float file of :func:`secateur.export.export_onnx`, or its graph.
         batches: Normalized images, float32 (N, C, R, R), N of any size.
         method: ``minmax`` takes the extremes seen; ``percentile`` leaves out the same number of
             values at each end, to within 1/8192 of the largest magnitude; ``mse`` takes the range
@@ -54,19 +55,21 @@ def calibrate(
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"need a percentile in (0, 100], found {percentile}")
-    histograms = count_values(path, batches, extremes_only=method == "minmax")
+    histograms = count_values(source, batches, extremes_only=method == "minmax")
     return choose_ranges(histograms, method, percentile)
 
 
 def count_values(
-    path: Path, batches: Iterable[npt.NDArray[np.float32]], extremes_only: bool = False
+    source: Path | onnx.ModelProto,
+    batches: Iterable[npt.NDArray[np.float32]],
+    extremes_only: bool = False,
 ) -> dict[str, Histogram]:
     """Count the values of each tensor to be quantized; as :func:`calibrate`, for all methods.
 
     Returns:
         By the tensor's name in the file; tensors that share one scale share one histogram.
     """
-    model = read_model(path)
+    model = read_model(source) if isinstance(source, Path) else copy.deepcopy(source)
     groups = find_placement(model).groups
     histograms: dict[str, Histogram] = {}
     for group in groups:

@@ -18,9 +18,8 @@ import numpy as np
 import onnx
 
 from secateur.errors import SecateurError
-from secateur.onnx_graph import Graph, attribute
+from secateur.onnx_graph import WEIGHTED, Graph, activation_inputs, attribute, is_layer
 
-WEIGHTED = ("Conv", "Gemm")
 COMPUTING = (*WEIGHTED, "Add", "GlobalAveragePool", "AveragePool")
 MOVING = (
     "MaxPool", "Reshape", "Transpose", "Split", "Slice", "Flatten", "Squeeze", "Unsqueeze",
@@ -86,34 +85,16 @@ def find_placement(model: onnx.ModelProto) -> Placement:
     return Placement(tuple(map(tuple, groups.values())), _absorbable(graph))
 
 
-def activation_inputs(graph: Graph, node: onnx.NodeProto) -> list[str]:
-    """The inputs of ``node`` that carry activations, not weights, shapes or bounds."""
-    count = len(node.input) if node.op_type in ("Add", "Concat") else 1
-    return [name for name in node.input[:count] if name and name not in graph.constants]
-
-
 def is_quantizable(graph: Graph, node: onnx.NodeProto) -> bool:
     """Tell whether ``node`` can run on integers."""
     inputs = activation_inputs(graph, node)
     if node.op_type in WEIGHTED:
-        return (
-            len(inputs) == 1
-            and all(name in graph.constants for name in node.input[1:])
-            and _is_plain_gemm(node)
-        )
+        return is_layer(graph, node)
     if node.op_type in ("Add", "Concat"):
         return len(inputs) == len(node.input)
     if node.op_type == "Resize":
         return attribute(node, "mode", b"nearest") == b"nearest" and len(inputs) == 1
     return node.op_type in (*COMPUTING, *MOVING) and len(inputs) == 1
-
-
-def _is_plain_gemm(node: onnx.NodeProto) -> bool:
-    """Tell whether a Gemm is x W^T + b; anything else is true."""
-    if node.op_type != "Gemm":
-        return True
-    factors = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
-    return bool(factors and not attribute(node, "transA", 0) and attribute(node, "transB", 0))
 
 
 def _absorbable(graph: Graph) -> dict[str, float]:

@@ -20,9 +20,7 @@ from secateur.onnx_graph import Graph, read_model, write_model
 from secateur.quantization.affine import INT8_SYMMETRIC, UINT8, Affine
 from secateur.quantization.placement import Range, find_placement
 from secateur.quantization.scheme import Layer, Rules, Scheme, make_scheme, weighted_nodes
-
-SATURATION_FREE = "saturation_free"
-"""Metadata key: ``true`` where no kernel can saturate on the file's weights."""
+from secateur.runtimes import SATURATION_FREE
 
 
 def quantize_onnx(

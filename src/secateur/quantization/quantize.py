@@ -16,7 +16,7 @@ from secateur import recipe
 from secateur.console import progress, say
 from secateur.data import Images, Preparation
 from secateur.evaluate import judge
-from secateur.onnx_graph import read_model, write_model
+from secateur.onnx_graph import read_model
 from secateur.quantization.bits import BitPoint, Bits, choose_bits
 from secateur.quantization.calibrate import METHODS, Method, choose_ranges, count_values
 from secateur.quantization.equalize import equalize
@@ -25,6 +25,7 @@ from secateur.quantization.rounding import recover
 from secateur.quantization.scheme import Rules, Scheme, make_scheme
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule
+from secateur.routes import pad_widths
 
 _BATCH = 64
 _MEMORY = 2**26
@@ -57,7 +58,7 @@ class Quantized:
     """What quantization came to.
 
     Attributes:
-        model: The float graph that was rounded; another than the one given where it was equalized.
+        model: The float graph that was rounded: the one given, padded and perhaps equalized.
         ranges: Of the activations.
         rules: Of the weights.
         scheme: Everything rounded.
@@ -91,12 +92,10 @@ def quantize(
         DataError: There are no images, or all their pixels are the same.
         SecateurError: Activations are not finite, or the graph holds what cannot be quantized.
     """
-    model, chosen = read_model(path), dict[str, Any]()
+    model, chosen = pad_widths(read_model(path), config.block), dict[str, Any]()
     if config.equalize:
         model = equalize(model)
-        path = path.with_name("equalized.onnx")
-        write_model(model, path)
-    histograms = count_values(path, [batch.numpy() for batch in images.split(_BATCH)])
+    histograms = count_values(model, [batch.numpy() for batch in images.split(_BATCH)])
     method: Method = config.method if config.method != "auto" else "minmax"
     rules = _rules(config, {})
     if config.method == "auto":

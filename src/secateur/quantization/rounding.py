@@ -7,13 +7,15 @@ give, so that what they got wrong can still be made good:
   which is the objective of AdaRound (Nagel et al. 2020, eq. 20), solved column by column: what
   rounding one weight gets wrong is spread over those not yet rounded, as far as they can stand in
   for it (Frantar et al. 2022, "GPTQ", section 3). No step size, no iterations, no labels.
-- *Bias correction* then takes from each channel's bias the mean by which its output is off
-  (Nagel et al. 2019, section 4.2), measured against the float network on the same images.
+- *Bias correction* then takes from each channel's bias the mean by which rounding its weights moves
+  its output, E[(Q(W) - W) x] (Nagel et al. 2019, section 4.2). The mean is over what the layer
+  really sees. Errors of the layers before are left out of it: made good by means, which few images
+  with large activations dominate, they come back larger further on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -67,36 +69,27 @@ def recover(
     """
     if len(images) == 0:
         raise DataError("no images to recover accuracy with", where="quantize.images")
-    graph, real, rounded = Graph(model), Simulated(model), Simulated(model, scheme)
-    truth, values = real.start(images), rounded.start(images)
-    for node in _in_step(real, truth, rounded, values):
+    graph, network = Graph(model), Simulated(model, scheme)
+    values = network.start(images)
+    for node in network.walk(values):
         if node.name not in scheme.layers:
             continue
-        layer = scheme.layers[node.name]
+        layer, x = scheme.layers[node.name], values[node.input[0]]
         weight, bias = graph.constant(node.input[1]), graph.optional(node, 2)
         integers = layer.integers
         if adaptive:
             rule = rule_of(rules or {}, node.name)
-            integers = _round_adaptively(node, weight, layer.affine, rule, values[node.input[0]])
+            integers = _round_adaptively(node, weight, layer.affine, rule, x)
         if correct_bias:
-            now = torch.from_numpy(layer.affine.dequantize(integers))
-            gives = rounded.layer_output(node, values[node.input[0]], now)
-            ought = real.layer_output(node, truth[node.input[0]], real.weights[node.name])
-            shift = _mean_by_channel(ought) - _mean_by_channel(gives)
+            lost = torch.from_numpy(weight - layer.affine.dequantize(integers))
+            shift = _mean_by_channel(network.layer_output(node, x, lost))
             bias = shift if bias is None else bias + shift
         delta = scheme.activations[node.input[0]].delta
         layer = make_layer(layer.affine, integers, bias, delta)
         scheme = scheme.with_layer(node.name, layer)
-        rounded.set_layer(node.name, layer)
+        network.set_layer(node.name, layer)
         advance()
     return scheme
-
-
-def _in_step(
-    one: Simulated, its: dict[str, Tensor], other: Simulated, theirs: dict[str, Tensor]
-) -> Iterator[onnx.NodeProto]:
-    for node, _ in zip(one.walk(its), other.walk(theirs), strict=True):
-        yield node
 
 
 def _mean_by_channel(output: Tensor) -> np.ndarray:

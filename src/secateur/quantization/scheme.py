@@ -9,14 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from secateur.onnx_graph import Graph
+from secateur.onnx_graph import Graph, is_layer
 from secateur.quantization.affine import UINT8, Affine, Integers, from_range, quantize
 from secateur.quantization.placement import (
-    WEIGHTED,
     Placement,
     Range,
     find_placement,
-    is_quantizable,
     joint_range,
 )
 from secateur.quantization.weights import (
@@ -85,7 +83,7 @@ class Scheme:
 
 def weighted_nodes(graph: Graph) -> list[onnx.NodeProto]:
     """The convolutions and linear layers that can run on integers, in the graph's order."""
-    return [n for n in graph.nodes if n.op_type in WEIGHTED and is_quantizable(graph, n)]
+    return [node for node in graph.nodes if is_layer(graph, node)]
 
 
 def rule_of(rules: Rules, node: str) -> WeightRule:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secateur.errors import SecateurError
-from secateur.runtimes.onnx_runtime import OnnxRuntime, session_options
+from secateur.runtimes.onnx_runtime import SATURATION_FREE, OnnxRuntime, session_options
 from secateur.runtimes.open_vino import OpenVino
 from secateur.runtimes.protocol import Array, Runtime
 
 __all__ = [
     "RUNTIMES",
+    "SATURATION_FREE",
     "Array",
     "OnnxRuntime",
     "OpenVino",
