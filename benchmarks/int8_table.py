@@ -39,9 +39,11 @@ from torch import nn
 from secateur import data, environment, recipe
 from secateur.export import export_onnx
 from secateur.networks import build_network
-from secateur.quantization.calibrate import calibrate
-from secateur.quantization.qdq import quantize_onnx
+from secateur.onnx_graph import read_model, write_model
+from secateur.quantization.qdq import write_qdq
+from secateur.quantization.quantize import quantize
 from secateur.report.numbers import NONE, fixed, probability, signed, size, times
+from secateur.routes import straighten
 from secateur.runtimes import OnnxRuntime, Runtime
 from secateur.statistics import Interval, mcnemar, paired_drop, proportion, spread
 
@@ -59,10 +61,18 @@ BATCH = 50
 
 
 def make_ours(float_path: Path, images: Array, out: Path) -> None:
-    """Quantize as ``secateur quantize`` does by default."""
-    default = recipe.Quantize()
-    ranges = calibrate(float_path, [images], default.method, default.percentile)
-    quantize_onnx(float_path, ranges, out)
+    """Export and quantize as ``secateur run`` does by default: shuffles folded, blocks whole."""
+    straight = out.with_name("straight.onnx")
+    write_model(straighten(read_model(float_path)), straight)
+    done = quantize(straight, torch.from_numpy(images), recipe.Quantize())
+    write_qdq(done.model, done.scheme, out)
+
+
+def straightened(float_path: Path, images: Array, folder: Path) -> list[Path]:
+    """The float file as ``secateur export`` writes it."""
+    path = folder / "straight.onnx"
+    write_model(straighten(read_model(float_path)), path)
+    return [path]
 
 
 def ours(given: Path | None, float_path: Path, images: Array, folder: Path) -> list[Path]:
@@ -81,7 +91,8 @@ def all_rows(given: Path | None = None) -> dict[str, Row]:
         "ours-onnxruntime": Row("**ours**, ONNX Runtime", "onnxruntime", make, OnnxRuntime),
         "ours-openvino": Row("**ours**, OpenVINO", "openvino", make, OpenVino),
     }
-    return FLOAT | mine | PEERS
+    shipped = Row("fp32, shuffles folded, ONNX Runtime", "onnxruntime", straightened, OnnxRuntime)
+    return FLOAT | {"fp32-straight": shipped} | mine | PEERS
 
 
 # ---- records
@@ -183,7 +194,7 @@ def time_network(name: str, said: argparse.Namespace) -> dict[str, Record]:
     images = drawn.astype(np.float32)
     with tempfile.TemporaryDirectory() as root:
         float_path = Path(root) / "float.onnx"
-        export_onnx(untrained(name, side), (3, side, side), float_path, {})
+        export_onnx(untrained(name, side), (3, side, side), float_path, {}, straight=False)
         found: dict[str, Record] = {}
         for key in rows:
             folder = Path(root) / key
@@ -342,7 +353,7 @@ def latency_table(record: Record) -> Iterator[str]:
         }
         shown = [ratio_text(ratios[b]) if b in ratios else NONE for b in (engine, "onnxruntime")]
         aim, aimed = NONE, FASTER[record["network"]]
-        if engine in ratios and engine == "onnxruntime":
+        if engine in ratios and engine == "onnxruntime" and not key.startswith("fp32"):
             value = ratios[engine].value
             aim = f"{fixed(aimed, 1)}×: {aim_text(value >= aimed, times(aimed - value, 2))}"
         took = [fixed(typical.value, 2), f"{fixed(typical.low, 2)} to {fixed(typical.high, 2)}"]
@@ -370,7 +381,7 @@ def accuracy_table(network: str, records: Mapping[str, Record]) -> Iterator[str]
             same = decided(records[key]) == decided(records["fp32-onnxruntime"])
             shown += [drop_text(drop), probability(mcnemar(base, correct)).removeprefix("= ")]
             shown += [f"{fixed(100 * same.mean())} %"]
-            shown += [NONE if key in FLOAT else drop_aim(network, drop)]
+            shown += [NONE if key.startswith("fp32") else drop_aim(network, drop)]
         body.append([rows[key].title, size(records[key]["bytes"]), *shown])
     header = ["Row", "Files", "Top-1, %", "Drop, points", "McNemar p", "Same class", "Aim"]
     yield from table(header, body + errors(rows, records, len(header)))
@@ -437,7 +448,10 @@ which these commands append:
     python benchmarks/int8_table.py accuracy --float FILE --network NAME --data DIR \\
         --out results/int8/accuracy.jsonl
 
-Peers get the same float file and the same calibration images. `quantize_static` is ONNX Runtime's
+The float file is as PyTorch exports it, batch-norms folded, channel shuffles kept; ours is made
+from it as `secateur run` does: shuffles folded into the weights, depthwise layers padded to whole
+blocks, weights free of saturation, biases corrected. Peers get the same float file and the same
+calibration images. `quantize_static` is ONNX Runtime's
 own, after its preprocessing, opened with default session options; its second row has what its
 manual advises on AVX2 without VNNI. NNCF quantizes the OpenVINO model, on all calibration images.
 OpenVINO runs in fp32 or int8 arithmetic, tuned for latency, its batch fixed when it compiles.

@@ -22,14 +22,19 @@ from secateur.routes import straighten
 
 
 def export_onnx(
-    model: nn.Module, input_shape: tuple[int, int, int], path: Path, metadata: dict[str, str]
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    path: Path,
+    metadata: dict[str, str],
+    *,
+    straight: bool = True,
 ) -> None:
     """Write ``model`` at inference as one self-contained ONNX file.
 
     The graph reads ``image``, float32 (batch, C, H, W), and gives ``logits``, float32
     (batch, classes), for any batch. Batch-norms are folded into the convolutions before them, in a
     network that ``torch.fx`` can trace; another, whose forward branches on shapes, say, is exported
-    as the exporter sees fit. Channel shuffles are folded into the order of the weights around them.
+    as the exporter sees fit.
     The same weights give the same bytes, whatever their device or memory format.
 
     Args:
@@ -37,6 +42,7 @@ def export_onnx(
         input_shape: Channels, height and width of an image.
         path: The file to write; an old one is replaced whole.
         metadata: What a user of the file must know, for example mean, standard deviation, classes.
+        straight: Fold channel shuffles into the order of the weights around them.
 
     Raises:
         NetworkError: The network cannot be exported.
@@ -51,7 +57,9 @@ def export_onnx(
     except Exception as error:  # the tracer and the exporter raise whatever their layers raise
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError("cannot export the network", where=path.name, found=found) from error
-    proto = straighten(tidy(exported))
+    proto = tidy(exported)
+    if straight:
+        proto = straighten(proto)
     onnx.helper.set_model_props(proto, dict(sorted(metadata.items())))
     write_model(proto, path)
 

@@ -13,7 +13,7 @@ from secateur import recipe
 from secateur.benchmark import latencies
 from secateur.console import progress
 from secateur.data import Images, Preparation, batches
-from secateur.runtimes import OnnxRuntime, Runtime
+from secateur.runtimes import Runtime, open_file
 
 BATCH = 100
 
@@ -37,7 +37,7 @@ def measure(
         SecateurError: A file is missing, corrupt, or cannot be run.
     """
     runtimes: dict[str, Runtime] = {
-        variant: OnnxRuntime(path, config.threads) for variant, path in files.items()
+        variant: open_file(path, config.threads, config.runtime) for variant, path in files.items()
     }
     image = next(batches(test, prepare, 1))
     samples = latencies(runtimes, image, config.warmup, config.repeats)

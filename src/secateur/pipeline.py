@@ -509,7 +509,7 @@ class Pipeline:
         """How far the quantized file decides as its simulation in PyTorch."""
         path, graph = self.file("quantized"), read_model(self.quantize.folder / "float.onnx")
         simulated = Simulated(graph, read_scheme(graph, path))
-        runtime = open_file(path, self.recipe.bench.threads)
+        runtime = open_file(path, self.recipe.bench.threads, self.recipe.bench.runtime)
         return compare(runtime, simulated, batches(test, self.prepare, BATCH)).to_dict()
 
     # ---- shared

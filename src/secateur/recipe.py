@@ -198,8 +198,13 @@ class Quantize(Part):
 
 
 class Bench(Part):
-    """How latency is measured: batch 1, ``threads`` threads, variants taking turns."""
+    """How files are run: by ``runtime``, with ``threads`` threads.
 
+    Latency is that of batch 1, variants taking turns. OpenVINO is an extra, and reads the same
+    files.
+    """
+
+    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
     threads: Count = 2
     warmup: Count = 20
     repeats: Count = 200

@@ -76,7 +76,7 @@ def quantize(
     path: Path,
     images: Tensor,
     config: recipe.Quantize,
-    judge: Judge,
+    judge: Judge | None = None,
     points: Sequence[BitPoint] = (),
 ) -> Quantized:
     """Quantize a float file without training.
@@ -85,20 +85,24 @@ def quantize(
         path: A float file of :func:`secateur.export.export_onnx`.
         images: Normalized training images, float32 (N, C, R, R), on the CPU; no labels are needed.
         config: What to do.
-        judge: Asked where the recipe leaves a choice open.
+        judge: Asked where the recipe leaves a choice open: which method, how many bits.
         points: Of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
 
     Raises:
+        ValueError: The recipe leaves a choice open, and there is no judge or no scan.
         DataError: There are no images, or all their pixels are the same.
         SecateurError: Activations are not finite, or the graph holds what cannot be quantized.
     """
+    open_choice = config.method == "auto" or (config.bits == "mixed" and config.size is None)
+    if (open_choice and judge is None) or (config.bits == "mixed" and not points):
+        raise ValueError("the recipe leaves a choice open: give a judge, and a scan for mixed bits")
     model, chosen = pad_widths(read_model(path), config.block), dict[str, Any]()
     if config.equalize:
         model = equalize(model)
     histograms = count_values(model, [batch.numpy() for batch in images.split(_BATCH)])
     method: Method = config.method if config.method != "auto" else "minmax"
     rules = _rules(config, {})
-    if config.method == "auto":
+    if config.method == "auto" and judge is not None:
         method, chosen["method_loss"] = _best_method(model, histograms, config, rules, judge)
         chosen["method"] = method
     ranges = choose_ranges(histograms, method, config.percentile)
@@ -149,10 +153,10 @@ def _mixed_bits(
     model: onnx.ModelProto,
     ranges: dict[str, Range],
     config: recipe.Quantize,
-    judge: Judge,
+    judge: Judge | None,
     points: Sequence[BitPoint],
 ) -> Bits:
-    if config.size is not None:
+    if config.size is not None or judge is None:
         return choose_bits(points, size=config.size)
     needed = judge.accuracy(Simulated(model)) - config.tolerance / 100
 
