@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import secateur
 
 PACKAGE = Path(secateur.__file__).parent
@@ -37,6 +39,15 @@ PRUNING = [
     ),
     *({"importance", "allocation", "schedule", "geometry"}, {"masks"}, {"surgery", "reinit"}),
     *({"arrange"}, {"find"}, {"latency"}, {"removal", "dead"}, {"rounds"}),
+]
+QUANTIZATION = [
+    {"affine"},
+    {"histogram", "weights"},
+    {"placement"},
+    {"scheme", "calibrate"},
+    {"qdq", "simulate"},
+    {"equalize", "rounding", "aware", "bits", "parity"},
+    {"quantize"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -71,16 +82,19 @@ def test_imports_go_down_only() -> None:
     assert wrong == []
 
 
-def test_pruning_is_in_layers_too() -> None:
-    level = {name: height for height, names in enumerate(PRUNING) for name in names}
-    files = {path.stem: path for path in (PACKAGE / "pruning").glob("*.py")}
+@pytest.mark.parametrize(
+    ("package", "layers"), [("pruning", PRUNING), ("quantization", QUANTIZATION)]
+)
+def test_packages_are_in_layers_too(package: str, layers: list[set[str]]) -> None:
+    level = {name: height for height, names in enumerate(layers) for name in names}
+    files = {path.stem: path for path in (PACKAGE / package).glob("*.py")}
     del files["__init__"]
     assert set(files) == set(level)
     wrong = []
     for name, path in files.items():
         for node in ast.walk(ast.parse(path.read_text())):
             module = node.module if isinstance(node, ast.ImportFrom) and node.module else ""
-            other = module.removeprefix("secateur.pruning.")
+            other = module.removeprefix(f"secateur.{package}.")
             if other in level and level[other] >= level[name]:
                 wrong.append(f"{name} imports {other}")
     assert wrong == []

@@ -16,8 +16,8 @@ from secateur.console import say
 from secateur.errors import DataError, SecateurError
 from secateur.onnx_graph import Graph, read_model
 from secateur.quantization.affine import UINT8
-from secateur.quantization.histogram import Histogram
-from secateur.quantization.placement import Range, find_placement
+from secateur.quantization.histogram import Histogram, Range
+from secateur.quantization.placement import find_placement
 from secateur.runtimes import session_options
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]

@@ -19,6 +19,7 @@ import onnx
 
 from secateur.errors import SecateurError
 from secateur.onnx_graph import WEIGHTED, Graph, activation_inputs, attribute, is_layer
+from secateur.quantization.histogram import Range
 
 COMPUTING = (*WEIGHTED, "Add", "GlobalAveragePool", "AveragePool")
 MOVING = (
@@ -26,8 +27,6 @@ MOVING = (
     "Resize",
 )  # fmt: skip
 TYING = (*MOVING, "Concat")
-
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from onnx import numpy_helper
 from secateur.errors import SecateurError
 from secateur.onnx_graph import Graph, read_model, write_model
 from secateur.quantization.affine import INT8_SYMMETRIC, UINT8, Affine
-from secateur.quantization.placement import Range, find_placement
+from secateur.quantization.histogram import Range
+from secateur.quantization.placement import find_placement
 from secateur.quantization.scheme import Layer, Rules, Scheme, make_scheme, weighted_nodes
 from secateur.runtimes import SATURATION_FREE
 

@@ -11,9 +11,9 @@ import onnx
 
 from secateur.onnx_graph import Graph, is_layer
 from secateur.quantization.affine import UINT8, Affine, Integers, from_range, quantize
+from secateur.quantization.histogram import Range
 from secateur.quantization.placement import (
     Placement,
-    Range,
     find_placement,
     joint_range,
 )
