@@ -1,50 +1,100 @@
-"""Ways to prune that a recipe can ask for, taken down the chain to the smaller network."""
+"""Ways to prune and quantize that a recipe can ask for, taken down the chain."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from secateur.collect import collect
 from secateur.cost import macs, parameters
+from secateur.errors import RecipeError
+from secateur.onnx_graph import Graph, read_model
 from secateur.pipeline import Pipeline
+from secateur.quantization.qdq import read_scheme
 from secateur.recipe import load_recipe
 from secateur.store import Store
 
-SETS = ["network.name=mobilenet_v2", "train.epochs=1", "prune.round_to=1"]
+MOBILENET = ("network.name=mobilenet_v2", "train.epochs=1", "prune.round_to=1", "prune.rounds=1")
 
 
-def pruned(recipe_file: Path, images: Path, out: Path, *sets: str) -> Pipeline:
-    recipe = load_recipe(str(recipe_file), [*SETS, *sets])
+def pipeline(recipe_file: Path, images: Path, out: Path, *sets: str) -> Pipeline:
+    recipe = load_recipe(str(recipe_file), list(sets))
     return Pipeline(recipe, Store(out), images, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
     "sets",
     [
-        ("prune.importance=taylor", "prune.schedule=cubic", "prune.fraction=0.4"),
+        ("prune.importance=taylor", "prune.rounds=2", "prune.schedule=cubic", "prune.fraction=0.4"),
         ("prune.scope=sensitivity", "prune.retrain=reinit", "prune.fraction=0.4"),
-        ("prune.scope=global", "prune.schedule=one-shot", "prune.fraction=0.4"),
     ],
 )
 def test_a_fraction_of_the_channels_goes(
     recipe_file: Path, image_folder: Path, tmp_path: Path, sets: tuple[str, ...]
 ) -> None:
-    pipeline = pruned(recipe_file, image_folder, tmp_path / "out", *sets)
-    smaller = pipeline.load_network(pipeline.remove)
-    assert 0.2 < parameters(smaller) / parameters(pipeline.fresh_network()) < 0.7
-    scores = smaller(torch.zeros(1, *pipeline.input_shape))
-    assert scores.shape == (1, 2)
+    chain = pipeline(recipe_file, image_folder, tmp_path / "out", *MOBILENET, *sets)
+    smaller = chain.load_network(chain.remove)
+    assert 0.2 < parameters(smaller) / parameters(chain.fresh_network()) < 0.7
+    assert smaller(torch.zeros(1, *chain.input_shape)).shape == (1, 2)
 
 
-@pytest.mark.parametrize(("objective", "cost"), [("macs", macs), ("parameters", parameters)])
 def test_the_target_is_of_the_trained_network(
-    recipe_file: Path, image_folder: Path, tmp_path: Path, objective: str, cost
+    recipe_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    sets = (f"prune.objective={objective}", "prune.target=0.5")
-    pipeline = pruned(recipe_file, image_folder, tmp_path / "out", *sets)
-    shape = (pipeline.input_shape,) if objective == "macs" else ()
-    last = pipeline.load_network(pipeline.rounds[-1])
-    share = cost(last, *shape) / cost(pipeline.fresh_network(), *shape)
+    sets = ("prune.objective=macs", "prune.target=0.5")
+    chain = pipeline(recipe_file, image_folder, tmp_path / "out", *MOBILENET, *sets)
+    smaller, whole = chain.load_network(chain.rounds[-1]), chain.fresh_network()
+    share = macs(smaller, chain.input_shape) / macs(whole, chain.input_shape)
     assert 0.45 < share <= 0.5
+
+
+def integers(chain: Pipeline) -> dict[str, np.ndarray]:
+    """The weights of the file that ships."""
+    model = read_model(chain.quantize.folder / "float.onnx")
+    scheme = read_scheme(model, chain.file("quantized"))
+    return {name: layer.integers for name, layer in scheme.layers.items()}
+
+
+def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    """All from one trained network: what comes before quantization is found, not made again."""
+
+    def quantized(*sets: str) -> Pipeline:
+        ours = ("train.epochs=1", "prune.rounds=1", *(f"quantize.{said}" for said in sets))
+        return pipeline(recipe_file, image_folder, tmp_path / "out", *ours)
+
+    plain = quantized()
+    assert max(np.abs(layer).max() for layer in integers(plain).values()) > 64
+
+    automatic = quantized("method=auto", "equalize=true", "per_channel=false")
+    assert set(automatic.quantize.json("chosen.json")["method_loss"]) == {
+        "minmax", "percentile", "mse", "entropy",
+    }  # fmt: skip
+    graph = Graph(read_model(automatic.file("quantized")))
+    scales = [t for name, t in graph.constants.items() if name.endswith("/weight/scale")]
+    assert scales
+    assert all(tuple(scale.dims) == () for scale in scales)
+
+    mixed = quantized("bits=mixed", "size=0.5")
+    bits = mixed.quantize.json("bits.json")
+    weights = {name: layer.size for name, layer in integers(mixed).items()}
+    spent = sum(bits[name] * count for name, count in weights.items())
+    assert 0.3 < spent / (8 * sum(weights.values())) <= 0.5
+    for name, layer in integers(mixed).items():
+        assert np.abs(layer).max() <= 2 ** (bits[name] - 1) - 1
+
+    trained = quantized("bits=4", "epochs=1")
+    assert trained.file("quantized").parent == trained.quantize_train.folder
+    assert max(np.abs(layer).max() for layer in integers(trained).values()) == 7
+    records = collect(trained)
+    (parity,) = (record for record in records if record.metric == "parity_percent")
+    assert parity.n == 12
+    assert parity.value >= 90
+    assert {"quantize", "quantize-train"} <= {record.at.get("stage") for record in records}
+
+
+def test_a_size_without_mixed_bits_is_refused(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match="mixed"):
+        load_recipe(str(recipe_file), ["quantize.size=0.5"])

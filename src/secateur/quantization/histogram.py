@@ -85,8 +85,12 @@ class Histogram:
 
         What is clipped counts at the ends of the range; each level of the grid is spread evenly
         over the filled bins that it stands for (Migacz 2017, "8-bit inference with TensorRT").
+        The bins at 0 are left out: every grid holds 0, and a ReLU's zeros would outweigh all else.
         """
         centers, counts = self._filled()
+        beyond = np.abs(centers) > self._reach / self.HALF
+        if beyond.any():
+            centers, counts = centers[beyond], counts[beyond]
 
         def divergence(bounds: Range) -> float:
             inside = (centers >= bounds[0]) & (centers <= bounds[1])
