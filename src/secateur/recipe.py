@@ -169,9 +169,10 @@ class Quantize(Part):
     in all. ``saturation_free`` keeps int8 weights from overflowing 16 bits on processors without
     VNNI. Depthwise layers are padded with zeros to whole blocks of ``block`` channels, on which
     kernels are fast. ``equalize`` evens out the ranges of neighboring layers; ``rounding`` is to
-    ``nearest``, ``adaptive`` to what the data shows, or ``auto``: adaptive below 8 bits;
-    ``correct_bias`` takes the mean error out of every channel. ``epochs`` of quantization-aware
-    training follow, with learned step sizes, one cycle to ``learning_rate``.
+    ``nearest`` or ``adaptive`` to what the data shows; ``correct_bias`` takes the mean that
+    rounding adds out of every channel. ``auto`` for either (adaptive below 8 bits only) keeps what
+    has the least cross-entropy on the validation images. ``epochs`` of quantization-aware training
+    follow, with learned step sizes, one cycle to ``learning_rate``.
     """
 
     images: Count = 512
@@ -186,7 +187,7 @@ class Quantize(Part):
     block: Literal[1, 8, 16] = 16
     equalize: bool = False
     rounding: Literal["nearest", "adaptive", "auto"] = "auto"
-    correct_bias: bool = True
+    correct_bias: bool | Literal["auto"] = "auto"
     epochs: Annotated[int, Field(ge=0)] = 0
     learning_rate: Positive = 0.005
 

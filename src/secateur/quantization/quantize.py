@@ -25,7 +25,7 @@ from secateur.quantization.rounding import recover
 from secateur.quantization.scheme import Rules, Scheme, make_scheme
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule
-from secateur.routes import pad_widths
+from secateur.widths import pad_widths
 
 _BATCH = 64
 _MEMORY = 2**26
@@ -85,7 +85,8 @@ def quantize(
         path: A float file of :func:`secateur.export.export_onnx`.
         images: Normalized training images, float32 (N, C, R, R), on the CPU; no labels are needed.
         config: What to do.
-        judge: Asked where the recipe leaves a choice open: which method, how many bits.
+        judge: Asked where the recipe leaves a choice open. Without one, ``auto`` rounding is to
+            nearest, and biases stay.
         points: Of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
 
     Raises:
@@ -109,17 +110,45 @@ def quantize(
     if config.bits == "mixed":
         rules = _rules(config, _mixed_bits(model, ranges, config, judge, points))
         chosen["bits"] = {name: rule.bits for name, rule in rules.items() if name}
-    scheme = make_scheme(model, ranges, rules)
-    narrow = any(rule.bits < 8 for rule in rules.values())
-    adaptive = config.rounding == "adaptive" or (config.rounding == "auto" and narrow)
-    if adaptive or config.correct_bias:
-        few = images[: _images_that_fit(model, images)]
-        with progress("round", len(scheme.layers)) as tick:
-            scheme = recover(
-                model, scheme, few, rules,
-                adaptive=adaptive, correct_bias=config.correct_bias, advance=tick.advance,
-            )  # fmt: skip
+    scheme, chosen["recovery"] = _recovered(model, ranges, rules, config, images, judge)
     return Quantized(model, ranges, rules, scheme, chosen)
+
+
+def _recovered(
+    model: onnx.ModelProto,
+    ranges: dict[str, Range],
+    rules: Rules,
+    config: recipe.Quantize,
+    images: Tensor,
+    judge: Judge | None,
+) -> tuple[Scheme, dict[str, float]]:
+    """The scheme of least loss among those the recipe allows, and the loss of each."""
+    nearest = make_scheme(model, ranges, rules)
+    images = images[: _images_that_fit(model, images)]
+    schemes = {}
+    for adaptive, correct in _ways(config, rules):
+        name = ("adaptive" if adaptive else "nearest") + (", biases corrected" if correct else "")
+        schemes[name] = nearest
+        if adaptive or correct:
+            with progress(f"round: {name}", len(nearest.layers)) as tick:
+                schemes[name] = recover(
+                    model, nearest, images, rules,
+                    adaptive=adaptive, correct_bias=correct, advance=tick.advance,
+                )  # fmt: skip
+    if len(schemes) == 1 or judge is None:
+        return next(iter(schemes.values())), {}
+    losses = {name: judge.loss(Simulated(model, scheme)) for name, scheme in schemes.items()}
+    best = min(losses, key=losses.__getitem__)
+    say(f"quantize: rounding {best} loses least on validation, {losses[best]:.4f} nats")
+    return schemes[best], losses
+
+
+def _ways(config: recipe.Quantize, rules: Rules) -> list[tuple[bool, bool]]:
+    """Each way to round that the recipe allows: adaptive or not, biases corrected or not."""
+    narrow = any(rule.bits < 8 for rule in rules.values())
+    known = {"nearest": [False], "adaptive": [True], "auto": [False, True] if narrow else [False]}
+    corrections = [False, True] if config.correct_bias == "auto" else [config.correct_bias]
+    return [(adaptive, correct) for adaptive in known[config.rounding] for correct in corrections]
 
 
 def weight_rule(config: recipe.Quantize, bits: int = 8) -> WeightRule:
