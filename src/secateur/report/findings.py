@@ -52,6 +52,7 @@ class Findings:
         network_scan: By rising fraction.
         layer_scans: Layer to its points by rising fraction, in the order of the network.
         threshold: The fraction the scan or the recipe settled on.
+        parity: Share of decisions that the quantized file and its simulation have in common.
         epochs: In the order they ran.
         seconds: Stage and time spent, in the order they ran.
         surroundings: Field to each of its values and the stages that had it.
@@ -62,6 +63,7 @@ class Findings:
     network_scan: tuple[ScanPoint, ...]
     layer_scans: dict[str, tuple[ScanPoint, ...]]
     threshold: Record | None
+    parity: Record | None
     epochs: tuple[EpochPoint, ...]
     seconds: tuple[tuple[str, float], ...]
     surroundings: dict[str, dict[str, list[str]]]
@@ -88,6 +90,7 @@ class Findings:
             network_scan=scans.pop("network", ()),
             layer_scans=scans,
             threshold=thresholds[-1] if thresholds else None,
+            parity=next((r for r in records if r.metric == "parity_percent"), None),
             epochs=_epochs(records),
             seconds=tuple((_stage(r), r.value) for r in records if r.metric == "seconds"),
             surroundings=_surroundings(records),
@@ -168,6 +171,8 @@ def _stage(record: Record) -> str:
     """The stage that made a record."""
     if "stage" in record.at:
         return str(record.at["stage"])
+    if record.metric.startswith("bit_scan_"):
+        return "scan-bits"
     return "scan" if record.metric.startswith(("scan_", "threshold_")) else "bench"
 
 

@@ -21,6 +21,7 @@ from secateur.report.summary import (
     bounds,
     headline,
     missing,
+    parity_sentence,
     signed_bounds,
     summary_rows,
 )
@@ -72,6 +73,7 @@ def _says(
         "about": found.about,
         "found": found,
         "headline": headline(found),
+        "parity": parity_sentence(found),
         "missing": missing(found),
         "headings": HEADINGS,
         "rows": summary_rows(found),

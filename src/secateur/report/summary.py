@@ -217,6 +217,25 @@ def _cost(drop: Record) -> Headline:
     return Headline(cost, interval, proof)
 
 
+def parity_sentence(found: Findings) -> str:
+    """How far the quantized file decides as its simulation; nothing where that was not measured."""
+    record = found.parity
+    if record is None:
+        return ""
+    sentence = (
+        f"Run beside its simulation in PyTorch, the quantized file chooses the same class for "
+        f"{numbers.fixed(record.value)} % of the {numbers.count(record.n)} test images"
+    )
+    largest, typical = (record.at.get(name) for name in ("largest_margin", "typical_margin"))
+    if record.value == 100 or largest is None or typical is None:
+        return f"{sentence}."
+    most, median = (numbers.significant(float(margin)) for margin in (largest, typical))
+    return (
+        f"{sentence}; where not, it prefers its own by at most {most} logits "
+        f"(median margin of all images {median})."
+    )
+
+
 def _unfinished(found: Findings) -> Headline:
     stages = ", ".join(dict.fromkeys(stage for stage, _ in found.seconds))
     after = f"Stages in place: {stages}." if stages else ""
