@@ -83,3 +83,28 @@ def test_what_is_not_a_number_names_its_tensor(path, bad):
 def test_percentile_out_of_range(path):
     with pytest.raises(ValueError, match="percentile"):
         calibrate(path, [], "percentile", 0)
+
+
+def test_one_color_all_over_is_refused(path):
+    with pytest.raises(DataError, match=r"every pixel.*tensor image"):
+        calibrate(path, [np.full((4, 3, 8, 8), 0.5, np.float32)], "minmax")
+
+
+def test_a_dead_layer_is_named(path, tmp_path, capsys):
+    pointwise(tmp_path / "dead.onnx", np.zeros((3, 3), np.float32))
+    images = RNG.uniform(-1, 1, (4, 3, 8, 8)).astype(np.float32)
+    calibrate(tmp_path / "dead.onnx", [images], "minmax")
+    assert "conv is 0 everywhere on the calibration images" in capsys.readouterr().err
+    calibrate(path, [images], "minmax")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("method", ["mse", "entropy"])
+def test_methods_that_weigh_clip_an_outlier_for_all_tensors_of_one_scale(path, method):
+    images = RNG.standard_normal((512, 3, 8, 8)).astype(np.float32)
+    images[0, 0, 0, 0] = 30
+    ranges = calibrate(path, [images], method)
+    assert ranges["image"][1] < 30
+    assert ranges["pool"] == ranges["flat"]
+    low, high = calibrate(path, [images], "minmax")["conv"]
+    assert low <= ranges["conv"][0] < ranges["conv"][1] <= high

@@ -10,7 +10,8 @@ from secateur.export import export_onnx
 from secateur.onnx_graph import read_model, write_model
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
-from secateur.routes import pad_widths, straighten
+from secateur.routes import straighten
+from secateur.widths import pad_widths
 from tiny_networks import images, settled, shufflenet
 
 SHAPE = (3, 8, 8)
@@ -101,19 +102,12 @@ def export(network, shape, folder):
     return read_model(path)
 
 
-def test_every_shuffle_of_shufflenet_goes_and_its_depthwise_layers_are_padded(tmp_path):
+def test_every_shuffle_of_shufflenet_goes(tmp_path):
     shape = (3, 64, 64)
     model = export(torchvision.models.shufflenet_v2_x1_0(num_classes=10), shape, tmp_path)
     straight = assert_straight(model, shape)
     # One split and one concatenation a block: each channel is moved when it is read, not before.
     assert kinds(straight).count("Concat") == kinds(straight).count("Split") == 16
-    padded = pad_widths(straight, 16)
-    assert_same(straight, padded, shape)
-    assert kinds(padded) == kinds(straight)
-    assert set(widths(straight)) == {24, 58, 116, 232}
-    # Those in front of a stage read what was moved, or pooled.
-    assert [width for width in widths(padded) if width % 16] == [24, 116, 232]
-    assert set(widths(padded)) == {24, 64, 116, 128, 232, 240}
 
 
 def test_every_shuffle_of_a_pruned_shufflenet_goes(tmp_path):
@@ -238,42 +232,3 @@ PLAIN = {
 def test_a_network_without_shuffles_is_the_same_to_the_byte(reader):
     moved = "l, h = Split<axis=1, num_outputs=2>(x) s = Concat<axis=1>(h, l) "
     assert_left_alone(graph(MAKE + moved + PLAIN[reader] + POOL))
-
-
-def widths(model):
-    """Groups of the depthwise convolutions."""
-    groups = [a.i for n in model.graph.node for a in n.attribute if a.name == "group"]
-    return [group for group in groups if group > 1]
-
-
-EACH = "d = Conv<group=12>(x, w_each, b_each) "
-AFTER = "e = Relu(d) y = Conv(e, w_read, b_read) "
-
-
-@pytest.mark.parametrize(
-    ("body", "width"),
-    [
-        (MAKE + EACH + AFTER, 16),
-        (MAKE.replace("low", "low_side") + EACH + AFTER, 16),
-        (MAKE.replace("low", "low_part") + EACH + AFTER, 12),
-        (MAKE.replace("low, high", "low_side, low_side") + EACH + AFTER, 12),
-        ("a = Conv(image, w_make) x = Sigmoid(a) " + EACH + AFTER, 12),
-        (MAKE + EACH + "y = Relu(d) ", 12),
-        (MAKE + EACH + "e = Sigmoid(d) y = Conv(e, w_read) ", 12),
-        (MAKE + EACH + "e = Conv(x, w_read) f = GlobalAveragePool(e) g = Conv(d, w_read) "
-         "y = Add(f, g) ", 12),
-    ],
-)  # fmt: skip
-def test_channels_are_padded_where_only_convolutions_see_them(body, width):
-    model = graph(body + POOL)
-    before = model.SerializeToString(deterministic=True)
-    padded = pad_widths(model, 8)
-    assert model.SerializeToString(deterministic=True) == before
-    assert widths(padded) == [width]
-    assert (padded == model) == (width == 12)
-    assert_same(model, padded)
-
-
-def test_a_width_is_a_multiple_of_something():
-    with pytest.raises(ValueError, match="positive multiple"):
-        pad_widths(onnx.ModelProto(), 0)

@@ -42,6 +42,7 @@ NAMES = {
     "macs": "MACs",
     "size_bytes": "size",
     "latency_ms": "latency",
+    "parity_percent": "agreement with the simulation",
 }
 
 
@@ -269,6 +270,8 @@ def missing(found: Findings) -> list[str]:
             if found.get(variant, metric) is None
             and (variant, metric) != ("reference", "top1_drop_points")
         ]
+        if variant == "quantized" and found.parity is None:
+            lacks.append(NAMES["parity_percent"])
         if lacks:
             absent.append(f"{', '.join(lacks)} of {variant}")
     return absent
