@@ -1,12 +1,12 @@
 """Our int8 beside fp32 and the int8 of others: latency, accuracy, and the tables of both.
 
 Run: python benchmarks/int8_table.py time --out results/int8/latency.jsonl
-     python benchmarks/int8_table.py accuracy --float FILE --network NAME --data DIR \
-         --out results/int8/accuracy.jsonl
+     python benchmarks/int8_table.py accuracy RECIPE --data DIR --out results/int8/accuracy.jsonl
      python benchmarks/int8_table.py report --out results/int8
 A record that is there is not made again without --again. Latency: all rows of a network take turns
 in one run, one record for each network; weights do not matter for it and are random. Accuracy: one
-record for each row. Report reads both files in its folder and writes README.md beside them.
+record for each row, of the recipe's reference network, trained first or found under --runs. Report
+reads both files in its folder and writes README.md beside them.
 """
 
 from __future__ import annotations
@@ -40,12 +40,15 @@ from secateur import data, environment, recipe
 from secateur.export import export_onnx
 from secateur.networks import build_network
 from secateur.onnx_graph import read_model, write_model
+from secateur.pipeline import Pipeline
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize
+from secateur.recipe import load_recipe
 from secateur.report.numbers import NONE, fixed, probability, signed, size, times
 from secateur.routes import straighten
 from secateur.runtimes import OnnxRuntime, Runtime
 from secateur.statistics import Interval, mcnemar, paired_drop, proportion, spread
+from secateur.store import Store
 
 Record = dict[str, Any]
 NETWORKS = ("mobilenet_v2", "shufflenet_v2_x1_0", "alexnet")
@@ -256,15 +259,28 @@ def decide(key: str, said: argparse.Namespace) -> Record:
     }
 
 
+def export_reference(said: argparse.Namespace, path: Path) -> str:
+    """Write the recipe's trained network as a float file, shuffles kept; return its name."""
+    chosen = load_recipe(said.recipe, said.set)
+    pipeline = Pipeline(chosen, Store(said.runs / "stages"), said.data, torch.device("cpu"))
+    network = pipeline.load_network(pipeline.train)
+    export_onnx(network, pipeline.input_shape, path, pipeline.metadata, straight=False)
+    return chosen.network.name
+
+
 def run_accuracy(said: argparse.Namespace) -> None:
-    """Run each row of one float file on the test images, one record each."""
-    digest = hashlib.sha256(said.float.read_bytes()).hexdigest()[:12]
-    for key in all_rows():
-        cell = {"network": said.network, "float": digest, "calibration": said.calibration}
-        cell |= {"images": said.images, "row": key}
-        wanted = said.again is not None and (not said.again or key in said.again)
-        if wanted or not is_there(said.out, cell):
-            append(said.out, cell | apart(decide, key, said) | {"threads": said.threads})
+    """Run each row of one trained network on the test images, one record each."""
+    with tempfile.TemporaryDirectory() as folder:
+        said.float = Path(folder) / "float.onnx"
+        network = export_reference(said, said.float)
+        digest = hashlib.sha256(said.float.read_bytes()).hexdigest()[:12]
+        for key in all_rows():
+            cell = {"network": network, "float": digest, "calibration": said.calibration}
+            cell |= {"images": said.images, "row": key}
+            wanted = said.again is not None and (not said.again or key in said.again)
+            if wanted or not is_there(said.out, cell):
+                about = {"recipe": said.recipe, "sets": said.set or [], "threads": said.threads}
+                append(said.out, cell | apart(decide, key, said) | about)
 
 
 # ---- report: numbers
@@ -445,12 +461,11 @@ Made by `python benchmarks/int8_table.py report --out results/int8` from the rec
 which these commands append:
 
     python benchmarks/int8_table.py time --out results/int8/latency.jsonl
-    python benchmarks/int8_table.py accuracy --float FILE --network NAME --data DIR \\
-        --out results/int8/accuracy.jsonl
+    python benchmarks/int8_table.py accuracy RECIPE --data DIR --out results/int8/accuracy.jsonl
 
 The float file is as PyTorch exports it, batch-norms folded, channel shuffles kept; ours is made
 from it as `secateur run` does: shuffles folded into the weights, depthwise layers padded to whole
-blocks, weights free of saturation, biases corrected. Peers get the same float file and the same
+blocks, weights free of saturation. Peers get the same float file and the same
 calibration images. `quantize_static` is ONNX Runtime's
 own, after its preprocessing, opened with default session options; its second row has what its
 manual advises on AVX2 without VNNI. NNCF quantizes the OpenVINO model, on all calibration images.
@@ -495,7 +510,9 @@ def accuracy_section(records: list[Record]) -> Iterator[str]:
     for (network, digest, calibration, _), unordered in files.items():
         found = {key: unordered[key] for key in all_rows() if key in unordered}
         ran = [record for record in found.values() if "right" in record]
-        yield from (f"### {network}, float file {digest}", "")
+        said = next(iter(found.values()))
+        changes = "".join(f" `--set {change}`" for change in said["sets"])
+        yield from (f"### {network}, `{said['recipe']}`{changes}, float file {digest}", "")
         if ran:
             side, n = ran[0]["resolution"], ran[0]["test_images"]
             yield f"{side}x{side}, n = {n:,} test images, {calibration} images to calibrate on."
@@ -530,8 +547,9 @@ def arguments() -> argparse.Namespace:
     timing.add_argument("--again", action="store_const", const=True, help="even if it is there")
     timing.set_defaults(run=run_time)
     judging = commands.add_parser("accuracy", help=run_accuracy.__doc__)
-    judging.add_argument("--float", type=Path, required=True, help="a file of secateur's export")
-    judging.add_argument("--network", choices=NETWORKS, required=True)
+    judging.add_argument("recipe", help="whose reference network is quantized")
+    judging.add_argument("--set", action="append", metavar="KEY=VALUE", help="changes to it")
+    judging.add_argument("--runs", type=Path, default=Path("runs"), help="where stages are")
     judging.add_argument("--data", type=Path, help="folder of the data set")
     judging.add_argument("--calibration", type=int, default=512, help="training images")
     judging.add_argument("--images", type=int, default=0, help="test images; 0 for all")

@@ -32,15 +32,15 @@ CONSTANTS = {
 }  # fmt: skip
 
 
-def graph(body):
-    """A graph of ``body``, with the constants above: random weights for shapes."""
+def graph(body, constants=CONSTANTS):
+    """A graph of ``body`` that reads ``constants``: random weights for shapes."""
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 18]> network (float[N, 3, 8, 8] image) => '
         f"(float[N, M] logits) {{ {body} }}"
     )
     generator = np.random.default_rng(0)
     read = {name for node in model.graph.node for name in node.input}
-    for name, value in CONSTANTS.items():
+    for name, value in constants.items():
         drawn = generator.normal(size=value).astype(np.float32) if type(value) is tuple else value
         if name in read:
             model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(drawn), name))
@@ -119,7 +119,7 @@ def test_every_shuffle_of_a_pruned_shufflenet_goes(tmp_path):
 
 def test_integer_kernels_run_the_straight_graph_without_moving_pixels(tmp_path):
     shape = (3, 28, 28)
-    model = pad_widths(straighten(export(shufflenet(), shape, tmp_path)), 8)
+    model = pad_widths(straighten(export(shufflenet(), shape, tmp_path)), 16)
     path, quantized, optimized = (tmp_path / f"{name}.onnx" for name in ("s", "q", "o"))
     write_model(model, path)
     x = images(shape, 4).numpy()

@@ -369,10 +369,11 @@ class Pipeline:
 
     @property
     def _says_export(self) -> dict[str, Any]:
-        return {"network": _said(self.recipe.network), "metadata": self._metadata}
+        return {"network": _said(self.recipe.network), "metadata": self.metadata}
 
     @property
-    def _metadata(self) -> dict[str, str]:
+    def metadata(self) -> dict[str, str]:
+        """What a user of an exported file must know."""
         about = self._about_data
         return {key: json.dumps(about[key]) for key in ("classes", "mean", "std", "name")} | {
             "resolution": str(self.recipe.network.resolution)
@@ -381,7 +382,7 @@ class Pipeline:
     def _make_export(self, folder: Path) -> None:
         for variant, stage in (("reference", self.train), ("pruned", self.remove)):
             network = self.load_network(stage).cpu()
-            export_onnx(network, self.input_shape, folder / f"{variant}.onnx", self._metadata)
+            export_onnx(network, self.input_shape, folder / f"{variant}.onnx", self.metadata)
 
     @cached_property
     def scan_bits(self) -> Stage:

@@ -124,8 +124,8 @@ class _Padder:
             parts.append(np.where(part < 0, -1, part + before))
             before += width
         layout = np.concatenate(parts)
-        spare = {self.zeros[name]: 0 for name in node.input if name in self.zeros}
-        spare = {name: len(self.layouts[name]) for name in spare}
+        beside = dict.fromkeys(self.zeros[name] for name in node.input if name in self.zeros)
+        spare = {name: len(self.layouts[name]) for name in beside}
         taken = _choose(spare, self._missing(node.output[0], len(layout)))
         node.input.extend(taken)
         layout = _append_zeros(layout, sum(spare[name] for name in taken))
@@ -148,8 +148,8 @@ class _Padder:
     def _missing(self, name: str, width: int) -> int:
         """How many channels of zeros ``name`` should get."""
         readers = find_readers(self.graph, name, self._passes, self._ends)
-        quick = width < self._multiple and not any(is_depthwise(self.graph, n) for n in readers)
-        return -width % self._multiple if readers and not quick else 0
+        gains = width >= self._multiple or any(is_depthwise(self.graph, n) for n in readers)
+        return -width % self._multiple if readers and gains else 0
 
     def _ends(self, node: onnx.NodeProto) -> bool:
         """Tell whether ``node`` takes zeros behind all other channels, and hands none on."""
@@ -162,9 +162,8 @@ class _Padder:
         """Tell whether ``node`` takes zeros among its channels and hands them on."""
         if _joins(self._shapes, node):
             # Zeros end up between channels, where a Split does not look for them.
-            free = find_readers(
-                self.graph, node.output[0], self._passes, partial(mixes, self.graph)
-            )
+            mixing = partial(mixes, self.graph)
+            free = find_readers(self.graph, node.output[0], self._passes, mixing)
             return bool(free) and self._shapes[node.output[0]][1] % self._multiple > 0
         if flattens(self._shapes, node):
             return all(name in self.graph.constants for name in node.input[1:])
