@@ -106,3 +106,10 @@ def test_default_kernels_are_exact_on_files_free_of_saturation(tmp_path):
     integers = round_weight(weight, choose_scales(weight, rule), rule)
     real = (integers * choose_scales(weight, rule).delta[:, None]).sum(1)
     assert found[0] == pytest.approx(real, abs=1.01 * top / 255)
+
+
+def test_integers_are_kept_from_saturating_whatever_the_scale():
+    weight = np.array([[1.0, 1.0, -0.2]], np.float32)
+    narrow = choose_scales(weight, WeightRule(saturation_free=False))
+    assert round_weight(weight, narrow, WeightRule()).tolist() == [[64, 64, -25]]
+    assert round_weight(weight, narrow, WeightRule(saturation_free=False)).max() == 127
