@@ -155,3 +155,50 @@ def test_agrees_with_torch_bit_for_bit_per_channel():
     )
     ours = quantize(x, delta[:, None], zero[:, None], -127, 127)
     assert (dequantize(ours, delta[:, None], zero[:, None]) == theirs.numpy()).all()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("kind", ["affine", "signed", "symmetric"])
+def test_agrees_with_torch_bit_for_bit_at_every_width(bits, kind):
+    # Powers of two again; and many exact halves.
+    grid = Grid(bits, signed=kind != "affine", symmetric=kind == "symmetric")
+    x = (np.random.default_rng(bits).integers(-4000, 4000, 3000) / 64).astype(np.float32)
+    zero_point = 0 if grid.symmetric else (grid.low + grid.high) // 2 + 1
+    for delta in (0.0625, 0.5, 2.0):  # the first clips at every width
+        theirs = torch.fake_quantize_per_tensor_affine(
+            torch.from_numpy(x), delta, zero_point, grid.low, grid.high
+        )
+        ours = quantize(x, np.float32(delta), zero_point, grid.low, grid.high)
+        if delta == 0.0625:
+            assert (ours.min(), ours.max()) == (grid.low, grid.high)
+        assert (dequantize(ours, np.float32(delta), zero_point) == theirs.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid"),
+    [
+        ("INT8", Grid(8, signed=True)),
+        ("UINT4", Grid(4)),
+        ("INT4", Grid(4, signed=True)),
+    ],
+)
+def test_agrees_with_onnxruntime_on_other_integers(kind, grid):
+    element = getattr(onnx.TensorProto, kind)
+    helper = onnx.helper
+    zero = helper.make_tensor("zero", element, [], [3])
+    delta = helper.make_tensor("delta", 1, [], [0.37])
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "delta", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "delta", "zero"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, 1, [600]) for name in "xy"]
+    graph = helper.make_graph(nodes, "round_trip", ends[:1], ends[1:], [zero, delta])
+    opset = helper.make_opsetid("", 21)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    x = ((np.arange(600) / 2 - 150) * np.float32(0.37)).astype(np.float32)  # halves too
+    ours = quantize(x, np.float32(0.37), 3, grid.low, grid.high)
+    assert (ours.min(), ours.max()) == (grid.low, grid.high)
+    assert (dequantize(ours, np.float32(0.37), 3) == session.run(None, {"x": x})[0]).all()
