@@ -44,7 +44,8 @@ def pad_widths(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
     them fill its last block.
 
     A width that is no multiple is widened to the next one, unless it is below ``multiple`` and no
-    depthwise convolution reads it, or goes whole into a Concat whose width is a multiple already.
+    depthwise convolution reads it, goes whole into a Concat whose width is a multiple already, or
+    is split and no Concat has a use for its zeros.
 
     Args:
         model: A float graph of :func:`secateur.export.export_onnx`; left as it is. Its tensors are
@@ -57,11 +58,17 @@ def pad_widths(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
     """
     if multiple < 1:
         raise ValueError(f"need a positive multiple, found {multiple}")
-    padded = copy.deepcopy(model)
-    graph = Graph(padded)
-    padder = _Padder(graph, find_shapes(model), multiple)
-    for node in graph.nodes:
-        padder.pad(node)
+    shapes, narrow = find_shapes(model), set[str]()
+    while True:
+        padded = copy.deepcopy(model)
+        graph = Graph(padded)
+        padder = _Padder(graph, shapes, multiple, narrow)
+        for node in graph.nodes:
+            padder.pad(node)
+        idle = padder.idle()
+        if not idle:
+            break
+        narrow |= idle
     if padder.layouts:
         store(padded, graph, graph.nodes)
     return padded
@@ -75,12 +82,28 @@ class _Padder:
         zeros: By each other piece of a Split, the piece of zeros beside it.
     """
 
-    def __init__(self, graph: Graph, shapes: Shapes, multiple: int) -> None:
+    def __init__(self, graph: Graph, shapes: Shapes, multiple: int, narrow: set[str]) -> None:
         self.graph = graph
         self.layouts: dict[str, Layout] = {}
         self.zeros: dict[str, str] = {}
         self._shapes = shapes
         self._multiple = multiple
+        self._narrow = narrow  # what is not to be widened
+        self._taken: set[str] = set()
+
+    def idle(self) -> set[str]:
+        """What was widened and split for nothing: no node reads its piece of zeros.
+
+        Quantization leaves what nobody reads in float, and all of such a Split with it.
+        """
+        found = set()
+        for piece, zeros in self.zeros.items():
+            if zeros not in self._taken:
+                node = self.graph.producer[piece]
+                while not (mixes(self.graph, node) or _joins(self._shapes, node)):
+                    node = self.graph.producer[node.input[0]]
+                found.add(node.output[0])
+        return found
 
     def pad(self, node: onnx.NodeProto) -> None:
         """Fit ``node`` to what it reads, and widen what it makes if that gains something."""
@@ -125,9 +148,11 @@ class _Padder:
             before += width
         layout = np.concatenate(parts)
         beside = dict.fromkeys(self.zeros[name] for name in node.input if name in self.zeros)
-        spare = {name: len(self.layouts[name]) for name in beside}
+        unread_first = sorted(beside, key=self._taken.__contains__)
+        spare = {name: len(self.layouts[name]) for name in unread_first}
         taken = _choose(spare, self._missing(node.output[0], len(layout)))
         node.input.extend(taken)
+        self._taken |= set(taken)
         layout = _append_zeros(layout, sum(spare[name] for name in taken))
         if len(layout) > before:
             self.layouts[node.output[0]] = layout
@@ -147,6 +172,8 @@ class _Padder:
 
     def _missing(self, name: str, width: int) -> int:
         """How many channels of zeros ``name`` should get."""
+        if name in self._narrow:
+            return 0
         readers = find_readers(self.graph, name, self._passes, self._ends)
         gains = width >= self._multiple or any(is_depthwise(self.graph, n) for n in readers)
         return -width % self._multiple if readers and gains else 0
