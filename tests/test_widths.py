@@ -119,12 +119,12 @@ CHAINS = {
     "reshape": (
         MAKE + "p = MaxPool<kernel_shape=[2, 2], strides=[2, 2]>(x) f = Reshape(p, rows_108) "
         "r = Relu(f) logits = Gemm<transB=1>(r, w5x108)",
-        [16],
+        [12],  # nine pixels a channel: each channel of zeros would cost nine columns
     ),
     "reshape the rest": (
         MAKE + "p = MaxPool<kernel_shape=[2, 2], strides=[2, 2]>(x) f = Reshape(p, rows_rest) "
         "logits = Gemm<transB=1>(f, w5x108)",
-        [16],
+        [12],
     ),
     "tiny": ("x = Conv(image, w5x3x3x3) y = Conv(x, w12x5x1x1) " + POOL, [5, 12]),
     "tiny, depthwise": (
@@ -185,7 +185,7 @@ JOINS = {
         SINGLE + "b = Conv(image, w10x3x3x3) j = Concat<axis=1>(l, b, h) "
         "p = MaxPool<kernel_shape=[2, 2], strides=[2, 2]>(j) f = Flatten<axis=1>(p) "
         "logits = Gemm<transB=1>(f, w5x198)",
-        [16, 16], [4],
+        [12, 10], [3],
     ),
     "whole pieces that fill it": (
         MAKE + MORE + "j = Concat<axis=1>(x, z) y = Conv(j, w5x24x1x1) ", [12, 12, 5], [2],

@@ -44,8 +44,8 @@ def pad_widths(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
     them fill its last block.
 
     A width that is no multiple is widened to the next one, unless it is below ``multiple`` and no
-    depthwise convolution reads it, goes whole into a Concat whose width is a multiple already, or
-    is split and no Concat has a use for its zeros.
+    depthwise convolution reads it, a linear layer reads its pixels one by one, it goes whole into a
+    Concat whose width is a multiple already, or is split and no Concat has a use for its zeros.
 
     Args:
         model: A float graph of :func:`secateur.export.export_onnx`; left as it is. Its tensors are
@@ -193,7 +193,9 @@ class _Padder:
             free = find_readers(self.graph, node.output[0], self._passes, mixing)
             return bool(free) and self._shapes[node.output[0]][1] % self._multiple > 0
         if flattens(self._shapes, node):
-            return all(name in self.graph.constants for name in node.input[1:])
+            # Of several pixels, each channel of zeros would cost a linear layer as many columns.
+            pixels = prod(self._shapes[node.input[0]][2:])
+            return pixels == 1 and all(name in self.graph.constants for name in node.input[1:])
         pools = node.op_type in POOLS and len(node.output) == 1
         return pools or _keeps_zero(self.graph, node) or is_depthwise(self.graph, node)
 
