@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from secateur import recipe
 from secateur.benchmark import latencies
 from secateur.export import export_onnx
 from secateur.layer_latency import Precision
+from secateur.onnx_graph import read_model
 from secateur.quantization.calibrate import calibrate
-from secateur.quantization.qdq import quantize_onnx
+from secateur.quantization.qdq import write_qdq
+from secateur.quantization.scheme import make_scheme
 from secateur.runtimes import OnnxRuntime, Runtime
+from secateur.widths import pad_widths
 
 WARMUP = 10
 
@@ -46,9 +50,10 @@ class NetworkClock:
             path = Path(folder) / "network.onnx"
             export_onnx(network, self.shape, path, {})
             if self.precision == "int8":
-                ranges = calibrate(path, [self._noise(2)], "minmax", 100.0)
+                model = pad_widths(read_model(path), recipe.Quantize().block)
                 path = Path(folder) / "quantized.onnx"
-                quantize_onnx(Path(folder) / "network.onnx", ranges, path)
+                ranges = calibrate(model, [self._noise(2)], "minmax")
+                write_qdq(model, make_scheme(model, ranges), path)
             return OnnxRuntime(path, self.threads)
 
     def time(self, *networks: Runtime) -> list[float]:
