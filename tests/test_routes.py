@@ -10,8 +10,7 @@ from secateur.export import export_onnx
 from secateur.onnx_graph import read_model, write_model
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
-from secateur.routes import straighten
-from secateur.widths import pad_widths
+from secateur.routes import pad_widths, straighten
 from tiny_networks import images, settled, shufflenet
 
 SHAPE = (3, 8, 8)
@@ -32,15 +31,15 @@ CONSTANTS = {
 }  # fmt: skip
 
 
-def graph(body, constants=CONSTANTS):
-    """A graph of ``body`` that reads ``constants``: random weights for shapes."""
+def graph(body):
+    """A graph of ``body``, with the constants above: random weights for shapes."""
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 18]> network (float[N, 3, 8, 8] image) => '
         f"(float[N, M] logits) {{ {body} }}"
     )
     generator = np.random.default_rng(0)
     read = {name for node in model.graph.node for name in node.input}
-    for name, value in constants.items():
+    for name, value in CONSTANTS.items():
         drawn = generator.normal(size=value).astype(np.float32) if type(value) is tuple else value
         if name in read:
             model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(drawn), name))
@@ -102,12 +101,19 @@ def export(network, shape, folder):
     return read_model(path)
 
 
-def test_every_shuffle_of_shufflenet_goes(tmp_path):
+def test_every_shuffle_of_shufflenet_goes_and_its_depthwise_layers_are_padded(tmp_path):
     shape = (3, 64, 64)
     model = export(torchvision.models.shufflenet_v2_x1_0(num_classes=10), shape, tmp_path)
     straight = assert_straight(model, shape)
     # One split and one concatenation a block: each channel is moved when it is read, not before.
     assert kinds(straight).count("Concat") == kinds(straight).count("Split") == 16
+    padded = pad_widths(straight, 16)
+    assert_same(straight, padded, shape)
+    assert kinds(padded) == kinds(straight)
+    assert set(widths(straight)) == {24, 58, 116, 232}
+    # Those in front of a stage read what was moved, or pooled.
+    assert [width for width in widths(padded) if width % 16] == [24, 116, 232]
+    assert set(widths(padded)) == {24, 64, 116, 128, 232, 240}
 
 
 def test_every_shuffle_of_a_pruned_shufflenet_goes(tmp_path):
@@ -119,7 +125,7 @@ def test_every_shuffle_of_a_pruned_shufflenet_goes(tmp_path):
 
 def test_integer_kernels_run_the_straight_graph_without_moving_pixels(tmp_path):
     shape = (3, 28, 28)
-    model = pad_widths(straighten(export(shufflenet(), shape, tmp_path)), 16)
+    model = pad_widths(straighten(export(shufflenet(), shape, tmp_path)), 8)
     path, quantized, optimized = (tmp_path / f"{name}.onnx" for name in ("s", "q", "o"))
     write_model(model, path)
     x = images(shape, 4).numpy()
@@ -232,3 +238,42 @@ PLAIN = {
 def test_a_network_without_shuffles_is_the_same_to_the_byte(reader):
     moved = "l, h = Split<axis=1, num_outputs=2>(x) s = Concat<axis=1>(h, l) "
     assert_left_alone(graph(MAKE + moved + PLAIN[reader] + POOL))
+
+
+def widths(model):
+    """Groups of the depthwise convolutions."""
+    groups = [a.i for n in model.graph.node for a in n.attribute if a.name == "group"]
+    return [group for group in groups if group > 1]
+
+
+EACH = "d = Conv<group=12>(x, w_each, b_each) "
+AFTER = "e = Relu(d) y = Conv(e, w_read, b_read) "
+
+
+@pytest.mark.parametrize(
+    ("body", "width"),
+    [
+        (MAKE + EACH + AFTER, 16),
+        (MAKE.replace("low", "low_side") + EACH + AFTER, 16),
+        (MAKE.replace("low", "low_part") + EACH + AFTER, 12),
+        (MAKE.replace("low, high", "low_side, low_side") + EACH + AFTER, 12),
+        ("a = Conv(image, w_make) x = Sigmoid(a) " + EACH + AFTER, 12),
+        (MAKE + EACH + "y = Relu(d) ", 12),
+        (MAKE + EACH + "e = Sigmoid(d) y = Conv(e, w_read) ", 12),
+        (MAKE + EACH + "e = Conv(x, w_read) f = GlobalAveragePool(e) g = Conv(d, w_read) "
+         "y = Add(f, g) ", 12),
+    ],
+)  # fmt: skip
+def test_channels_are_padded_where_only_convolutions_see_them(body, width):
+    model = graph(body + POOL)
+    before = model.SerializeToString(deterministic=True)
+    padded = pad_widths(model, 8)
+    assert model.SerializeToString(deterministic=True) == before
+    assert widths(padded) == [width]
+    assert (padded == model) == (width == 12)
+    assert_same(model, padded)
+
+
+def test_a_width_is_a_multiple_of_something():
+    with pytest.raises(ValueError, match="positive multiple"):
+        pad_widths(onnx.ModelProto(), 0)

@@ -167,8 +167,8 @@ class Quantize(Part):
     down to ``size`` of the weights' int8 bits, or else as few as lose at most ``tolerance``
     percentage points on the same validation images. Without ``per_channel`` a weight has one scale
     in all. ``saturation_free`` keeps int8 weights from overflowing 16 bits on processors without
-    VNNI. Widths are padded with zeros to whole blocks of ``block`` channels, on which kernels are
-    fast. ``equalize`` evens out the ranges of neighboring layers; ``rounding`` is to
+    VNNI. Depthwise layers are padded with zeros to whole blocks of ``block`` channels, on which
+    kernels are fast. ``equalize`` evens out the ranges of neighboring layers; ``rounding`` is to
     ``nearest`` or ``adaptive`` to what the data shows; ``correct_bias`` takes the mean that
     rounding adds out of every channel. ``auto`` for either (adaptive below 8 bits only) keeps what
     has the least cross-entropy on the validation images. ``epochs`` of quantization-aware training

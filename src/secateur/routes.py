@@ -9,38 +9,30 @@ then goes straight from the operator that makes it to those that read it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import count, groupby
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
-from secateur.onnx_channels import (
-    POOLS,
-    Shapes,
-    add_sizes,
-    change_columns,
-    change_rows,
-    find_makers,
-    find_readers,
-    find_shapes,
-    flattens,
-    is_depthwise,
-    mixes,
-    store,
-)
-from secateur.onnx_graph import Graph, activation_inputs, attribute, tidy
+from secateur.onnx_graph import Graph, activation_inputs, attribute, is_layer, tidy
 
 ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh")
+POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 
 Labels = npt.NDArray[np.int64]
 Move = Callable[[list[Labels]], list[Labels]]
+Change = Callable[[npt.NDArray], npt.NDArray]
+Test = Callable[[onnx.NodeProto], bool]
 Pieces = dict[str, dict[str, list[int]]]
 """By source, the tensors it is split into, and what they hold; itself if it stays whole."""
+Shapes = dict[str, tuple[int, ...]]
+"""Of each tensor; 0 where a dimension is not known."""
 
 
 def straighten(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -60,14 +52,44 @@ def straighten(model: onnx.ModelProto) -> onnx.ModelProto:
         onnx.shape_inference.InferenceError: The graph breaks ONNX's rules.
     """
     straight = copy.deepcopy(model)
-    graph, shapes = Graph(straight), find_shapes(model)
+    graph, shapes = Graph(straight), _shapes(model)
     router = _Router(graph, shapes)
     for region in _find_regions(graph, shapes):
         router.straighten(region)
     if router.gone:
-        store(straight, graph, router.nodes())
+        _store(straight, graph, router.nodes())
         straight.graph.CopyFrom(tidy(straight).graph)
     return straight
+
+
+def pad_widths(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
+    """Return a graph of the same function whose depthwise layers have whole blocks of channels.
+
+    Integer kernels work on blocks of channels. Where a depthwise convolution lies between ordinary
+    ones, with nothing but activations in between, channels of zeros are appended.
+
+    Args:
+        model: A float graph of :func:`secateur.export.export_onnx`; left as it is.
+        multiple: What the widths of depthwise layers become a multiple of.
+
+    Raises:
+        ValueError: ``multiple`` is not positive.
+    """
+    if multiple < 1:
+        raise ValueError(f"need a positive multiple, found {multiple}")
+    padded = copy.deepcopy(model)
+    graph = Graph(padded)
+    keeps_zero = partial(_keeps_zero, graph)
+    for node in graph.nodes:
+        if not _is_depthwise(graph, node) or not _is_private(graph, node.input[0]):
+            continue
+        makers = _makers(graph, node.input[0], keeps_zero)
+        readers = _readers(graph, node.output[0], keeps_zero)
+        missing = -graph.constants[node.input[1]].dims[0] % multiple
+        if makers and readers and missing:
+            _widen(graph, [node, *makers], readers, missing)
+    _store(padded, graph, graph.nodes)
+    return padded
 
 
 @dataclass
@@ -183,33 +205,29 @@ class _Router:
         self.graph = graph
         self.gone: set[str] = set()
         self._passes = partial(_keeps_channels, graph, shapes)
-        self._ends = partial(mixes, graph)
         self._behind: dict[str, list[onnx.NodeProto]] = {}
         self._renamed: dict[str, str] = {}
 
     def straighten(self, region: _Region) -> None:
         """Replace ``region`` if the order of channels is free at all its ends."""
         inside = {node.output[0] for node in region.nodes}
-        makers = [find_makers(self.graph, name, self._passes) for name in region.sources]
-        readers = [
-            find_readers(self.graph, name, self._passes, self._ends, inside)
-            for name in region.sinks
-        ]
+        makers = [_makers(self.graph, name, self._passes) for name in region.sources]
+        readers = [_readers(self.graph, name, self._passes, inside) for name in region.sinks]
         if not (region.is_shuffled() and all(makers) and all(readers)):
             return
         pieces = _pieces(region)
         for name, nodes in zip(region.sources, makers, strict=True):
             order = _order(region.labels[name], pieces[name])
             for node in nodes:
-                change_rows(self.graph, node, partial(np.take, indices=order, axis=0))
+                _change_rows(self.graph, node, partial(np.take, indices=order, axis=0))
         for name, nodes in zip(region.sinks, readers, strict=True):
             order = _order(region.labels[name], _parts(pieces, region.labels[name]))
             change = partial(np.take, indices=order, axis=0)
             for node in nodes:
-                if mixes(self.graph, node):
-                    change_columns(self.graph, node, len(order), change)
+                if _mixes(self.graph, node):
+                    _change_columns(self.graph, node, len(order), change)
                 else:
-                    change_rows(self.graph, node, change)
+                    _change_rows(self.graph, node, change)
         self._lay(region, pieces)
         self.gone |= inside
 
@@ -217,7 +235,7 @@ class _Router:
         """Put a Split behind each source and a Concat in the place of each sink."""
         for source, groups in pieces.items():
             if len(groups) > 1:
-                sizes = add_sizes(self.graph, [len(group) for group in groups.values()])
+                sizes = self._constant([len(group) for group in groups.values()])
                 self._insert(source, "Split", [source, sizes], list(groups))
         joined: dict[tuple[str, ...], str] = {}
         for sink in region.sinks:
@@ -226,6 +244,12 @@ class _Router:
                 joined[parts] = f"{sink}/joined"
                 self._insert(sink, "Concat", parts, [joined[parts]])
             self._renamed[sink] = joined.get(parts, parts[0])
+
+    def _constant(self, sizes: list[int]) -> str:
+        # A name that says the value: the same sizes elsewhere are the same constant.
+        name = "sizes_" + "_".join(map(str, sizes))
+        self.graph.constants[name] = numpy_helper.from_array(np.array(sizes, np.int64), name)
+        return name
 
     def _insert(self, behind: str, kind: str, inputs: Sequence[str], outputs: list[str]) -> None:
         node = onnx.helper.make_node(kind, inputs, outputs, axis=1)
@@ -272,7 +296,131 @@ def _order(old: Labels, new: dict[str, list[int]]) -> list[int]:
     return [place[label] for labels in new.values() for label in labels]
 
 
+def _makers(graph: Graph, name: str, passes: Test) -> list[onnx.NodeProto]:
+    """What makes the channels of ``name``, back to a convolution; nothing if they are not free."""
+    nodes, node = [], graph.producer.get(name)
+    while node is not None and passes(node) and _is_private(graph, node.input[0]):
+        nodes.append(node)
+        node = graph.producer.get(node.input[0])
+    if node is None or node.op_type != "Conv" or not _mixes(graph, node):
+        return []
+    return [*nodes, node]
+
+
+def _readers(
+    graph: Graph, name: str, passes: Test, skip: Collection[str] = ()
+) -> list[onnx.NodeProto]:
+    """What reads the channels of ``name``, on to where all are mixed; nothing if they are not free.
+
+    Nodes whose first output is in ``skip`` do not count.
+    """
+    if name in graph.outputs:
+        return []
+    found = []
+    for node in graph.consumers.get(name, []):
+        if node.output[0] in skip:
+            continue
+        found.append(node)
+        if not _mixes(graph, node):
+            further = _readers(graph, node.output[0], passes) if passes(node) else []
+            if not further:
+                return []
+            found += further
+    return found
+
+
+def _is_private(graph: Graph, name: str) -> bool:
+    """Tell whether one node alone reads ``name``."""
+    return len(graph.consumers.get(name, [])) == 1 and name not in graph.outputs
+
+
+def _mixes(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell whether each row of ``node``'s weights reads all channels."""
+    return is_layer(graph, node) and attribute(node, "group", 1) == 1
+
+
+def _is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell whether each row of ``node``'s weights reads the channel that it makes."""
+    if node.op_type != "Conv" or not is_layer(graph, node):
+        return False
+    group = attribute(node, "group", 1)
+    return group != 1 and (group, 1) == tuple(graph.constants[node.input[1]].dims[:2])
+
+
 def _keeps_channels(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
     """Tell whether ``node`` works on each channel alone, or lays them out one after another."""
+    if node.op_type in ("Flatten", "Reshape"):
+        before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
+        return len(before) > 1 and len(after) == 2 and after[1] == prod(before[1:]) > 0
     alike = node.op_type in (*ELEMENTWISE, *POOLS) and len(node.output) == 1
-    return alike or is_depthwise(graph, node) or flattens(shapes, node)
+    return alike or _is_depthwise(graph, node)
+
+
+def _keeps_zero(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell whether ``node`` is an activation that makes 0 of 0."""
+    if node.op_type != "Clip":
+        return node.op_type == "Relu"
+    if any(name not in graph.constants for name in node.input[1:] if name):
+        return False
+    low, high = graph.optional(node, 1), graph.optional(node, 2)
+    return bool((low is None or low <= 0) and (high is None or high >= 0))
+
+
+def _change_rows(graph: Graph, node: onnx.NodeProto, change: Change) -> None:
+    """Change the weights and biases that make the channels of ``node``, if it has any."""
+    if node.op_type == "Conv":
+        for index, name in enumerate(node.input[1:], 1):
+            if name:
+                _replace(graph, node, index, change(graph.constant(name)))
+
+
+def _change_columns(graph: Graph, node: onnx.NodeProto, channels: int, change: Change) -> None:
+    """Change the weights that read the ``channels`` of ``node``, each a block of columns."""
+    weight = graph.constant(node.input[1])
+    blocks = weight.reshape(len(weight), channels, -1).swapaxes(0, 1)
+    changed = change(blocks).swapaxes(0, 1)
+    _replace(graph, node, 1, changed.reshape(len(weight), -1, *weight.shape[2:]))
+
+
+def _replace(graph: Graph, node: onnx.NodeProto, index: int, value: npt.NDArray) -> None:
+    """Give ``node`` the constant ``value``; what another node reads too stays as it is."""
+    name = node.input[index]
+    if sum(list(other.input).count(name) for other in graph.nodes) > 1:
+        others = (f"{name}/{number}" for number in count(1))
+        name = next(other for other in others if other not in graph.constants)
+    graph.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    node.input[index] = name
+
+
+def _widen(
+    graph: Graph, makers: list[onnx.NodeProto], readers: list[onnx.NodeProto], missing: int
+) -> None:
+    """Append ``missing`` channels of zeros to what ``makers`` make and ``readers`` read."""
+
+    def append(rows: npt.NDArray) -> npt.NDArray:
+        return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
+
+    width = graph.constants[makers[0].input[1]].dims[0]
+    for node in filter(partial(_mixes, graph), readers):
+        _change_columns(graph, node, width, append)
+    for node in makers:
+        _change_rows(graph, node, append)
+        for item in node.attribute:
+            if item.name == "group" and item.i == width:
+                item.i += missing
+
+
+def _shapes(model: onnx.ModelProto) -> Shapes:
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in [*graph.input, *graph.value_info, *graph.output]
+    }
+
+
+def _store(model: onnx.ModelProto, graph: Graph, nodes: list[onnx.NodeProto]) -> None:
+    """Set the nodes of ``model``, and its constants to those of ``graph`` that they read."""
+    read = {name for node in nodes for name in node.input}
+    constants = [tensor for name, tensor in graph.constants.items() if name in read]
+    old = model.graph
+    model.graph.CopyFrom(onnx.helper.make_graph(nodes, old.name, old.input, old.output, constants))
