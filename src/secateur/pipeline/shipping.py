@@ -12,6 +12,7 @@ import torch
 from secateur.console import progress
 from secateur.cost import macs, nonzero_parameters, parameters
 from secateur.data import Images, batches, load
+from secateur.evaluate import BATCH
 from secateur.export import export_onnx
 from secateur.measure import measure
 from secateur.onnx_graph import Graph, read_model, write_model
@@ -19,7 +20,7 @@ from secateur.pipeline.pruning import Pruning
 from secateur.pipeline.training import said
 from secateur.pruning.masks import Masks
 from secateur.quantization.aware import Trainable
-from secateur.quantization.bits import BATCH, BitPoint, scan_bits
+from secateur.quantization.bits import BitPoint, scan_bits
 from secateur.quantization.parity import compare
 from secateur.quantization.qdq import read_scheme, write_qdq
 from secateur.quantization.quantize import Judge, quantize, weight_rule

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.data import Images, Preparation
+from secateur.evaluate import BATCH
 from secateur.onnx_graph import Graph
 from secateur.quantization.scheme import weighted_nodes
 from secateur.quantization.simulate import Simulated, Values
@@ -24,7 +25,6 @@ from secateur.quantization.weights import WeightRule, choose_scales, round_weigh
 from secateur.statistics import Interval, paired_drop, proportion
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
-BATCH = 250
 
 Bits = dict[str, int]
 """By name of the node, the bits of its weight."""
