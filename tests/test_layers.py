@@ -16,6 +16,7 @@ LAYERS = [
     {"recipe", "console", "environment"},
     {"store", "data", "networks", "records", "statistics", "onnx_graph"},
     {"runtimes", "routes", "cost", "kernels", "evaluate"},
+    {"widths"},
     {"benchmark", "quantization", "export", "layer_latency"},
     {"network_latency"},
     {"train", "pruning"},

@@ -10,7 +10,8 @@ from secateur.export import export_onnx
 from secateur.onnx_graph import read_model, write_model
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
-from secateur.routes import pad_widths, straighten
+from secateur.routes import straighten
+from secateur.widths import pad_widths
 from tiny_networks import images, settled, shufflenet
 
 SHAPE = (3, 8, 8)

@@ -17,8 +17,8 @@ from secateur.onnx_graph import read_model
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.scheme import make_scheme
-from secateur.routes import pad_widths
 from secateur.runtimes import OnnxRuntime, Runtime
+from secateur.widths import pad_widths
 
 WARMUP = 10
 

@@ -57,39 +57,9 @@ def straighten(model: onnx.ModelProto) -> onnx.ModelProto:
     for region in _find_regions(graph, shapes):
         router.straighten(region)
     if router.gone:
-        _store(straight, graph, router.nodes())
+        store(straight, graph, router.nodes())
         straight.graph.CopyFrom(tidy(straight).graph)
     return straight
-
-
-def pad_widths(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
-    """Return a graph of the same function whose depthwise layers have whole blocks of channels.
-
-    Integer kernels work on blocks of channels. Where a depthwise convolution lies between ordinary
-    ones, with nothing but activations in between, channels of zeros are appended.
-
-    Args:
-        model: A float graph of :func:`secateur.export.export_onnx`; left as it is.
-        multiple: What the widths of depthwise layers become a multiple of.
-
-    Raises:
-        ValueError: ``multiple`` is not positive.
-    """
-    if multiple < 1:
-        raise ValueError(f"need a positive multiple, found {multiple}")
-    padded = copy.deepcopy(model)
-    graph = Graph(padded)
-    keeps_zero = partial(_keeps_zero, graph)
-    for node in graph.nodes:
-        if not _is_depthwise(graph, node) or not _is_private(graph, node.input[0]):
-            continue
-        makers = _makers(graph, node.input[0], keeps_zero)
-        readers = _readers(graph, node.output[0], keeps_zero)
-        missing = -graph.constants[node.input[1]].dims[0] % multiple
-        if makers and readers and missing:
-            _widen(graph, [node, *makers], readers, missing)
-    _store(padded, graph, graph.nodes)
-    return padded
 
 
 @dataclass
@@ -211,23 +181,23 @@ class _Router:
     def straighten(self, region: _Region) -> None:
         """Replace ``region`` if the order of channels is free at all its ends."""
         inside = {node.output[0] for node in region.nodes}
-        makers = [_makers(self.graph, name, self._passes) for name in region.sources]
-        readers = [_readers(self.graph, name, self._passes, inside) for name in region.sinks]
+        makers = [find_makers(self.graph, name, self._passes) for name in region.sources]
+        readers = [find_readers(self.graph, name, self._passes, inside) for name in region.sinks]
         if not (region.is_shuffled() and all(makers) and all(readers)):
             return
         pieces = _pieces(region)
         for name, nodes in zip(region.sources, makers, strict=True):
             order = _order(region.labels[name], pieces[name])
             for node in nodes:
-                _change_rows(self.graph, node, partial(np.take, indices=order, axis=0))
+                change_rows(self.graph, node, partial(np.take, indices=order, axis=0))
         for name, nodes in zip(region.sinks, readers, strict=True):
             order = _order(region.labels[name], _parts(pieces, region.labels[name]))
             change = partial(np.take, indices=order, axis=0)
             for node in nodes:
-                if _mixes(self.graph, node):
-                    _change_columns(self.graph, node, len(order), change)
+                if mixes(self.graph, node):
+                    change_columns(self.graph, node, len(order), change)
                 else:
-                    _change_rows(self.graph, node, change)
+                    change_rows(self.graph, node, change)
         self._lay(region, pieces)
         self.gone |= inside
 
@@ -296,18 +266,18 @@ def _order(old: Labels, new: dict[str, list[int]]) -> list[int]:
     return [place[label] for labels in new.values() for label in labels]
 
 
-def _makers(graph: Graph, name: str, passes: Test) -> list[onnx.NodeProto]:
+def find_makers(graph: Graph, name: str, passes: Test) -> list[onnx.NodeProto]:
     """What makes the channels of ``name``, back to a convolution; nothing if they are not free."""
     nodes, node = [], graph.producer.get(name)
-    while node is not None and passes(node) and _is_private(graph, node.input[0]):
+    while node is not None and passes(node) and is_private(graph, node.input[0]):
         nodes.append(node)
         node = graph.producer.get(node.input[0])
-    if node is None or node.op_type != "Conv" or not _mixes(graph, node):
+    if node is None or node.op_type != "Conv" or not mixes(graph, node):
         return []
     return [*nodes, node]
 
 
-def _readers(
+def find_readers(
     graph: Graph, name: str, passes: Test, skip: Collection[str] = ()
 ) -> list[onnx.NodeProto]:
     """What reads the channels of ``name``, on to where all are mixed; nothing if they are not free.
@@ -321,25 +291,25 @@ def _readers(
         if node.output[0] in skip:
             continue
         found.append(node)
-        if not _mixes(graph, node):
-            further = _readers(graph, node.output[0], passes) if passes(node) else []
+        if not mixes(graph, node):
+            further = find_readers(graph, node.output[0], passes) if passes(node) else []
             if not further:
                 return []
             found += further
     return found
 
 
-def _is_private(graph: Graph, name: str) -> bool:
+def is_private(graph: Graph, name: str) -> bool:
     """Tell whether one node alone reads ``name``."""
     return len(graph.consumers.get(name, [])) == 1 and name not in graph.outputs
 
 
-def _mixes(graph: Graph, node: onnx.NodeProto) -> bool:
+def mixes(graph: Graph, node: onnx.NodeProto) -> bool:
     """Tell whether each row of ``node``'s weights reads all channels."""
     return is_layer(graph, node) and attribute(node, "group", 1) == 1
 
 
-def _is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
+def is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
     """Tell whether each row of ``node``'s weights reads the channel that it makes."""
     if node.op_type != "Conv" or not is_layer(graph, node):
         return False
@@ -353,20 +323,10 @@ def _keeps_channels(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
         before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
         return len(before) > 1 and len(after) == 2 and after[1] == prod(before[1:]) > 0
     alike = node.op_type in (*ELEMENTWISE, *POOLS) and len(node.output) == 1
-    return alike or _is_depthwise(graph, node)
+    return alike or is_depthwise(graph, node)
 
 
-def _keeps_zero(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether ``node`` is an activation that makes 0 of 0."""
-    if node.op_type != "Clip":
-        return node.op_type == "Relu"
-    if any(name not in graph.constants for name in node.input[1:] if name):
-        return False
-    low, high = graph.optional(node, 1), graph.optional(node, 2)
-    return bool((low is None or low <= 0) and (high is None or high >= 0))
-
-
-def _change_rows(graph: Graph, node: onnx.NodeProto, change: Change) -> None:
+def change_rows(graph: Graph, node: onnx.NodeProto, change: Change) -> None:
     """Change the weights and biases that make the channels of ``node``, if it has any."""
     if node.op_type == "Conv":
         for index, name in enumerate(node.input[1:], 1):
@@ -374,7 +334,7 @@ def _change_rows(graph: Graph, node: onnx.NodeProto, change: Change) -> None:
                 _replace(graph, node, index, change(graph.constant(name)))
 
 
-def _change_columns(graph: Graph, node: onnx.NodeProto, channels: int, change: Change) -> None:
+def change_columns(graph: Graph, node: onnx.NodeProto, channels: int, change: Change) -> None:
     """Change the weights that read the ``channels`` of ``node``, each a block of columns."""
     weight = graph.constant(node.input[1])
     blocks = weight.reshape(len(weight), channels, -1).swapaxes(0, 1)
@@ -392,24 +352,6 @@ def _replace(graph: Graph, node: onnx.NodeProto, index: int, value: npt.NDArray)
     node.input[index] = name
 
 
-def _widen(
-    graph: Graph, makers: list[onnx.NodeProto], readers: list[onnx.NodeProto], missing: int
-) -> None:
-    """Append ``missing`` channels of zeros to what ``makers`` make and ``readers`` read."""
-
-    def append(rows: npt.NDArray) -> npt.NDArray:
-        return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
-
-    width = graph.constants[makers[0].input[1]].dims[0]
-    for node in filter(partial(_mixes, graph), readers):
-        _change_columns(graph, node, width, append)
-    for node in makers:
-        _change_rows(graph, node, append)
-        for item in node.attribute:
-            if item.name == "group" and item.i == width:
-                item.i += missing
-
-
 def _shapes(model: onnx.ModelProto) -> Shapes:
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     return {
@@ -418,7 +360,7 @@ def _shapes(model: onnx.ModelProto) -> Shapes:
     }
 
 
-def _store(model: onnx.ModelProto, graph: Graph, nodes: list[onnx.NodeProto]) -> None:
+def store(model: onnx.ModelProto, graph: Graph, nodes: list[onnx.NodeProto]) -> None:
     """Set the nodes of ``model``, and its constants to those of ``graph`` that they read."""
     read = {name for node in nodes for name in node.input}
     constants = [tensor for name, tensor in graph.constants.items() if name in read]

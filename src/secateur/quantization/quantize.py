@@ -25,7 +25,7 @@ from secateur.quantization.rounding import recover
 from secateur.quantization.scheme import Rules, Scheme, make_scheme
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule
-from secateur.routes import pad_widths
+from secateur.widths import pad_widths
 
 _BATCH = 64
 _MEMORY = 2**26
