@@ -25,9 +25,10 @@ from secateur.onnx_graph import Graph, read_model
 from secateur.pipeline import Pipeline
 from secateur.quantization.aware import Trainable
 from secateur.quantization.bits import BitPoint, scan_bits
+from secateur.quantization.judge import Judge
 from secateur.quantization.parity import compare
 from secateur.quantization.qdq import read_scheme, write_qdq
-from secateur.quantization.quantize import Judge, Quantized, quantize, weight_rule
+from secateur.quantization.quantize import Quantized, quantize, weight_rule
 from secateur.quantization.scheme import make_scheme, weighted_nodes
 from secateur.quantization.simulate import Simulated
 from secateur.recipe import load_recipe

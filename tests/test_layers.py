@@ -21,10 +21,11 @@ LAYERS = [
     {"network_latency"},
     {"train", "pruning"},
     {"scanning", "measure"},
-    {"sensitivity"},
+    {"sensitivity", "artifact"},
     {"pipeline", "report"},
     {"collect"},
     {"run", "show", "explain"},
+    {"ship"},
     {"cli"},
     {"__main__"},
 ]
@@ -47,8 +48,19 @@ QUANTIZATION = [
     {"placement"},
     {"scheme", "calibrate"},
     {"qdq", "simulate"},
+    {"hessian", "curvature", "judge"},
+    {"rate"},
     {"equalize", "rounding", "aware", "bits", "parity"},
+    {"pricing"},
     {"quantize"},
+]
+ARTIFACT = [
+    {"container", "splice", "stream", "bounds"},
+    {"integers"},
+    {"tensors"},
+    {"packing"},
+    {"classifier"},
+    {"verify"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -84,7 +96,8 @@ def test_imports_go_down_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "layers"), [("pruning", PRUNING), ("quantization", QUANTIZATION)]
+    ("package", "layers"),
+    [("pruning", PRUNING), ("quantization", QUANTIZATION), ("artifact", ARTIFACT)],
 )
 def test_packages_are_in_layers_too(package: str, layers: list[set[str]]) -> None:
     level = {name: height for height, names in enumerate(layers) for name in names}

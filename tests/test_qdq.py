@@ -13,7 +13,7 @@ from secateur.quantization.affine import INT8_SYMMETRIC, UINT8, from_range, from
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.placement import find_placement
 from secateur.quantization.qdq import quantize_onnx
-from secateur.quantization.weights import LARGEST_BIAS, WeightRule, choose_scales
+from secateur.quantization.weights import LARGEST_BIAS, WeightRule, choose_scales, few_digits
 from secateur.runtimes import OnnxRuntime, session_options
 from test_runtime import pointwise
 from tiny_networks import NETWORKS, images
@@ -143,8 +143,8 @@ def test_a_row_without_weights_keeps_its_bias():
     affine = choose_scales(weight, WeightRule(saturation_free=False), bias, input_scale)
     stored = np.rint(bias / (input_scale * affine.delta))
     assert (np.abs(stored) <= LARGEST_BIAS + 100).all()
-    assert stored * input_scale * affine.delta == pytest.approx(bias, rel=1e-6)
-    assert affine.delta[2] == from_tensor(weight[2], INT8_SYMMETRIC).delta
+    assert stored * input_scale * affine.delta == pytest.approx(bias, rel=1e-4)
+    assert affine.delta[2] == few_digits(from_tensor(weight[2], INT8_SYMMETRIC).delta)
 
 
 def test_missing_or_impossible_range_names_the_tensor(tmp_path):

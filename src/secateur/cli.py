@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +84,8 @@ def _chain_command(upto: str, summary: str, examples: str) -> Callable[..., None
             sys.stdout.writelines(record.to_json() + "\n" for record in result.records)
         else:
             result.print_summary()
+        if result.packed is not None:
+            say(f"packed: {result.packed}")
         say(
             f"report: {result.folder / 'report.html'}"
             if result.fresh
@@ -98,8 +100,8 @@ def _chain_command(upto: str, summary: str, examples: str) -> Callable[..., None
 
 _CHAIN = {
     "run": (
-        "bench",
-        "Run the whole chain: train, scan, prune, export, quantize, bench, report.",
+        "pack",
+        "Run the whole chain: train, scan, prune, export, quantize, bench, pack, report.",
         "secateur run\n"
         "secateur run shufflenet_v2-fashionmnist-quick --data ~/data\n"
         "secateur run my.toml --set train.epochs=3 --seed 1 --json > records.jsonl",
@@ -126,7 +128,8 @@ _CHAIN = {
         "Quantize the pruned network to int8 ONNX.",
         "secateur quantize my.toml --set quantize.images=1000 --set quantize.method=auto\n"
         "secateur quantize my.toml --set quantize.bits=mixed --set quantize.tolerance=0.2\n"
-        "secateur quantize my.toml --set quantize.bits=4 --set quantize.epochs=2",
+        "secateur quantize my.toml --set quantize.bits=4 --set quantize.epochs=2\n"
+        "secateur quantize my.toml --set quantize.price=auto --set quantize.scan_images=0",
     ),
     "bench": (
         "bench",
@@ -166,8 +169,7 @@ def show(
     """
     from secateur.show import describe
 
-    for line in describe(path):
-        typer.echo(line)
+    _print(describe(path))
 
 
 @app.command()
@@ -181,8 +183,7 @@ def groups(recipe: RecipeName = "quickstart", overrides: Overrides = None) -> No
     """
     from secateur.show import describe_groups
 
-    for line in describe_groups(recipe, overrides):
-        typer.echo(line)
+    _print(describe_groups(recipe, overrides))
 
 
 @app.command()
@@ -222,6 +223,80 @@ def explain(
         console.width = 140  # a file or a pipe has no width of its own
     for part in render(found, everything):
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+Packed = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, .sec.")]
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or a .onnx file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
+    data: DataFolder = None,
+) -> None:
+    """Pack a run's quantized network, with its provenance and accuracy, into one small file.
+
+    Examples:
+        secateur pack runs/quickstart-0123456789ab -o net.sec
+
+        secateur pack quantized.onnx -o net.sec
+    """
+    from secateur.ship import pack_into
+
+    _print(pack_into(source, out, data))
+
+
+@app.command()
+def unpack(
+    file: Packed,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
+) -> None:
+    """Write the ONNX file that was packed, bit for bit.
+
+    Examples:
+        secateur unpack net.sec -o net.onnx
+    """
+    from secateur.ship import unpack_into
+
+    _print(unpack_into(file, out))
+
+
+@app.command()
+def verify(file: Packed, data: DataFolder = None) -> None:
+    """Check a packed file's checksums, hash and bounds, and with data the accuracy it records.
+
+    Examples:
+        secateur verify net.sec
+
+        secateur verify net.sec --data ~/data
+    """
+    from secateur.ship import verified
+
+    _print(verified(file, data))
+
+
+@app.command()
+def predict(
+    file: Packed,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    top: Annotated[int, typer.Option("--top", help="Classes for each image.", min=1)] = 3,
+    threads: Annotated[int, typer.Option("--threads", help="Inside one operator.", min=1)] = 2,
+) -> None:
+    """Classify image files with a packed network.
+
+    Examples:
+        secateur predict net.sec shoe.png
+
+        secateur predict net.sec photos/*.jpg --top 1
+    """
+    from secateur.ship import predictions
+
+    _print(predictions(file, images, top, threads))
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)
 
 
 @app.command()

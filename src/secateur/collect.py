@@ -13,7 +13,7 @@ from secateur.statistics import Interval, mcnemar, paired_drop, proportion, spre
 from secateur.store import Stage
 
 
-def collect(pipeline: Pipeline, upto: str = "bench") -> list[Record]:
+def collect(pipeline: Pipeline, upto: str = "pack") -> list[Record]:
     """Records of every stage from ``data`` to ``upto``, in the order of the chain."""
     records: list[Record] = []
     for name, stage in stages(pipeline, upto):
@@ -27,12 +27,18 @@ def collect(pipeline: Pipeline, upto: str = "bench") -> list[Record]:
             records += _scan_bits(by)
         elif name == "bench":
             records += _bench(by)
+        elif name == "pack":
+            records += _pack(by, records)
     return records
+
+
+STAGES = ("data", "train", "scan", "prune", "export", "scan-bits", "quantize", "bench", "pack")
+"""In the order of the chain."""
 
 
 def stages(pipeline: Pipeline, upto: str) -> Iterator[tuple[str, Stage]]:
     """Make or find each stage up to ``upto``, in order; ``prune`` is its rounds and the removal."""
-    for name in ("data", "train", "scan", "prune", "export", "scan-bits", "quantize", "bench"):
+    for name in STAGES:
         if name == "prune":
             for stage in pipeline.rounds:
                 yield stage.name, stage
@@ -144,3 +150,22 @@ def _bench(by: _Recorder) -> Iterator[Record]:
         yield by(variant, "compression_rate", reference_bytes / found["size_bytes"])
         times = np.array(found["latencies_ms"])
         yield by(variant, "latency_ms", spread(times), len(times))
+
+
+def _pack(by: _Recorder, records: list[Record]) -> Iterator[Record]:
+    """What the packed file weighs; all else is the quantized file's, which it decodes to."""
+    found = by.stage.json("pack.json")
+    here = {"stage": "pack"}
+    yield by("packed", "unpack_seconds", found["unpack_seconds"], at=here)
+    yield by("packed", "size_bytes", found["size_bytes"], at=here)
+    for record in records:
+        if record.variant == "reference" and record.metric == "size_bytes":
+            yield by("packed", "compression_rate", record.value / found["size_bytes"], at=here)
+        elif record.variant == "quantized" and record.metric in _SHARED:
+            at = record.at | {"decoded_to": "quantized"}
+            yield record.model_copy(update={"variant": "packed", "at": at})
+
+
+_SHARED = (
+    "top1_percent", "top1_drop_points", "parameters", "nonzero_parameters", "macs", "latency_ms",
+)  # fmt: skip

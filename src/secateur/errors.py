@@ -68,3 +68,11 @@ class InterruptedByUserError(SecateurError):
 
 class TrainingError(SecateurError):
     """A training that diverged."""
+
+
+class ArtifactError(SecateurError):
+    """A file of Secateur that is damaged, of a newer version, or holds what it must not."""
+
+    def at(self, where: object) -> ArtifactError:
+        """The same error, saying in which file."""
+        return ArtifactError(f"{where}: {self}")

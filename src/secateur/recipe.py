@@ -166,7 +166,15 @@ class Quantize(Part):
     ``bits``: 2 to 8 for every weight, or ``mixed``: each layer as many as the scan says it needs,
     down to ``size`` of the weights' int8 bits, or else as few as lose at most ``tolerance``
     percentage points on the same validation images. Without ``per_channel`` a weight has one scale
-    in all. ``saturation_free`` keeps int8 weights from overflowing 16 bits on processors without
+    in all.
+
+    ``price`` lets bits and loss decide instead: how many nats a megabyte of weights may cost, 0 for
+    never mind. Each row of each weight gets the step, and each weight the integer, at which a bit
+    more no longer pays; the first layer, the last and depthwise ones stay at 8 bits. ``auto`` takes
+    the highest price at which the accuracy lost on ``scan_images`` validation images, at the upper
+    end of its 95 % interval, is within ``tolerance``.
+
+    ``saturation_free`` keeps int8 weights from overflowing 16 bits on processors without
     VNNI. Depthwise layers are padded with zeros to whole blocks of ``block`` channels, on which
     kernels are fast. ``equalize`` evens out the ranges of neighboring layers; ``rounding`` is to
     ``nearest`` or ``adaptive`` to what the data shows; ``correct_bias`` takes the mean that
@@ -182,6 +190,7 @@ class Quantize(Part):
     size: Annotated[float, Field(gt=0, le=1)] | None = None
     tolerance: Annotated[float, Field(gt=0, lt=100)] = 0.3
     scan_images: Annotated[int, Field(ge=0)] = 1000
+    price: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
     per_channel: bool = True
     saturation_free: bool = True
     block: Literal[1, 8, 16] = 16
@@ -195,6 +204,8 @@ class Quantize(Part):
     def _together(self) -> Quantize:
         if self.size is not None and self.bits != "mixed":
             raise ValueError('size together with bits = "mixed" only')
+        if self.price and not (self.bits == 8 and self.per_channel):
+            raise ValueError("a price together with bits = 8 and per_channel only")
         return self
 
 

@@ -27,7 +27,8 @@ class Record(BaseModel):
     the quantized file and its simulation agree; its ``at`` holds the largest margin in logits by
     which they differ, and the median margin of all images),
     ``validation_top1_percent``, ``train_loss``, ``epoch_seconds``, ``seconds`` (of a stage, as
-    wall time).
+    wall time), ``unpack_seconds``. A number that a packed file has because it decodes to another,
+    bit for bit, says so in ``at``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

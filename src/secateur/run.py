@@ -23,11 +23,13 @@ class Run:
         folder: Holds recipe.toml, records.jsonl, report.html and report.md.
         records: Every measurement so far.
         fresh: Some stage was made just now.
+        packed: The one small file, where the chain went that far.
     """
 
     folder: Path
     records: list[Record]
     fresh: bool
+    packed: Path | None = None
 
     def print_summary(self) -> None:
         """Print the table of variants on stdout."""
@@ -40,7 +42,7 @@ class Run:
 
 def run(
     name: str,
-    upto: str = "bench",
+    upto: str = "pack",
     *,
     data: Path | None = None,
     out: Path = Path("runs"),
@@ -52,8 +54,8 @@ def run(
 
     Args:
         name: A built-in recipe's name or a path to a TOML file.
-        upto: ``data``, ``train``, ``scan``, ``prune``, ``export``, ``scan-bits``, ``quantize`` or
-            ``bench``.
+        upto: ``data``, ``train``, ``scan``, ``prune``, ``export``, ``scan-bits``, ``quantize``,
+            ``bench`` or ``pack``.
         data: Folder with the data set's files, or None.
         out: Receives ``stages/`` and a folder for the run, ``NAME-ID``.
         device: As in :func:`secateur.environment.choose_device`.
@@ -73,4 +75,5 @@ def run(
     write_text(folder / "recipe.toml", recipe.to_toml())
     write_records(folder / "records.jsonl", records)
     write_report(folder)
-    return Run(folder, records, store.made_any)
+    packed = pipeline.packed_file if upto == "pack" else None
+    return Run(folder, records, store.made_any, packed)

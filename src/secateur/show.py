@@ -9,6 +9,8 @@ from pathlib import Path
 import onnx
 from safetensors import SafetensorError, safe_open
 
+from secateur.artifact.container import read_sections
+from secateur.artifact.packing import TAGS, read_about
 from secateur.errors import SecateurError
 from secateur.recipe import load_recipe
 from secateur.records import read_records
@@ -19,7 +21,8 @@ def describe(path: Path) -> Iterator[str]:
     """Yield lines that say what ``path`` is and what it holds.
 
     Args:
-        path: A run's or a stage's folder, or a .toml, .jsonl, .json, .safetensors or .onnx file.
+        path: A run's or a stage's folder, or a file ending in .toml, .jsonl, .json, .safetensors,
+            .onnx or .sec.
 
     Raises:
         SecateurError: There is no such path, it is damaged, or it is nothing that Secateur wrote.
@@ -116,6 +119,14 @@ def _tensors(path: Path) -> Iterator[str]:
         raise SecateurError("damaged file", where=path, found=error) from error
 
 
+def _packed(path: Path) -> Iterator[str]:
+    sections = read_sections(path.read_bytes(), TAGS)
+    for tag, section in sections.items():
+        yield f"  {tag}: {len(section.stored):,} bytes, {section.size:,} once unpacked"
+    for key, value in read_about(sections).items():
+        yield f"  {key}: {json.dumps(value, ensure_ascii=False)}"
+
+
 def _onnx(path: Path) -> Iterator[str]:
     try:
         model = onnx.load(path)
@@ -147,4 +158,5 @@ _FILES = {
     ".json": _json,
     ".safetensors": _tensors,
     ".onnx": _onnx,
+    ".sec": _packed,
 }

@@ -1,14 +1,19 @@
-"""The end of the chain: files, float and quantized, and what is measured of them."""
+"""The end of the chain: files, float, quantized and packed, and what is measured of them."""
 
 from __future__ import annotations
 
 import json
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import onnx
 import torch
 
+from secateur.artifact.container import VERSION
+from secateur.artifact.packing import pack, unpack
 from secateur.console import progress
 from secateur.cost import macs, nonzero_parameters, parameters
 from secateur.data import Images, batches, load
@@ -21,13 +26,16 @@ from secateur.pipeline.training import said
 from secateur.pruning.masks import Masks
 from secateur.quantization.aware import Trainable
 from secateur.quantization.bits import BitPoint, scan_bits
+from secateur.quantization.judge import Judge
 from secateur.quantization.parity import compare
 from secateur.quantization.qdq import read_scheme, write_qdq
-from secateur.quantization.quantize import Judge, quantize, weight_rule
-from secateur.quantization.scheme import make_scheme, weighted_nodes
+from secateur.quantization.quantize import quantize, weight_rule
+from secateur.quantization.rate import priced_layers
+from secateur.quantization.scheme import Rules, Scheme, make_scheme, weighted_nodes
 from secateur.quantization.simulate import Simulated
 from secateur.runtimes import open_file
-from secateur.store import Stage, save_tensors, write_json
+from secateur.statistics import mcnemar, paired_drop, proportion, spread
+from secateur.store import Stage, save_tensors, write_bytes, write_json
 
 Variant = Literal["reference", "pruned", "quantized"]
 VARIANTS: tuple[Variant, ...] = ("reference", "pruned", "quantized")
@@ -99,7 +107,7 @@ class Pipeline(Pruning):
         says = {
             "quantize": said(config, "epochs", "learning_rate"),
             "seed": self.recipe.seed,
-            "engine": 2,  # free of saturation, biases corrected
+            "engine": 3,  # scales of few digits
         }
         upstream = {"data": self.data, "export": self.export}
         if config.bits == "mixed":
@@ -140,7 +148,7 @@ class Pipeline(Pruning):
         ranges = {k: tuple(v) for k, v in self.quantize.json("ranges.json").items()}
         bits = self.quantize.json("bits.json")
         rules = {name: weight_rule(config, width) for name, width in bits.items()}
-        network = Trainable(model, make_scheme(model, ranges, rules), rules).to(self.device)
+        network = self._trainable(model, make_scheme(model, ranges, rules), rules).to(self.device)
         schedule = self.recipe.train.model_copy(
             update={
                 "epochs": config.epochs,
@@ -152,6 +160,13 @@ class Pipeline(Pruning):
         trained = self._train_into(folder, network, schedule, masks, "quantize-train")
         assert isinstance(trained, Trainable)
         write_qdq(model, trained.learned(), folder / "quantized.onnx")
+
+    def _trainable(self, model: onnx.ModelProto, scheme: Scheme, rules: Rules) -> Trainable:
+        """The network to train: from the real weights, or from integers that bits were saved on."""
+        if not self.recipe.quantize.price:
+            return Trainable(model, scheme, rules)
+        found = read_scheme(model, self.quantize.folder / "quantized.onnx")
+        return Trainable(model, found, rules, priced_layers(Graph(model)))
 
     # ---- bench
 
@@ -193,3 +208,53 @@ class Pipeline(Pruning):
         simulated = Simulated(graph, read_scheme(graph, path))
         runtime = open_file(path, self.recipe.bench.threads, self.recipe.bench.runtime)
         return compare(runtime, simulated, batches(test, self.prepare, BATCH)).to_dict()
+
+    # ---- pack
+
+    @cached_property
+    def pack(self) -> Stage:
+        """The quantized file and all that is known of it, in one small file."""
+        upstream = {"bench": self.bench}
+        return self._stage("pack", {"format": VERSION}, upstream, self._make_pack)
+
+    @property
+    def packed_file(self) -> Path:
+        """The one small file."""
+        return self.pack.folder / "net.sec"
+
+    def _make_pack(self, folder: Path) -> None:
+        write_bytes(folder / "net.sec", pack(self.file("quantized").read_bytes(), self.provenance))
+        start = time.perf_counter()
+        unpack((folder / "net.sec").read_bytes())
+        seconds = time.perf_counter() - start
+        size = (folder / "net.sec").stat().st_size
+        write_json(folder / "pack.json", {"size_bytes": size, "unpack_seconds": seconds})
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a packed file says of where it comes from, and of how good it is."""
+        measured, manifest = self.bench.json("bench.json"), self.bench.manifest
+        right = {v: r.numpy() for v, r in self.bench.tensors("right.safetensors").items()}
+        ours, n = right["quantized"], len(right["quantized"])
+        times = np.array(measured["variants"]["quantized"]["latencies_ms"])
+        return {
+            "recipe": self.recipe.model_dump(mode="json", exclude_defaults=True),
+            "recipe_id": self.recipe.id,
+            "seed": self.recipe.seed,
+            "data": {
+                "name": self.recipe.data.name,
+                "training_sha256": self._about_data["fingerprint"],
+                "test_sha256": measured["test_fingerprint"],
+            },
+            "accuracy": {
+                "correct": int(ours.sum()),
+                "images": n,
+                "top1": list(proportion(int(ours.sum()), n)),
+                "drop": list(paired_drop(right["reference"], ours)),
+                "mcnemar_p": mcnemar(right["reference"], ours),
+            },
+            "latency_ms": [*spread(times), len(times)],
+            "runtime": measured["runtime"],
+            "threads": measured["threads"],
+            **{key: manifest[key] for key in ("processor", "versions", "commit")},
+        }

@@ -6,6 +6,8 @@ Quantization (Esser et al. 2020, eq. 3), scaled by 1 / sqrt(values * high) (sect
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from secateur.quantization.affine import UINT8, Affine, from_tensor
 from secateur.quantization.scheme import Rules, Scheme, make_layer, rule_of, weighted_nodes
 from secateur.quantization.simulate import Simulated
-from secateur.quantization.weights import choose_scales
+from secateur.quantization.weights import choose_scales, few_digits
 
 _PRUNED = 0.01
 """A weight with more zeros than this share was pruned, and keeps its zeros."""
@@ -32,9 +34,17 @@ class Trainable(Simulated):
         scheme: Of the same graph; its activations' scales are where theirs start.
         rules: How weights are quantized. At 8 bits, free of saturation, integers stay within
             +-64, because weights that move cannot be watched in pairs.
+        priced: Names of layers that start from the steps and integers of ``scheme``, which bits
+            were saved on: what is 0 stays 0.
     """
 
-    def __init__(self, model: onnx.ModelProto, scheme: Scheme, rules: Rules) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        scheme: Scheme,
+        rules: Rules,
+        priced: Collection[str] = (),
+    ) -> None:
         super().__init__(model)
         self._scheme = scheme
         steps: dict[str, Step] = {}
@@ -48,11 +58,15 @@ class Trainable(Simulated):
         self.weight_steps: Any = nn.ModuleDict()
         for node in weighted_nodes(self.graph):
             weight, rule = self.graph.constant(node.input[1]), rule_of(rules, node.name)
-            if rule.may_saturate:
+            if node.name in priced:
+                layer = scheme.layers[node.name]
+                affine = replace(layer.affine, grid=rule.narrow_grid)
+                self.weights[node.name].data = torch.from_numpy(layer.weight)
+            elif rule.may_saturate:
                 affine = from_tensor(weight, rule.narrow_grid, 0 if rule.per_channel else None)
             else:
                 affine = choose_scales(weight, rule)
-            self.weight_steps[node.name] = Step(affine)
+            self.weight_steps[node.name] = Step(affine, coarse=True)
             self._input_steps[node.name] = steps[node.input[0]]
         self.requires_grad_(True)
 
@@ -94,13 +108,16 @@ class Step(nn.Module):
     Args:
         affine: Where it starts.
         ceiling: The step size is never larger, so that a clip can still be absorbed.
+        coarse: The step size keeps few digits, as those of weights do in a file.
     """
 
     zero_point: Tensor
 
-    def __init__(self, affine: Affine, ceiling: float = float("inf")) -> None:
+    def __init__(
+        self, affine: Affine, ceiling: float = float("inf"), *, coarse: bool = False
+    ) -> None:
         super().__init__()
-        self._start, self._ceiling = affine, ceiling
+        self._start, self._ceiling, self._coarse = affine, ceiling, coarse
         self.delta = nn.Parameter(torch.tensor(affine.delta))
         self.register_buffer("zero_point", torch.tensor(affine.zero_point, dtype=torch.float32))
 
@@ -122,8 +139,12 @@ class Step(nn.Module):
         return Affine(delta, self._start.zero_point, self._start.grid, self._start.axis)
 
     def bounded(self) -> Tensor:
-        """The step size, kept positive and below its ceiling."""
-        return self.delta.clamp(torch.finfo(torch.float32).tiny, self._ceiling)
+        """The step size, kept positive and below its ceiling, of few digits where it is coarse."""
+        delta = self.delta.clamp(torch.finfo(torch.float32).tiny, self._ceiling)
+        if not self._coarse:
+            return delta
+        coarse = torch.from_numpy(few_digits(delta.detach().cpu().numpy())).to(delta.device)
+        return delta + (coarse - delta).detach()
 
 
 class _Round(torch.autograd.Function):

@@ -20,7 +20,7 @@ from secateur.data import Images, Preparation
 from secateur.evaluate import BATCH
 from secateur.onnx_graph import Graph
 from secateur.quantization.scheme import weighted_nodes
-from secateur.quantization.simulate import Simulated, Values
+from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule, choose_scales, round_weight
 from secateur.statistics import Interval, paired_drop, proportion
 
@@ -103,7 +103,7 @@ def scan_bits(
         values = network.start(prepare(images.pixels[start : start + BATCH]))
         for number, node in enumerate(network.walk(values)):
             for width, weight in zip(widths, rounded.get(node.name, ()), strict=False):
-                logits = _with_weight(network, node.name, weight, values, number)
+                logits = network.branch(values, number, weight)
                 seen.setdefault((node.name, width), []).append(_judge(logits, labels))
             if node.name in rounded:
                 advance()
@@ -117,18 +117,6 @@ def _rounded(graph: Graph, node: onnx.NodeProto, bits: int, rule: WeightRule) ->
     weight = graph.constant(node.input[1])
     affine = choose_scales(weight, ours)
     return torch.from_numpy(affine.dequantize(round_weight(weight, affine, ours)))
-
-
-def _with_weight(
-    network: Simulated, name: str, weight: Tensor, values: Values, number: int
-) -> Tensor:
-    """Logits of ``network`` from node ``number`` on, with another weight in node ``name``."""
-    kept, ahead = network.weights[name].data, dict(values)
-    network.weights[name].data = weight
-    for _ in network.walk(ahead, number):
-        pass
-    network.weights[name].data = kept
-    return ahead[network.graph.outputs[0]]
 
 
 def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from secateur import recipe
 from secateur.console import progress, say
-from secateur.data import Images, Preparation
-from secateur.evaluate import judge
 from secateur.onnx_graph import read_model
 from secateur.quantization.bits import BitPoint, Bits, choose_bits
 from secateur.quantization.calibrate import METHODS, Method, choose_ranges, count_values
 from secateur.quantization.equalize import equalize
 from secateur.quantization.histogram import Histogram, Range
+from secateur.quantization.judge import Judge
+from secateur.quantization.pricing import highest_price, scheme_by_price
 from secateur.quantization.rounding import recover
 from secateur.quantization.scheme import Rules, Scheme, make_scheme
 from secateur.quantization.simulate import Simulated
@@ -30,27 +30,6 @@ from secateur.widths import pad_widths
 _BATCH = 64
 _MEMORY = 2**26
 """Elements that the largest activation may have while layers are rounded one after another."""
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Validation images, to choose by.
-
-    Attributes:
-        images: With labels, on the CPU.
-        prepare: From stored pixels to the network's input.
-    """
-
-    images: Images
-    prepare: Preparation
-
-    def loss(self, network: Simulated) -> float:
-        """Mean cross-entropy, in nats."""
-        return float(judge(network, self.images, self.prepare)[1].mean())
-
-    def accuracy(self, network: Simulated) -> float:
-        """Share of images that the network is right on."""
-        return float(judge(network, self.images, self.prepare)[0].mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +73,11 @@ def quantize(
         DataError: There are no images, or all their pixels are the same.
         SecateurError: Activations are not finite, or the graph holds what cannot be quantized.
     """
-    open_choice = config.method == "auto" or (config.bits == "mixed" and config.size is None)
+    open_choice = (
+        config.method == "auto"
+        or config.price == "auto"
+        or (config.bits == "mixed" and config.size is None)
+    )
     if (open_choice and judge is None) or (config.bits == "mixed" and not points):
         raise ValueError("the recipe leaves a choice open: give a judge, and a scan for mixed bits")
     model, chosen = pad_widths(read_model(path), config.block), dict[str, Any]()
@@ -110,8 +93,29 @@ def quantize(
     if config.bits == "mixed":
         rules = _rules(config, _mixed_bits(model, ranges, config, judge, points))
         chosen["bits"] = {name: rule.bits for name, rule in rules.items() if name}
-    scheme, chosen["recovery"] = _recovered(model, ranges, rules, config, images, judge)
+    if config.price:
+        scheme, chosen["price"] = _priced(model, ranges, rules, config, images, judge)
+    else:
+        scheme, chosen["recovery"] = _recovered(model, ranges, rules, config, images, judge)
     return Quantized(model, ranges, rules, scheme, chosen)
+
+
+def _priced(
+    model: onnx.ModelProto,
+    ranges: dict[str, Range],
+    rules: Rules,
+    config: recipe.Quantize,
+    images: Tensor,
+    judge: Judge | None,
+) -> tuple[Scheme, dict[str, Any]]:
+    """The scheme at the recipe's price, and what was tried."""
+    nearest, images = make_scheme(model, ranges, rules), images[: _images_that_fit(model, images)]
+    corrected = config.correct_bias is not False
+    scheme_at = scheme_by_price(model, nearest, rules, images, corrected)
+    if config.price == "auto":
+        assert judge is not None
+        return highest_price(model, nearest, scheme_at, judge, config.tolerance / 100)
+    return scheme_at(config.price), {"price": config.price}
 
 
 def _recovered(

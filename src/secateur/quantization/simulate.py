@@ -109,6 +109,15 @@ class Simulated(nn.Module):
                 if self._last_use.get(name) == number and name not in self.graph.outputs:
                     values.pop(name, None)
 
+    def branch(self, values: Values, number: int, weight: Tensor) -> Tensor:
+        """Logits from node ``number`` on, given ``values``, with another weight in that node."""
+        name, ahead = self.nodes[number].name, dict(values)
+        kept, self.weights[name].data = self.weights[name].data, weight
+        for _ in self.walk(ahead, number):
+            pass
+        self.weights[name].data = kept
+        return ahead[self.graph.outputs[0]]
+
     def layer_output(self, node: onnx.NodeProto, x: Tensor, weight: Tensor) -> Tensor:
         """What a convolution or linear layer would give for ``x`` with ``weight`` and no bias."""
         return _OPERATORS[node.op_type](node, [x, weight], self.graph)

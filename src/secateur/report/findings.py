@@ -11,7 +11,7 @@ from secateur.records import Record
 
 K = TypeVar("K")
 
-VARIANTS = ("reference", "pruned", "quantized")
+VARIANTS = ("reference", "pruned", "quantized", "packed")
 SINGLE = (
     "top1_percent",
     "top1_drop_points",

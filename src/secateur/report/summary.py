@@ -22,6 +22,9 @@ class Cell(NamedTuple):
     note: str = ""
 
 
+SAME = Cell("same")
+"""Of a packed file, which decodes to the quantized one."""
+
 HEADINGS = (
     Cell("Variant"),
     Cell("Top-1 %", "95 % interval"),
@@ -97,18 +100,13 @@ def summary_rows(found: Findings) -> list[tuple[Cell, ...]]:
 
 
 def _row(found: Findings, variant: str) -> tuple[Cell, ...]:
-    parameters = found.get(variant, "parameters")
-    nonzero = found.get(variant, "nonzero_parameters")
-    macs, size = found.get(variant, "macs"), found.get(variant, "size_bytes")
+    size = found.get(variant, "size_bytes")
     return (
         Cell(variant),
         _accuracy(found.get(variant, "top1_percent")),
         _drop(found.get(variant, "top1_drop_points")),
-        Cell(
-            numbers.count(parameters.value) if parameters else NONE,
-            numbers.count(nonzero.value) if nonzero else "",
-        ),
-        Cell(numbers.short_count(macs.value) if macs else NONE),
+        _parameters(found.get(variant, "parameters"), found.get(variant, "nonzero_parameters")),
+        _macs(found.get(variant, "macs")),
         Cell(numbers.size(size.value) if size else NONE),
         _gain(found, variant, "size_bytes"),
         _latency(found.get(variant, "latency_ms")),
@@ -116,21 +114,42 @@ def _row(found: Findings, variant: str) -> tuple[Cell, ...]:
     )
 
 
+def _parameters(whole: Record | None, nonzero: Record | None) -> Cell:
+    if whole is not None and "decoded_to" in whole.at:
+        return SAME
+    return Cell(
+        numbers.count(whole.value) if whole else NONE,
+        numbers.count(nonzero.value) if nonzero else "",
+    )
+
+
+def _macs(record: Record | None) -> Cell:
+    if record is None:
+        return Cell(NONE)
+    return SAME if "decoded_to" in record.at else Cell(numbers.short_count(record.value))
+
+
 def _accuracy(record: Record | None) -> Cell:
     if record is None:
         return Cell(NONE)
+    if "decoded_to" in record.at:
+        return SAME
     return Cell(numbers.fixed(record.value), bounds(record))
 
 
 def _drop(record: Record | None) -> Cell:
     if record is None:
         return Cell(NONE)
+    if "decoded_to" in record.at:
+        return SAME
     return Cell(numbers.signed(record.value), signed_bounds(record))
 
 
 def _latency(record: Record | None) -> Cell:
     if record is None:
         return Cell(NONE)
+    if "decoded_to" in record.at:
+        return SAME
     note = ""
     if record.low is not None and record.high is not None:
         note = f"{numbers.significant(record.low)} to {numbers.significant(record.high)}"
@@ -235,6 +254,13 @@ def parity_sentence(found: Findings) -> str:
         f"{sentence}; where not, it prefers its own by at most {most} logits "
         f"(median margin of all images {median})."
     )
+
+
+def packed_sentence(found: Findings) -> str:
+    """What a packed file is; nothing where there is none."""
+    if found.get("packed", "size_bytes") is None:
+        return ""
+    return "The packed file decodes to the quantized one, bit for bit."
 
 
 def _unfinished(found: Findings) -> Headline:

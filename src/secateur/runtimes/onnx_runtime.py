@@ -18,8 +18,8 @@ class OnnxRuntime:
     """An ONNX file on the CPU, with a fixed number of threads.
 
     Args:
-        path: A file of :func:`secateur.export.export_onnx` or
-            :func:`secateur.quantization.qdq.quantize_onnx`.
+        source: A file of :func:`secateur.export.export_onnx` or
+            :func:`secateur.quantization.qdq.quantize_onnx`, or its bytes.
         threads: Threads inside one operator; operators run one after another.
 
     Raises:
@@ -28,17 +28,24 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, source: Path | bytes, threads: int) -> None:
         self.version: str = onnxruntime.__version__
         try:
             # To parse the file once more is far quicker than to make a session and then another.
-            options = session_options(threads, is_saturation_free(onnx.load(path)))
+            if isinstance(source, bytes):
+                model = onnx.load_model_from_string(source)
+            else:
+                model = onnx.load(source)
+            options = session_options(threads, is_saturation_free(model))
             self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
+                source, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # neither library's exceptions share a public base
             raise SecateurError(
-                "cannot load an ONNX file", where=path, found=error, remedy="export it again"
+                "cannot load an ONNX file",
+                where=None if isinstance(source, bytes) else source,
+                found=error,
+                remedy="export it again",
             ) from error
         self._input = self._session.get_inputs()[0].name
 

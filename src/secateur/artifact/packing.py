@@ -1,0 +1,276 @@
+"""From the bytes of an ONNX file to those of an artefact, and back to the very same bytes.
+
+Three sections: ``ABOU``, what the file is and what was measured of it (JSON); ``REST``, the ONNX
+file without its tensors, before it a table of where they go (JSON, one line); ``CODE``, the
+tensors. The first two are compressed as raw LZMA2 with a dictionary of 1 MiB. docs/format.md has it
+all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.artifact.container import Section, read_sections, write_sections
+from secateur.artifact.splice import Cut, cut_out, find_tensors, put_back
+from secateur.artifact.stream import Reader, Writer
+from secateur.artifact.tensors import DTYPES, FLOAT, Banks, can_code, code_tensor
+from secateur.errors import ArtifactError
+
+LIMIT = 2**28
+"""Bytes that an unpacked file may have unless the caller allows more."""
+
+_ABOUT, _REST, _CODE = TAGS = ("ABOU", "REST", "CODE")
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**20}]
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What an artefact holds.
+
+    Attributes:
+        onnx: The bytes of the ONNX file.
+        about: Everything said about it, plain data.
+    """
+
+    onnx: bytes
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the table.
+
+    Attributes:
+        gap: Bytes of the rest since the tensor before.
+        kind: ONNX's number of the data type.
+        shape: Its shape.
+        factors: Numbers of the two tensors before it whose product it is, or None.
+    """
+
+    gap: int
+    kind: int
+    shape: tuple[int, ...]
+    factors: tuple[int, int] | None
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.kind].itemsize
+
+
+def pack(onnx: bytes, about: Mapping[str, Any]) -> bytes:
+    """Return the artefact of an ONNX file; unpacked it is ``onnx`` again, which is made sure of.
+
+    Args:
+        onnx: The bytes of a self-contained ONNX file.
+        about: Plain data: provenance, measurements.
+
+    Raises:
+        ArtifactError: ``onnx`` is not an ONNX file.
+    """
+    about = dict(about) | {"onnx_sha256": hashlib.sha256(onnx).hexdigest(), "onnx_bytes": len(onnx)}
+    writer, banks = Writer(), Banks()
+    cuts, tensors = _codable(onnx)
+    entries, end, seen = [], 0, _Scales()
+    for number, (cut, values) in enumerate(zip(cuts, tensors, strict=True)):
+        factors = seen.product(values, tensors[:number])
+        entries.append(_Entry(cut.start - end, cut.kind, cut.shape, factors))
+        end = cut.end
+        if factors is None:
+            code_tensor(writer, banks, values, DTYPES[cut.kind], cut.shape)
+    rest = _table_line(entries) + cut_out(onnx, cuts)
+    sections = {
+        _ABOUT: _squeezed(json.dumps(about, ensure_ascii=False, allow_nan=False).encode()),
+        _REST: _squeezed(rest),
+        _CODE: Section(writer.to_bytes(), sum(entry.nbytes for entry in entries)),
+    }
+    packed = write_sections(sections)
+    if unpack(packed, limit=max(LIMIT, 2 * len(onnx))).onnx != onnx:
+        raise ArtifactError("the file does not decode to what was packed; please report this")
+    return packed
+
+
+def unpack(data: bytes, limit: int = LIMIT) -> Unpacked:
+    """Return what an artefact holds, bit for bit as it was packed.
+
+    Nothing is allocated before the sizes that the header names have been held against ``limit``,
+    and nothing beyond them after.
+
+    Args:
+        data: The whole file.
+        limit: Bytes that the ONNX file may have.
+
+    Raises:
+        ArtifactError: The file is damaged, of a newer version, too large, or does not decode to
+            what it says.
+    """
+    sections = read_sections(data, TAGS)
+    size = sections[_REST].size + sections[_CODE].size
+    if size > limit or sections[_ABOUT].size > limit:
+        raise ArtifactError(
+            "larger than allowed",
+            expected=f"at most {limit:,} bytes once unpacked",
+            found=f"{size:,}",
+            remedy="if you trust the file, allow more with limit",
+        )
+    about = read_about(sections)
+    entries, rest = _table(_unsqueezed(sections[_REST]), sections[_CODE].size)
+    parts = _decode(Reader(sections[_CODE].stored), entries)
+    onnx = put_back(rest, [entry.gap for entry in entries], parts)
+    if hashlib.sha256(onnx).hexdigest() != about.get("onnx_sha256"):
+        raise ArtifactError(
+            "the file decodes to another network than it says",
+            expected=about.get("onnx_sha256"),
+            found=hashlib.sha256(onnx).hexdigest(),
+        )
+    return Unpacked(onnx, about)
+
+
+def read_about(sections: Mapping[str, Section]) -> dict[str, Any]:
+    """Return what an artefact says of itself, without decoding the network.
+
+    Args:
+        sections: Of :func:`secateur.artifact.container.read_sections`.
+
+    Raises:
+        ArtifactError: It cannot be read.
+    """
+    try:
+        about = json.loads(_unsqueezed(sections[_ABOUT]))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError("a damaged section", where=_ABOUT, found=error) from error
+    if not isinstance(about, dict):
+        raise ArtifactError("a damaged section", where=_ABOUT, found=type(about).__name__)
+    return about
+
+
+def _codable(onnx: bytes) -> tuple[list[Cut], list[npt.NDArray]]:
+    cuts, tensors = [], []
+    for cut in find_tensors(onnx):
+        dtype = DTYPES.get(cut.kind)
+        if dtype is None or math.prod(cut.shape) * dtype.itemsize != cut.end - cut.start:
+            continue
+        values = np.frombuffer(onnx, dtype, math.prod(cut.shape), cut.start).reshape(cut.shape)
+        if can_code(values):
+            cuts.append(cut)
+            tensors.append(values)
+    return cuts, tensors
+
+
+class _Scales:
+    """Finds tensors that are products of two before them, as the scales of biases are."""
+
+    def __init__(self) -> None:
+        self._scalars: list[int] = []
+        self._by_shape: dict[tuple[int, ...], list[int]] = {}
+        self._number = -1
+
+    def product(self, values: npt.NDArray, before: list[npt.NDArray]) -> tuple[int, int] | None:
+        """Numbers of two tensors of ``before`` whose product ``values`` is, bit for bit."""
+        self._number += 1
+        if values.dtype.kind != "f" or values.ndim > 1:
+            return None
+        scalars = np.array([before[i] for i in self._scalars], np.float32)
+        for other in reversed(self._by_shape.get(values.shape, [])):
+            first = scalars * before[other].flat[0]
+            for i in np.flatnonzero(first == values.flat[0])[::-1]:
+                factors = (self._scalars[i], other)
+                if _times(before, factors).tobytes() == values.tobytes():
+                    return factors
+        self._by_shape.setdefault(values.shape, []).append(self._number)
+        if values.ndim == 0:
+            self._scalars.append(self._number)
+        return None
+
+
+def _times(tensors: list[npt.NDArray], factors: tuple[int, int]) -> npt.NDArray[np.float32]:
+    scale, other = (tensors[number] for number in factors)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(scale * other, "<f4")
+
+
+def _decode(reader: Reader, entries: list[_Entry]) -> list[bytes]:
+    banks, tensors = Banks(), list[npt.NDArray]()
+    for entry in entries:
+        if entry.factors is None:
+            values = code_tensor(reader, banks, None, DTYPES[entry.kind], entry.shape)
+        else:
+            values = _times(tensors, entry.factors)
+        tensors.append(values)
+    reader.finish()
+    return [values.tobytes() for values in tensors]
+
+
+# ---- the table
+
+
+def _table_line(entries: list[_Entry]) -> bytes:
+    rows = [[e.gap, e.kind, list(e.shape), *(e.factors or ())] for e in entries]
+    return json.dumps(rows, separators=(",", ":")).encode() + b"\n"
+
+
+_MOST_TENSORS = 2**14
+_MOST_SIDES = 8
+
+
+def _table(data: bytes, size: int) -> tuple[list[_Entry], bytes]:
+    """Read the table and check it against ``size``, the bytes of all tensors."""
+    line, _, rest = data.partition(b"\n")
+    try:
+        rows = json.loads(line)
+        if not (isinstance(rows, list) and len(rows) <= _MOST_TENSORS):
+            raise ValueError(f"more than {_MOST_TENSORS} tensors")
+        entries: list[_Entry] = []
+        for row in rows:
+            entries.append(_entry(row, entries))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArtifactError("a damaged table of tensors", where=_REST, found=error) from error
+    if sum(entry.gap for entry in entries) > len(rest):
+        raise ArtifactError("a damaged table of tensors", where=_REST, found="a gap too many")
+    if (total := sum(entry.nbytes for entry in entries)) != size:
+        raise ArtifactError("a damaged table of tensors", expected=f"{size:,} bytes", found=total)
+    return entries, rest
+
+
+def _entry(row: list[Any], before: list[_Entry]) -> _Entry:
+    gap, kind, shape, *factors = row
+    numbers = [gap, kind, *shape, *factors]
+    if not all(type(number) is int and 0 <= number < 2**31 for number in numbers):
+        raise ValueError(f"expected integers from 0 on, found {row!r:.80}")
+    if kind not in DTYPES or len(shape) > _MOST_SIDES or 0 in shape:
+        raise ValueError(f"a tensor of type {kind} and shape {shape}")
+    entry = _Entry(gap, kind, tuple(shape), tuple(factors) or None)
+    if factors:
+        scale, other = (before[number] for number in factors if number < len(before))
+        fits = scale.shape == () and other.shape == entry.shape
+        if {kind, scale.kind, other.kind} != {FLOAT} or not fits:
+            raise ValueError(f"a product of tensors that do not fit: {row}")
+    return entry
+
+
+# ---- compression of what is not a tensor
+
+
+def _squeezed(data: bytes) -> Section:
+    return Section(lzma.compress(data, lzma.FORMAT_RAW, filters=_FILTERS), len(data))
+
+
+def _unsqueezed(section: Section) -> bytes:
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_FILTERS)
+    try:
+        data = decompressor.decompress(section.stored, section.size + 1)
+    except lzma.LZMAError as error:
+        raise ArtifactError("a damaged section", found=error) from error
+    if len(data) != section.size or not decompressor.eof or decompressor.unused_data:
+        raise ArtifactError(
+            "a damaged section", expected=f"{section.size:,} bytes once unpacked", found=len(data)
+        )
+    return data

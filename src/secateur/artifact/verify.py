@@ -1,0 +1,85 @@
+"""Whether an artefact is whole, and as accurate as it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.artifact.classifier import Classifier, load
+from secateur.console import progress
+from secateur.data import load as load_images
+from secateur.errors import ArtifactError
+
+TOLERATED = 1e-3
+"""Share of the images that may be decided otherwise: kernels of another processor may round a sum
+that lies next to a half the other way."""
+
+_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found.
+
+    Attributes:
+        network: The network, decoded: header, checksums, hash and bounds are right.
+        recorded: Images that the file says it is right on, of how many; None where it does not say.
+        found: Images that it is right on here; None where no data was given.
+    """
+
+    network: Classifier
+    recorded: tuple[int, int] | None
+    found: int | None
+
+
+def verify(path: Path, data: Path | None = None) -> Verified:
+    """Check a file's checksums, hash and bounds, and with ``data`` the accuracy it records.
+
+    Args:
+        path: A file that ``secateur pack`` wrote.
+        data: Folder with the data set that the file names, or None to leave accuracy unchecked.
+
+    Raises:
+        ArtifactError: The file is damaged, or not as accurate as it says, or its test images are
+            others.
+        DataError: The data cannot be read.
+    """
+    network = load(path)
+    recorded = _recorded(network.about)
+    if data is None:
+        return Verified(network, recorded, None)
+    if recorded is None:
+        raise ArtifactError("the file records no accuracy", where=path)
+    test = load_images(network.about["data"]["name"], data, train=False)
+    if test.fingerprint != network.about["data"]["test_sha256"]:
+        raise ArtifactError(
+            "other test images than the file was measured on",
+            where=data,
+            expected=network.about["data"]["test_sha256"],
+            found=test.fingerprint,
+        )
+    pixels, labels = test.pixels.numpy(), test.labels.numpy()
+    right = 0
+    with progress("test set", len(labels)) as tick:
+        for start in range(0, len(labels), _BATCH):
+            decided = network(pixels[start : start + _BATCH]).argmax(axis=1)
+            right += int(np.sum(decided == labels[start : start + _BATCH]))
+            tick.advance(len(decided))
+    if abs(right - recorded[0]) > TOLERATED * recorded[1]:
+        raise ArtifactError(
+            "not as accurate as the file says",
+            where=path,
+            expected=f"{recorded[0]:,} of {recorded[1]:,}",
+            found=f"{right:,}",
+        )
+    return Verified(network, recorded, right)
+
+
+def _recorded(about: dict[str, Any]) -> tuple[int, int] | None:
+    try:
+        return int(about["accuracy"]["correct"]), int(about["accuracy"]["images"])
+    except (KeyError, TypeError, ValueError):
+        return None
