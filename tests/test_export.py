@@ -2,6 +2,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from secateur.errors import NetworkError, StoreError
 from secateur.export import export_onnx, fold_batch_norms, simplify_adaptive_pools
@@ -93,7 +94,8 @@ def test_adaptive_pools_become_what_they_are(side, kind):
     network = nn.Sequential(nn.AdaptiveAvgPool2d((6, 6)), nn.Flatten())
     x = images((4, side, side), 2)
     traced = torch.fx.symbolic_trace(network)
-    simplify_adaptive_pools(traced, x)
+    ShapeProp(traced).propagate(x)
+    simplify_adaptive_pools(traced)
     assert isinstance(traced.get_submodule("0"), kind)
     assert torch.allclose(traced(x), network(x), atol=1e-6)
 
@@ -120,3 +122,42 @@ def test_channel_shuffles_are_folded_into_the_weights(tmp_path):
     kinds = {node.op_type for node in onnx.load(tmp_path / "f.onnx").graph.node}
     assert "Transpose" not in kinds
     assert {"Split", "Concat"} <= kinds
+
+
+def test_a_linear_layer_reads_a_repeated_pixel_once(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 5),
+        nn.AdaptiveAvgPool2d((6, 6)),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(288, 4),
+    ).eval()
+    for side, columns in ((5, 8), (6, 288)):  # maps of 1x1 and 2x2
+        x = torch.randn(2, 3, side, side)
+        export_onnx(network, (3, side, side), tmp_path / "f.onnx", {})
+        model = onnx.load(tmp_path / "f.onnx")
+        (gemm,) = (node for node in model.graph.node if node.op_type == "Gemm")
+        weight = next(t for t in model.graph.initializer if t.name == gemm.input[1])
+        assert weight.dims[1] == columns
+        expected = network(x).detach().numpy()
+        assert OnnxRuntime(tmp_path / "f.onnx", 1).run(x.numpy()) == pytest.approx(
+            expected, abs=1e-5
+        )
+    assert network[4].weight.shape == (4, 288)
+
+
+def test_a_repeated_pixel_that_others_read_too_stays_repeated(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool, self.linear = nn.AdaptiveAvgPool2d((2, 2)), nn.Linear(12, 4)
+
+        def forward(self, x):
+            flat = torch.flatten(self.pool(x), 1)
+            return self.linear(flat) + flat[:, :4]
+
+    network, x = Two().eval(), torch.randn(2, 3, 1, 1)
+    export_onnx(network, (3, 1, 1), tmp_path / "f.onnx", {})
+    expected = network(x).detach().numpy()
+    assert OnnxRuntime(tmp_path / "f.onnx", 1).run(x.numpy()) == pytest.approx(expected, abs=1e-5)

@@ -70,7 +70,9 @@ def _simplified(network: nn.Module, images: torch.Tensor) -> nn.Module:
     except Exception:  # the tracer raises whatever the network's own code does
         return network
     fold_batch_norms(traced)
-    simplify_adaptive_pools(traced, images)
+    ShapeProp(traced).propagate(images)
+    fold_repeated_pixels(traced)
+    simplify_adaptive_pools(traced)
     return traced
 
 
@@ -99,13 +101,59 @@ def fold_batch_norms(traced: fx.GraphModule) -> None:
     traced.recompile()
 
 
-def simplify_adaptive_pools(traced: fx.GraphModule, images: torch.Tensor) -> None:
+def fold_repeated_pixels(traced: fx.GraphModule) -> None:
+    """Drop, in place, adaptive pools that repeat a lone pixel for a linear layer to read.
+
+    AlexNet at 64x64 ends in a map of 1x1, which its pool repeats to 6x6: the layer then reads each
+    channel 36 times, and may as well read it once, by the sum of the 36 weights.
+
+    Args:
+        traced: With shapes, as ``ShapeProp`` leaves them.
+    """
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.AdaptiveAvgPool2d):
+            continue
+        source, target = (n.meta["tensor_meta"].shape[-2:] for n in (node.args[0], node))
+        reader = _linear_reader(node, modules)
+        calls = sum(reader is not None and n.target == reader.target for n in traced.graph.nodes)
+        if reader is None or calls != 1 or source != (1, 1) or target == (1, 1):
+            continue
+        linear = modules[str(reader.target)]
+        assert isinstance(linear, nn.Linear)
+        pixels = target[0] * target[1]
+        weight = linear.weight.double().reshape(linear.out_features, -1, pixels).sum(2).float()
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.in_features = weight.shape[1]
+        node.replace_all_uses_with(node.args[0])
+        traced.graph.erase_node(node)
+    traced.recompile()
+
+
+def _linear_reader(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
+    """The linear layer that alone reads ``node``, flattened."""
+    flat = False
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Linear):
+            return node if flat else None
+        if isinstance(module, nn.Flatten) or node.target is torch.flatten:
+            flat = len(node.meta["tensor_meta"].shape) == 2
+        elif not isinstance(module, nn.Dropout):
+            return None
+    return None
+
+
+def simplify_adaptive_pools(traced: fx.GraphModule) -> None:
     """Replace, in place, adaptive average pools that are something simpler at this input size.
 
     To a size that is already there: nothing. To a multiple of it: repetition of pixels. To a
     divisor: an ordinary pool. What remains is exported as the exporter sees fit.
+
+    Args:
+        traced: With shapes, as ``ShapeProp`` leaves them.
     """
-    ShapeProp(traced).propagate(images)
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         if node.op != "call_module" or not isinstance(modules[node.target], nn.AdaptiveAvgPool2d):

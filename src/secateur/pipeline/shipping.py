@@ -57,7 +57,7 @@ class Pipeline(Pruning):
         return {
             "network": said(self.recipe.network),
             "metadata": self.metadata,
-            "engine": 2,  # shuffles folded
+            "engine": 3,  # shuffles folded, repeated pixels too
         }
 
     @property
