@@ -28,7 +28,7 @@ OPERATORS = frozenset(
 MOST_VALUES = 2**27
 """Elements of the largest tensor, for one image."""
 
-MOST_WORK = 2**38
+MOST_WORK = 2**36
 """Multiply-accumulates, or what comes to as much, for one image."""
 
 _MOST_NODES = 2**14

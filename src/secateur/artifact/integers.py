@@ -49,7 +49,7 @@ _START = 0.5
 """What is expected of a matrix of which nothing is known."""
 _TRUST = 2.0
 """Integers that count for the matrix's mean in that of a row or a column."""
-_FIRST = 0.2
+_FIRST = 0.05
 """Count of a bucket that was never seen."""
 _MEMORY = 4096
 """Counts of a context are halved when they sum to more, so that it can change its mind."""

@@ -1,0 +1,39 @@
+"""Packed tiny networks, for the tests of packed files."""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+from secateur.artifact.packing import pack
+from secateur.export import export_onnx
+from secateur.onnx_graph import read_model
+from secateur.quantization.calibrate import calibrate
+from secateur.quantization.qdq import write_qdq
+from secateur.quantization.scheme import make_scheme
+from tiny_networks import NETWORKS, images
+
+CLASSES = tuple(f"class {number}" for number in range(10))
+
+
+@functools.cache
+def quantized(name: str) -> bytes:
+    """The bytes of a tiny network's QDQ file."""
+    make, shape = NETWORKS[name]
+    metadata = {
+        "classes": json.dumps(CLASSES), "mean": json.dumps([0.5] * shape[0]),
+        "std": json.dumps([0.25] * shape[0]), "name": '"tiny"', "resolution": str(shape[1]),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        export_onnx(make(), shape, path, metadata)
+        ranges = calibrate(path, [images(shape, 64, seed=2).numpy()], "minmax")
+        model = read_model(path)
+        write_qdq(model, make_scheme(model, ranges), Path(folder) / "int8.onnx")
+        return (Path(folder) / "int8.onnx").read_bytes()
+
+
+@functools.cache
+def packed(name: str) -> bytes:
+    """The same, packed."""
+    return pack(quantized(name), {"made": "for a test"})
