@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import reference_decoder
 from artifacts import packed, quantized
 from secateur.artifact.container import Section, read_sections, write_sections
 from secateur.artifact.packing import TAGS, _squeezed, _unsqueezed, pack, read_about, unpack
@@ -51,6 +52,11 @@ def test_a_file_of_version_1_decodes_as_it_did_when_it_was_written():
     again, before = (read_sections(data, TAGS) for data in (pack(onnx_bytes, {}), golden))
     assert again["CODE"] == before["CODE"]  # the others are as liblzma's version sees fit
     assert read_about(before)["made"] == "for a test"
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_a_decoder_written_from_the_page_decodes_it(name):
+    assert reference_decoder.decode(packed(name)) == quantized(name)
 
 
 def test_the_scale_of_a_bias_takes_no_bits():

@@ -13,8 +13,8 @@ nothing.
 **Sparse.** Where nearly all is 0, the distances between the others are coded, and then the others.
 The writer tries both ways and keeps the shorter one.
 
-Nothing but additions, multiplications, divisions and comparisons of float64 decides, so that every
-platform finds the same contexts and the same counts.
+Counts are integers, and of float64 nothing but single additions, multiplications, divisions and
+comparisons decides, so that every platform finds the same contexts.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _START = 0.5
 """What is expected of a matrix of which nothing is known."""
 _TRUST = 2.0
 """Integers that count for the matrix's mean in that of a row or a column."""
-_FIRST = 0.05
-"""Count of a bucket that was never seen."""
-_MEMORY = 4096
+_FIRST, _SEEN = 1, 16
+"""What a bucket counts before it was seen, and what each time adds."""
+_MEMORY = 65536
 """Counts of a context are halved when they sum to more, so that it can change its mind."""
 
 
@@ -61,22 +61,24 @@ class Bank:
 
     Attributes:
         most: The largest magnitude there can be.
-        counts: float64 (contexts, buckets).
+        counts: int64 (contexts, buckets), all positive.
     """
 
     most: int
-    counts: npt.NDArray[np.float64] = field(init=False)
+    counts: npt.NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
         buckets = int(np.searchsorted(LOWEST, self.most, side="right"))
-        self.counts = np.full(((len(_EXPECTED) + 1) * (len(_OVERALL) + 1), buckets), _FIRST)
+        contexts = (len(_EXPECTED) + 1) * (len(_OVERALL) + 1)
+        self.counts = np.full((contexts, buckets), _FIRST, np.int64)
 
     def learn(self, contexts: npt.NDArray, buckets: Symbols) -> None:
         """Count what was seen; both of shape (n,)."""
         shape = self.counts.shape
         seen = np.bincount(contexts * shape[1] + buckets, minlength=shape[0] * shape[1])
-        self.counts += seen.reshape(shape)
-        self.counts[self.counts.sum(axis=1) > _MEMORY] *= 0.5
+        self.counts += _SEEN * seen.reshape(shape)
+        full = self.counts.sum(axis=1) > _MEMORY
+        self.counts[full] = (self.counts[full] + 1) >> 1
 
 
 def code_matrix(
@@ -198,12 +200,14 @@ def _code_buckets(
     stream: Stream, bank: Bank, known: Symbols | None, contexts: npt.NDArray[np.int64]
 ) -> Symbols:
     """Code a tile's buckets, those of one context together, so that each needs one call."""
-    order = np.argsort(contexts, kind="stable")
-    found = np.empty(len(contexts), np.int32)
-    which, starts = np.unique(contexts[order], return_index=True)
-    for context, places in zip(which, np.split(order, starts[1:]), strict=True):
+    order = np.argsort(contexts.astype(np.uint8), kind="stable")  # quick for few bits
+    sizes = np.bincount(contexts)
+    found, start = np.empty(len(contexts), np.int32), 0
+    for context in np.flatnonzero(sizes).tolist():
+        places = order[start : start + int(sizes[context])]
         some = None if known is None else known[places]
         found[places] = stream.categorical(some, len(places), bank.counts[context])
+        start += len(places)
     bank.learn(contexts, found)
     return found
 

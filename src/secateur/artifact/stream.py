@@ -4,8 +4,8 @@ A coder is given, at every step, distributions and sizes that follow from what w
 Writing, it is given the symbols too and returns them; reading, it finds them. Whoever codes
 something therefore says once how, and what is written is read.
 
-The range coder is constriction's (Bamler 2022), whose bits depend on IEEE arithmetic alone:
-distributions are made of counts by one division, exact in the same way everywhere.
+The range coder is constriction's (Bamler 2022). Distributions are made of integer counts by one
+division and one multiplication of float64 each, so that every platform makes the same bits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from secateur.errors import ArtifactError
 
 Symbols = npt.NDArray[np.int32]
+Weights = npt.NDArray[np.int64]
 
 _queue = constriction.stream.queue
 _model = constriction.stream.model
@@ -28,13 +29,13 @@ _CHUNK_BITS = 16
 class Stream(Protocol):
     """A writer or a reader."""
 
-    def categorical(self, symbols: Symbols | None, count: int, weights: npt.NDArray) -> Symbols:
-        """Code ``count`` symbols of one distribution; symbol i has probability ~ ``weights[i]``.
+    def categorical(self, symbols: Symbols | None, count: int, weights: Weights) -> Symbols:
+        """Code ``count`` symbols; each is i with a probability in proportion to ``weights[i]``.
 
         Args:
             symbols: int32 (count,), each in [0, len(weights)); None when reading.
             count: How many.
-            weights: float64, positive.
+            weights: int64, positive, two at least.
         """
 
     def bits(self, symbols: Symbols | None, widths: Symbols) -> Symbols:
@@ -47,7 +48,7 @@ class Writer:
     def __init__(self) -> None:
         self._coder = _queue.RangeEncoder()
 
-    def categorical(self, symbols: Symbols | None, count: int, weights: npt.NDArray) -> Symbols:
+    def categorical(self, symbols: Symbols | None, count: int, weights: Weights) -> Symbols:
         """See :class:`Stream`."""
         assert symbols is not None
         assert len(symbols) == count
@@ -85,7 +86,7 @@ class Reader:
             raise ArtifactError("a damaged stream", expected="whole words of 4 bytes")
         self._coder = _queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
 
-    def categorical(self, symbols: Symbols | None, count: int, weights: npt.NDArray) -> Symbols:
+    def categorical(self, symbols: Symbols | None, count: int, weights: Weights) -> Symbols:
         """See :class:`Stream`."""
         return self._decode(_categorical(weights), count)
 
@@ -117,8 +118,8 @@ class Reader:
 _uniform = _model.Uniform()
 
 
-def _categorical(weights: npt.NDArray) -> object:
-    return _model.Categorical(weights / weights.sum(), perfect=False)
+def _categorical(weights: Weights) -> object:
+    return _model.Categorical(weights.astype(np.float64), perfect=False)
 
 
 def _sizes(widths: Symbols) -> Symbols:
