@@ -111,6 +111,7 @@ def test_a_bomb_does_not_go_off():
         lambda rows: rows.append([0, 1, [1], 0, 10**6]),
         lambda rows: rows.append([0, 1, [1], 0, len(rows) - 1]),
         lambda rows: rows.append([0, 1, [1], 0]),
+        lambda rows: next(row for row in rows if len(row) == 5).append(10**6),
         lambda rows: rows.append([10**9, 3, [1]]),
         lambda rows: rows.append("text"),
         lambda rows: rows.append([0, 3, [1.5]]),

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from secateur.artifact.packing import unpack
 from secateur.collect import collect
 from secateur.cost import macs, parameters
 from secateur.errors import RecipeError
 from secateur.onnx_graph import Graph, read_model
 from secateur.pipeline import Pipeline
+from secateur.quantization.pricing import PRICES
 from secateur.quantization.qdq import read_scheme
+from secateur.quantization.rate import priced_layers
 from secateur.recipe import load_recipe
 from secateur.store import Store
 
@@ -93,6 +96,39 @@ def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path)
     assert parity.n == 12
     assert parity.value >= 90
     assert {"quantize", "quantize-train"} <= {record.at.get("stage") for record in records}
+
+
+def test_a_price_for_bits_and_one_small_file(
+    recipe_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    def priced(*sets: str) -> Pipeline:
+        ours = ("train.epochs=1", "prune.rounds=1", *(f"quantize.{said}" for said in sets))
+        return pipeline(recipe_file, image_folder, tmp_path / "out", *ours)
+
+    plain = priced("price=100")
+    trained = priced("price=100", "epochs=1", "learning_rate=0.05")
+    before, after = integers(plain), integers(trained)
+    zeros = sum(int((layer == 0).sum()) for layer in before.values())
+    assert zeros > 0.2 * sum(layer.size for layer in before.values())
+    graph = Graph(read_model(plain.quantize.folder / "float.onnx"))
+    for name in priced_layers(graph):
+        assert not after[name][before[name] == 0].any()  # what costs nothing goes on so
+
+    unpacked = unpack(plain.packed_file.read_bytes())
+    assert unpacked.onnx == plain.file("quantized").read_bytes()
+    assert unpacked.about["recipe"]["quantize"]["price"] == 100
+    assert unpacked.about["accuracy"]["images"] == 12
+    assert unpacked.about["data"]["name"] == "folder"
+    records = {(r.variant, r.metric): r for r in collect(plain)}
+    packed, dense = (records[v, "size_bytes"].value for v in ("packed", "quantized"))
+    assert packed == plain.packed_file.stat().st_size < 0.5 * dense
+    assert records["packed", "top1_percent"].at == {"decoded_to": "quantized"}
+    assert records["packed", "top1_percent"].value == records["quantized", "top1_percent"].value
+
+    assert trained.file("quantized").read_bytes() != unpacked.onnx
+
+    found = priced("price=auto", "tolerance=99")
+    assert found.quantize.json("chosen.json")["price"]["price"] == PRICES[-1]
 
 
 def test_a_size_without_mixed_bits_is_refused(recipe_file: Path) -> None:

@@ -249,7 +249,9 @@ def _entry(row: list[Any], before: list[_Entry]) -> _Entry:
         raise ValueError(f"a tensor of type {kind} and shape {shape}")
     entry = _Entry(gap, kind, tuple(shape), tuple(factors) or None)
     if factors:
-        scale, other = (before[number] for number in factors if number < len(before))
+        if len(factors) != 2 or max(factors) >= len(before):
+            raise ValueError(f"a product of other than two tensors before it: {row}")
+        scale, other = (before[number] for number in factors)
         fits = scale.shape == () and other.shape == entry.shape
         if {kind, scale.kind, other.kind} != {FLOAT} or not fits:
             raise ValueError(f"a product of tensors that do not fit: {row}")
