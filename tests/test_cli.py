@@ -40,18 +40,52 @@ def _fails(
     return caught.value.code, lines[0]
 
 
-def test_the_whole_chain_twice(recipe_file: Path, image_folder: Path, tmp_path: Path) -> None:
+def _ships(
+    run: Path,
+    images: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Pack, verify, ask, show and unpack what a run made, in this process."""
+    sec, onnx = folder / "net.sec", folder / "net.onnx"
+    (shipped,) = (run.parent / "stages").glob("quantize-*/quantized.onnx")
+    image = next((images / "test" / "left").iterdir())
+    for command, said in (
+        (("pack", run, "-o", sec), "times smaller than its ONNX"),
+        (("verify", sec), "not checked here"),
+        (("verify", sec, "--data", images), "found here: the same"),
+        (("predict", sec, image, "--top", 1), f"{image}: "),
+        (("show", sec), "recipe_id"),
+        (("unpack", sec, "-o", onnx), "SHA-256"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, command)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out = capsys.readouterr().out
+        assert caught.value.code == 0
+        assert said in out
+    assert onnx.read_bytes() == shipped.read_bytes()
+
+
+def test_the_whole_chain_twice(
+    recipe_file: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """End to end on tiny data; the second time there is nothing to do."""
     arguments = ("run", recipe_file, "--data", image_folder, "--out", tmp_path / "out", "--json")
     first = _secateur(*arguments)
     assert first.returncode == 0, first.stderr
     records = [Record.model_validate_json(line) for line in first.stdout.splitlines()]
-    for variant in ("reference", "pruned", "quantized"):
+    for variant in ("reference", "pruned", "quantized", "packed"):
         for metric in ("top1_percent", "parameters", "macs", "size_bytes", "latency_ms"):
             (found,) = [r for r in records if (r.variant, r.metric) == (variant, metric)]
             assert found.value >= 0
     sizes = {r.variant: r.value for r in records if r.metric == "size_bytes"}
-    assert sizes["quantized"] < sizes["pruned"] <= sizes["reference"]
+    assert sizes["packed"] < sizes["quantized"] < sizes["pruned"] <= sizes["reference"]
     (accuracy,) = [r for r in records if (r.variant, r.metric) == ("reference", "top1_percent")]
     assert accuracy.n == 12
     (folder,) = (tmp_path / "out").glob("tiny-*")
@@ -60,7 +94,9 @@ def test_the_whole_chain_twice(recipe_file: Path, image_folder: Path, tmp_path: 
         "records.jsonl",
         "report.html",
         "report.md",
+        "net.sec",
     }
+    _ships(folder, image_folder, tmp_path, monkeypatch, capsys)
     # With the images gone the stored stages must do.
     image_folder.rename(tmp_path / "gone")
     image_folder.mkdir()
@@ -106,7 +142,17 @@ def test_ctrl_c_leaves_nothing_to_trust(
 
 def test_help_has_examples_for_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]  # type: ignore[union-attr]
-    assert {"run", "train", "scan", "prune", "quantize", "export", "bench", "report"} <= set(names)
+    assert {
+        "run",
+        "train",
+        "scan",
+        "prune",
+        "quantize",
+        "export",
+        "bench",
+        "pack",
+        "verify",
+    } <= set(names)
     for name in names:
         with pytest.raises(SystemExit) as caught:
             cli.app([name, "--help"])
@@ -144,6 +190,9 @@ def test_help_is_quick() -> None:
         ),
         (["show", "nothing.here"], 1, ["nothing to show (nothing.here)"]),
         (["report", "nothing.here"], 1, ["records.jsonl"]),
+        (["pack", "nothing.here", "-o", "x.sec"], 1, ["nothing to pack (nothing.here)"]),
+        (["verify", "nothing.sec"], 1, ["No such file", "nothing.sec"]),
+        (["run", "--set", "quantize.price=-1"], 2, ["quantize.price"]),
     ],
 )
 def test_bad_input_is_one_clear_line(

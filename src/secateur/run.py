@@ -12,7 +12,7 @@ from secateur.pipeline import Pipeline
 from secateur.recipe import load_recipe
 from secateur.records import Record, write_records
 from secateur.report import write_report
-from secateur.store import Store, write_text
+from secateur.store import Store, write_bytes, write_text
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,11 @@ class Run:
     """What a run came to.
 
     Attributes:
-        folder: Holds recipe.toml, records.jsonl, report.html and report.md.
+        folder: Holds recipe.toml, records.jsonl, report.html, report.md and, after the whole chain,
+            net.sec.
         records: Every measurement so far.
         fresh: Some stage was made just now.
-        packed: The one small file, where the chain went that far.
+        packed: net.sec, where the chain went that far.
     """
 
     folder: Path
@@ -75,5 +76,7 @@ def run(
     write_text(folder / "recipe.toml", recipe.to_toml())
     write_records(folder / "records.jsonl", records)
     write_report(folder)
-    packed = pipeline.packed_file if upto == "pack" else None
+    packed = folder / "net.sec" if upto == "pack" else None
+    if packed is not None:
+        write_bytes(packed, pipeline.packed_file.read_bytes())
     return Run(folder, records, store.made_any, packed)

@@ -26,7 +26,9 @@ def pack_into(source: Path, out: Path, data: Path | None = None) -> Iterator[str
     Raises:
         SecateurError: ``source`` is neither, or the chain fails.
     """
-    if (source / "recipe.toml").is_file():
+    if (source / "net.sec").is_file():
+        content = (source / "net.sec").read_bytes()
+    elif (source / "recipe.toml").is_file():
         packed = run(str(source / "recipe.toml"), data=data, out=source.parent).packed
         assert packed is not None
         content = packed.read_bytes()
