@@ -1,4 +1,4 @@
-"""An artefact, ready to classify: images in, class names and scores out."""
+"""An artifact, ready to classify: images in, class names and scores out."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Classifier:
 
 
 def load(path: str | Path, *, threads: int = 2, limit: int = LIMIT) -> Classifier:
-    """Open an artefact to classify with.
+    """Open an artifact to classify with.
 
     Args:
         path: A file that ``secateur pack`` wrote.

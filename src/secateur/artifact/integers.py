@@ -25,10 +25,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from secateur.artifact.stream import Stream, Symbols, Writer
+from secateur.artifact.stream import CHUNK_BITS, Stream, Symbols, Writer
 from secateur.errors import ArtifactError
 
 Matrix = npt.NDArray[np.int32]
+Buckets = npt.NDArray[np.uint8]
 
 _OCTAVES = 31
 LOWEST = np.array(
@@ -51,6 +52,7 @@ _TRUST = 2.0
 """Integers that count for the matrix's mean in that of a row or a column."""
 _FIRST, _SEEN = 1, 16
 """What a bucket counts before it was seen, and what each time adds."""
+_SLICE = 2**20
 _MEMORY = 65536
 """Counts of a context are halved when they sum to more, so that it can change its mind."""
 
@@ -117,7 +119,7 @@ def _dense(
     stream: Stream, bank: Bank, gaps: Bank, matrix: Matrix | None, shape: tuple[int, int]
 ) -> Matrix:
     known = None if matrix is None else _bucket(np.abs(matrix))
-    buckets, means = np.zeros(shape, np.int32), _Means(shape)
+    buckets, means = np.zeros(shape, np.uint8), _Means(shape)
     for rows, columns in _tiles(shape):
         contexts = means.contexts(rows, columns)
         tile = None if known is None else known[rows, columns].ravel()
@@ -216,16 +218,32 @@ def _bucket(magnitudes: npt.NDArray) -> Symbols:
     return (np.searchsorted(LOWEST, magnitudes, side="right") - 1).astype(np.int32)
 
 
-def _inside(stream: Stream, known: Symbols | None, buckets: Symbols) -> Symbols:
-    """Code signs and places inside buckets; return the integers."""
-    where = np.flatnonzero(buckets)
-    some = buckets[where]
-    signs = rest = None
-    if known is not None:
-        signs = (known[where] < 0).astype(np.int32)
-        rest = (np.abs(known[where]) - LOWEST[some]).astype(np.int32)
-    signs = stream.bits(signs, np.ones(len(where), np.int32))
-    rest = stream.bits(rest, _EXTRA[some])
+def _inside(stream: Stream, known: Symbols | None, buckets: Buckets) -> Symbols:
+    """Code signs and places inside buckets; return the integers.
+
+    In slices, where the order of the bits allows it, so that a large tensor needs little more
+    memory than itself.
+    """
+    negative = np.zeros(len(buckets), np.bool_)
     values = np.zeros(len(buckets), np.int32)
-    values[where] = (LOWEST[some] + rest) * (1 - 2 * signs)
+    for part in _slices(buckets):
+        filled = buckets[part] > 0
+        signs = None if known is None else (known[part][filled] < 0).astype(np.int32)
+        one = np.ones(int(filled.sum()), np.int32)
+        negative[part][filled] = stream.bits(signs, one).astype(np.bool_)
+    for part in _slices(buckets):
+        filled = buckets[part] > 0
+        some = buckets[part][filled]
+        rest = None
+        if known is not None:
+            rest = (np.abs(known[part][filled]) - LOWEST[some]).astype(np.int32)
+        places = stream.bits(rest, _EXTRA[some])
+        values[part][filled] = (LOWEST[some] + places) * (1 - 2 * negative[part][filled])
     return values
+
+
+def _slices(buckets: Buckets) -> list[slice]:
+    """Parts of a matrix whose bits come one after another: all of it, if high halves come last."""
+    if buckets.size and _EXTRA[buckets.max()] > CHUNK_BITS:
+        return [slice(0, len(buckets))]
+    return [slice(start, start + _SLICE) for start in range(0, len(buckets), _SLICE)]

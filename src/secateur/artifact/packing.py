@@ -1,4 +1,4 @@
-"""From the bytes of an ONNX file to those of an artefact, and back to the very same bytes.
+"""From the bytes of an ONNX file to those of an artifact, and back to the very same bytes.
 
 Three sections: ``ABOU``, what the file is and what was measured of it (JSON); ``REST``, the ONNX
 file without its tensors, before it a table of where they go (JSON, one line); ``CODE``, the
@@ -25,8 +25,9 @@ from secateur.artifact.stream import Reader, Writer
 from secateur.artifact.tensors import DTYPES, FLOAT, Banks, can_code, code_tensor
 from secateur.errors import ArtifactError
 
-LIMIT = 2**28
-"""Bytes that an unpacked file may have unless the caller allows more."""
+LIMIT = 2**27
+"""Bytes that an unpacked file may have unless the caller allows more. Decoding takes about ten
+times as much memory as the largest tensor."""
 
 _ABOUT, _REST, _CODE = TAGS = ("ABOU", "REST", "CODE")
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**20}]
@@ -34,7 +35,7 @@ _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_s
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What an artefact holds.
+    """What an artifact holds.
 
     Attributes:
         onnx: The bytes of the ONNX file.
@@ -67,7 +68,7 @@ class _Entry:
 
 
 def pack(onnx: bytes, about: Mapping[str, Any]) -> bytes:
-    """Return the artefact of an ONNX file; unpacked it is ``onnx`` again, which is made sure of.
+    """Return the artifact of an ONNX file; unpacked it is ``onnx`` again, which is made sure of.
 
     Args:
         onnx: The bytes of a self-contained ONNX file.
@@ -99,10 +100,10 @@ def pack(onnx: bytes, about: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, limit: int = LIMIT) -> Unpacked:
-    """Return what an artefact holds, bit for bit as it was packed.
+    """Return what an artifact holds, bit for bit as it was packed.
 
     Nothing is allocated before the sizes that the header names have been held against ``limit``,
-    and nothing beyond them after.
+    and only in proportion to them after.
 
     Args:
         data: The whole file.
@@ -135,7 +136,7 @@ def unpack(data: bytes, limit: int = LIMIT) -> Unpacked:
 
 
 def read_about(sections: Mapping[str, Section]) -> dict[str, Any]:
-    """Return what an artefact says of itself, without decoding the network.
+    """Return what an artifact says of itself, without decoding the network.
 
     Args:
         sections: Of :func:`secateur.artifact.container.read_sections`.
@@ -153,11 +154,13 @@ def read_about(sections: Mapping[str, Section]) -> dict[str, Any]:
 
 
 def _codable(onnx: bytes) -> tuple[list[Cut], list[npt.NDArray]]:
-    cuts, tensors = [], []
+    cuts, tensors = list[Cut](), list[npt.NDArray]()
     for cut in find_tensors(onnx):
         dtype = DTYPES.get(cut.kind)
         if dtype is None or math.prod(cut.shape) * dtype.itemsize != cut.end - cut.start:
             continue
+        if len(cut.shape) > _MOST_SIDES or len(cuts) == _MOST_TENSORS:
+            continue  # it stays in the rest
         values = np.frombuffer(onnx, dtype, math.prod(cut.shape), cut.start).reshape(cut.shape)
         if can_code(values):
             cuts.append(cut)

@@ -23,7 +23,8 @@ Weights = npt.NDArray[np.int64]
 
 _queue = constriction.stream.queue
 _model = constriction.stream.model
-_CHUNK_BITS = 16
+CHUNK_BITS = 16
+"""Wider symbols are coded in two halves."""
 
 
 class Stream(Protocol):
@@ -58,7 +59,7 @@ class Writer:
     def bits(self, symbols: Symbols | None, widths: Symbols) -> Symbols:
         """See :class:`Stream`."""
         assert symbols is not None
-        low = np.minimum(widths, _CHUNK_BITS)
+        low = np.minimum(widths, CHUNK_BITS)
         for part, width in ((symbols & ((1 << low) - 1), low), (symbols >> low, widths - low)):
             some = width > 0
             if some.any():
@@ -92,7 +93,7 @@ class Reader:
 
     def bits(self, symbols: Symbols | None, widths: Symbols) -> Symbols:
         """See :class:`Stream`."""
-        low, found = np.minimum(widths, _CHUNK_BITS), np.zeros(len(widths), np.int32)
+        low, found = np.minimum(widths, CHUNK_BITS), np.zeros(len(widths), np.int32)
         for shift, width in ((np.zeros_like(low), low), (low, widths - low)):
             some = width > 0
             if some.any():

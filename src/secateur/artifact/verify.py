@@ -1,4 +1,4 @@
-"""Whether an artefact is whole, and as accurate as it says."""
+"""Whether an artifact is whole, and as accurate as it says."""
 
 from __future__ import annotations
 
