@@ -179,7 +179,7 @@ def curve(chain: Pipeline, prices: tuple[float, ...]) -> Iterator[Record]:
 
 def read(kind: str) -> list[Record]:
     """The records of one kind; of the same cell the last one counts."""
-    lines = (OUT / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (OUT / "measured.jsonl").read_text(encoding="utf-8").splitlines()
     found: dict[tuple[Any, ...], Record] = {}
     for record in map(json.loads, lines):
         if record["kind"] == kind:
@@ -211,7 +211,7 @@ def report() -> None:
 
 HEAD = """# One small file
 
-Made by `python benchmarks/artifact_table.py report` from `records.jsonl` and `fuzz.json` beside it.
+Made by `python benchmarks/artifact_table.py report` from `measured.jsonl` and `fuzz.json` beside it.
 FashionMNIST in full: 48,000 training, 12,000 validation, 10,000 test images; the price of a bit is
 chosen on validation, the test images are opened once. Sizes are of the whole file, everything
 included; MB = 10^6 bytes.
@@ -444,7 +444,7 @@ def main() -> None:
         found = iter([measure(chain, {name: Path(path) for name, _, path in named})])
     else:
         found = curve(chain, PRICES[2:15:2])
-    with (OUT / "records.jsonl").open("a", encoding="utf-8") as file:
+    with (OUT / "measured.jsonl").open("a", encoding="utf-8") as file:
         for record in found:
             file.write(json.dumps(record | about) + "\n")
             file.flush()

@@ -124,7 +124,7 @@ class Foretold:
         self.breaks_at = breaks_at
 
     def right(self, network):
-        lost = 300 if network.price > self.breaks_at else 0
+        lost = 90 if network.price > self.breaks_at else 0
         return np.arange(10_000) >= lost
 
 
