@@ -211,7 +211,8 @@ def report() -> None:
 
 HEAD = """# One small file
 
-Made by `python benchmarks/artifact_table.py report` from `measured.jsonl` and `fuzz.json` beside it.
+Made by `python benchmarks/artifact_table.py report` from `measured.jsonl` and `fuzz.json` beside
+it.
 FashionMNIST in full: 48,000 training, 12,000 validation, 10,000 test images; the price of a bit is
 chosen on validation, the test images are opened once. Sizes are of the whole file, everything
 included; MB = 10^6 bytes.
