@@ -20,6 +20,7 @@ comparisons decides, so that every platform finds the same contexts.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,7 @@ from secateur.errors import ArtifactError
 
 Matrix = npt.NDArray[np.int32]
 Buckets = npt.NDArray[np.uint8]
+_Way = Callable[[Stream, "Bank", "Bank", Matrix | None, tuple[int, int]], Matrix]
 
 _OCTAVES = 31
 LOWEST = np.array(
@@ -53,6 +55,7 @@ _TRUST = 2.0
 _FIRST, _SEEN = 1, 16
 """What a bucket counts before it was seen, and what each time adds."""
 _SLICE = 2**20
+"""Integers whose signs and places are coded at a time."""
 _MEMORY = 65536
 """Counts of a context are halved when they sum to more, so that it can change its mind."""
 
@@ -109,9 +112,9 @@ def code_matrix(
     return way(stream, bank, gaps, matrix, shape)
 
 
-def _length(way: object, bank: Bank, gaps: Bank, matrix: Matrix) -> int:
+def _length(way: _Way, bank: Bank, gaps: Bank, matrix: Matrix) -> int:
     trial = Writer()
-    way(trial, copy.deepcopy(bank), copy.deepcopy(gaps), matrix, matrix.shape)  # type: ignore[operator]
+    way(trial, copy.deepcopy(bank), copy.deepcopy(gaps), matrix, (len(matrix), matrix.shape[1]))
     return len(trial.to_bytes())
 
 
