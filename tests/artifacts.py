@@ -5,7 +5,10 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import nn
 
 from secateur.artifact.packing import pack
@@ -51,3 +54,13 @@ def quantized(name: str) -> bytes:
 def packed(name: str) -> bytes:
     """The same, packed."""
     return pack(quantized(name), {"made": "for a test"})
+
+
+def thinned(data: bytes) -> bytes:
+    """The bytes of a QDQ file whose weights are a tenth of what they were, and mostly 0."""
+    model = onnx.load_from_string(data)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
+            few = numpy_helper.to_array(tensor) // np.int8(10)
+            tensor.CopyFrom(numpy_helper.from_array(few, tensor.name))
+    return model.SerializeToString()

@@ -15,7 +15,7 @@ EXTRA = [0, 0, 0, 0]
 for _k in range(2, 31):
     LOW += [2**_k, 2**_k + 2 ** (_k - 1)]
     EXTRA += [_k - 1, _k - 1]
-A = sorted((0.02 * 2**k) * h for k in range(8) for h in (1, 1.4140625))
+A = sorted((0.02 * 2**k) * h for k in range(13) for h in (1, 1.4140625))
 B = [0.25, 0.5, 1, 2, 4, 8]
 MASK = 2**64 - 1
 
@@ -69,7 +69,7 @@ class Coder:
 class Bank:
     def __init__(self, most):
         buckets = sum(low <= most for low in LOW)
-        self.counts = [[1] * buckets for _ in range(119)]
+        self.counts = [[1] * buckets for _ in range(189)]
 
 
 def matrix(coder, bank, gaps, rows, columns):

@@ -123,6 +123,12 @@ def test_openvino_not_installed(tmp_path, monkeypatch):
         open_file(tmp_path / "float.onnx", 1, "openvino")
 
 
+def test_images_that_do_not_fit_are_one_line(tmp_path):
+    pointwise(tmp_path / "f.onnx", np.eye(3, dtype=np.float32))
+    with pytest.raises(SecateurError, match="ONNX Runtime cannot run the network"):
+        OnnxRuntime(tmp_path / "f.onnx", 1).run(np.zeros((1, 7, 8, 8), np.float32))
+
+
 def test_unknown_runtime_names_the_known_ones(tmp_path):
     with pytest.raises(SecateurError, match="onnxruntime, openvino, found tensorrt"):
         open_file(tmp_path / "float.onnx", 1, "tensorrt")

@@ -46,7 +46,7 @@ _TYPICAL = 2 * LOWEST + (1 << _EXTRA) - 1
 """Twice the mean magnitude in each bucket: an integer."""
 
 # Half octaves; the root of two to 8 bits, as the same number everywhere.
-_EXPECTED = np.array([0.02 * 2**k * half for k in range(8) for half in (1.0, 1.4140625)])
+_EXPECTED = np.array([0.02 * 2**k * half for k in range(13) for half in (1.0, 1.4140625)])
 _OVERALL = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
 _START = 0.5
 """What is expected of a matrix of which nothing is known."""

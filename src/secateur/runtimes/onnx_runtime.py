@@ -50,8 +50,15 @@ class OnnxRuntime:
         self._input = self._session.get_inputs()[0].name
 
     def run(self, images: Array) -> Array:
-        """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R)."""
-        return self._session.run(None, {self._input: images})[0]
+        """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R).
+
+        Raises:
+            SecateurError: ONNX Runtime cannot run the network on these images.
+        """
+        try:
+            return self._session.run(None, {self._input: images})[0]
+        except Exception as error:  # its exceptions share no public base
+            raise SecateurError("ONNX Runtime cannot run the network", found=error) from error
 
 
 def is_saturation_free(model: onnx.ModelProto) -> bool:
