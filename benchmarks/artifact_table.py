@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import zstandard
 
 from secateur import environment
 from secateur.artifact.container import read_sections
@@ -48,7 +47,8 @@ from secateur.statistics import Interval, mcnemar, paired_drop, proportion, spre
 from secateur.store import Store
 
 Record = dict[str, Any]
-OUT = Path("results/artifact")
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "results" / "artifact"
 STUDY = {"mobilenet_v2": 2.51e6, "shufflenet_v2_x1_0": 1.4e6, "alexnet": 54.6e6}
 """Bytes of the published study's dense int8 files (arXiv 2001.04850, Table 4)."""
 AIMS = {
@@ -80,6 +80,8 @@ def coded_bytes(integers: list[npt.NDArray[np.int32]]) -> int:
 
 def measure(chain: Pipeline, controls: dict[str, Path]) -> Record:
     """Everything about the chain's packed file."""
+    import zstandard  # of the group peers, and for this alone
+
     packed = chain.packed_file.read_bytes()
     onnx = unpack(packed).onnx
     assert onnx == chain.file("quantized").read_bytes()
@@ -218,6 +220,30 @@ def report() -> None:
         text += fuzzed(json.loads((OUT / "fuzz.json").read_text(encoding="utf-8")))
     text += "\n## Commands and surroundings\n\n" + "".join(made_by(record) for record in files)
     (OUT / "README.md").write_text(text, encoding="utf-8", newline="\n")
+    path = ROOT / "README.md"
+    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+
+
+def readme(text: str) -> str:
+    """Return the project's README with the table between the two marks made anew."""
+    head, rest = text.split(BEGIN)
+    rows = "".join(
+        f"| {r['network']} | **{numbers.size(r['packed_bytes'])}** | "
+        f"{numbers.times(4 * r['parameters'] / r['packed_bytes'])} | "
+        f"{numbers.times(STUDY[r['network']] / r['packed_bytes'])} | "
+        f"{accuracy(r['right']['reference'], r['test_images'])} | "
+        f"{accuracy(r['right']['quantized'], r['test_images'])} | {drop(r['drop'])} | "
+        f"{numbers.times(r['latency_ms']['reference'][0] / r['latency_ms']['packed'][0])} |\n"
+        for r in read("file")
+        if not r["epochs"]
+    )
+    return f"{head}{BEGIN}\n\n{SUMMARY}{rows}\n{END}{rest.split(END)[1]}"
+
+
+BEGIN, END = "<!-- packed: made by benchmarks/artifact_table.py -->", "<!-- end of packed -->"
+SUMMARY = """| Network | `net.sec` | smaller than float | than the study's int8 | Reference, % | Packed, % | Drop, points | Faster |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+"""  # noqa: E501 a table has long lines
 
 
 HEAD = """# One small file

@@ -14,14 +14,15 @@ ROOT = Path(__file__).parent.parent
 RESULTS = sorted((ROOT / "results").glob("*/records.jsonl"))
 
 
-def test_readme_is_made_from_the_records() -> None:
-    spec = importlib.util.spec_from_file_location("publish", ROOT / "tools/publish_results.py")
+@pytest.mark.parametrize("script", ["tools/publish_results.py", "benchmarks/artifact_table.py"])
+def test_readme_is_made_from_the_records(script: str) -> None:
+    spec = importlib.util.spec_from_file_location("script", ROOT / script)
     assert spec is not None
     assert spec.loader is not None
-    publish = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(publish)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert publish.readme(text) == text
+    assert made.readme(text) == text
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
