@@ -146,7 +146,12 @@ def outcome(kind: str, name: str, data: bytes) -> str:
     return "the right network" if same else "another network, which ran"
 
 
-def fuzz(count: int, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> dict[str, Any]:
+def fuzz(
+    count: int,
+    seed: int,
+    kinds: tuple[str, ...] = tuple(KINDS),
+    names: tuple[str, ...] = tuple(MADE),
+) -> dict[str, Any]:
     """Mutate and open ``count`` files in this process.
 
     Returns:
@@ -154,13 +159,13 @@ def fuzz(count: int, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> dict[s
         peak memory in MiB, both with the network they were found on.
     """
     rng, seen, slowest = random.Random(seed), Counter[str](), 0.0
-    for name in MADE:
+    for name in names:
         Classifier(unpack(packed(name)).onnx, {}, 1)  # what any file needs, once
     before = _restart_peak()
     signal.signal(signal.SIGALRM, _stop)
     while (number := seen.total()) < count:
         kind = rng.choices(kinds, [OFTEN[k] for k in kinds])[0]
-        name = "micro" if rng.random() < 0.9 else rng.choice(list(MADE))
+        name = "micro" if rng.random() < 0.9 else rng.choice(names)
         try:
             data = KINDS[kind](name, rng)
         except SecateurError:  # no ONNX file any more, and so no packed one

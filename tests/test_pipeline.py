@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,34 @@ def integers(chain: Pipeline) -> dict[str, np.ndarray]:
     return {name: layer.integers for name, layer in scheme.layers.items()}
 
 
+def check_prices(quantized: Callable[..., Pipeline]) -> None:
+    """A price for bits, and one small file."""
+    plain = quantized("price=100")
+    trained = quantized("price=100", "epochs=1", "learning_rate=0.05")
+    before, after = integers(plain), integers(trained)
+    zeros = sum(int((layer == 0).sum()) for layer in before.values())
+    assert zeros > 0.2 * sum(layer.size for layer in before.values())
+    graph = Graph(read_model(plain.quantize.folder / "float.onnx"))
+    for name in priced_layers(graph):
+        assert not after[name][before[name] == 0].any()  # what costs nothing goes on so
+
+    unpacked = unpack(plain.packed_file.read_bytes())
+    assert unpacked.onnx == plain.file("quantized").read_bytes()
+    assert unpacked.about["recipe"]["quantize"]["price"] == 100
+    assert unpacked.about["accuracy"]["images"] == 12
+    assert unpacked.about["data"]["name"] == "folder"
+    records = {(r.variant, r.metric): r for r in collect(plain)}
+    packed, dense = (records[v, "size_bytes"].value for v in ("packed", "quantized"))
+    assert packed == plain.packed_file.stat().st_size < 0.5 * dense
+    assert records["packed", "top1_percent"].at == {"decoded_to": "quantized"}
+    assert records["packed", "top1_percent"].value == records["quantized", "top1_percent"].value
+
+    assert trained.file("quantized").read_bytes() != unpacked.onnx
+
+    found = quantized("price=auto", "tolerance=99")
+    assert found.quantize.json("chosen.json")["price"]["price"] == PRICES[-1]
+
+
 def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path) -> None:
     """All from one trained network: what comes before quantization is found, not made again."""
 
@@ -97,38 +126,7 @@ def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path)
     assert parity.value >= 90
     assert {"quantize", "quantize-train"} <= {record.at.get("stage") for record in records}
 
-
-def test_a_price_for_bits_and_one_small_file(
-    recipe_file: Path, image_folder: Path, tmp_path: Path
-) -> None:
-    def priced(*sets: str) -> Pipeline:
-        ours = ("train.epochs=1", "prune.rounds=1", *(f"quantize.{said}" for said in sets))
-        return pipeline(recipe_file, image_folder, tmp_path / "out", *ours)
-
-    plain = priced("price=100")
-    trained = priced("price=100", "epochs=1", "learning_rate=0.05")
-    before, after = integers(plain), integers(trained)
-    zeros = sum(int((layer == 0).sum()) for layer in before.values())
-    assert zeros > 0.2 * sum(layer.size for layer in before.values())
-    graph = Graph(read_model(plain.quantize.folder / "float.onnx"))
-    for name in priced_layers(graph):
-        assert not after[name][before[name] == 0].any()  # what costs nothing goes on so
-
-    unpacked = unpack(plain.packed_file.read_bytes())
-    assert unpacked.onnx == plain.file("quantized").read_bytes()
-    assert unpacked.about["recipe"]["quantize"]["price"] == 100
-    assert unpacked.about["accuracy"]["images"] == 12
-    assert unpacked.about["data"]["name"] == "folder"
-    records = {(r.variant, r.metric): r for r in collect(plain)}
-    packed, dense = (records[v, "size_bytes"].value for v in ("packed", "quantized"))
-    assert packed == plain.packed_file.stat().st_size < 0.5 * dense
-    assert records["packed", "top1_percent"].at == {"decoded_to": "quantized"}
-    assert records["packed", "top1_percent"].value == records["quantized", "top1_percent"].value
-
-    assert trained.file("quantized").read_bytes() != unpacked.onnx
-
-    found = priced("price=auto", "tolerance=99")
-    assert found.quantize.json("chosen.json")["price"]["price"] == PRICES[-1]
+    check_prices(quantized)
 
 
 def test_a_size_without_mixed_bits_is_refused(recipe_file: Path) -> None:
