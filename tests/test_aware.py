@@ -17,12 +17,11 @@ from secateur.quantization.scheme import make_scheme
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule, is_saturation_free
 from secateur.runtimes import OnnxRuntime
-from tiny_networks import NETWORKS, images
+from tiny_networks import NETWORKS, exported, images
 
 
 def trainable(name, path, bits):
-    make, shape = NETWORKS[name]
-    export_onnx(make(), shape, path, {})
+    shape = exported(name, path)
     x, rules = images(shape, 32, seed=2), {"": WeightRule(bits)}
     model = read_model(path)
     scheme = make_scheme(model, calibrate(path, [x.numpy()], "minmax"), rules)

@@ -4,7 +4,6 @@ import torch
 
 from secateur.data import Images, Preparation
 from secateur.evaluate import judge
-from secateur.export import export_onnx
 from secateur.onnx_graph import Graph, read_model
 from secateur.quantization.bits import (
     BitPoint,
@@ -18,7 +17,7 @@ from secateur.quantization.scheme import weighted_nodes
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule
 from secateur.statistics import Interval
-from tiny_networks import NETWORKS
+from tiny_networks import exported
 
 PREPARE = Preparation((0.5,) * 3, (0.25,) * 3, 28)
 
@@ -64,8 +63,7 @@ def test_by_what_is_acceptable():
 
 
 def test_a_point_is_the_network_with_that_weight_rounded(tmp_path):
-    make, shape = NETWORKS["shufflenet"]
-    export_onnx(make(), shape, tmp_path / "f.onnx", {})
+    shape = exported("shufflenet", tmp_path / "f.onnx")
     model = read_model(tmp_path / "f.onnx")
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (300, *shape), generator=generator, dtype=torch.uint8)

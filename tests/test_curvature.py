@@ -9,7 +9,7 @@ from secateur.onnx_graph import Graph, read_model
 from secateur.quantization.curvature import output_curvature
 from secateur.quantization.scheme import weighted_nodes
 from secateur.quantization.simulate import Simulated
-from tiny_networks import NETWORKS, images
+from tiny_networks import NETWORKS, exported, images
 
 
 def test_of_the_last_layer_it_is_that_of_the_softmax(tmp_path):
@@ -28,8 +28,7 @@ def test_of_the_last_layer_it_is_that_of_the_softmax(tmp_path):
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_it_foretells_what_an_error_costs(name, tmp_path):
-    make, shape = NETWORKS[name]
-    export_onnx(make(), shape, tmp_path / "f.onnx", {})
+    shape = exported(name, tmp_path / "f.onnx")
     model, x = read_model(tmp_path / "f.onnx"), images(shape, 256, seed=2)
     curvature, network, unseen = output_curvature(model, x), Simulated(model), images(shape, 128, 5)
     ratios, generator = [], torch.Generator().manual_seed(0)

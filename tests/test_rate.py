@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from secateur.errors import RecipeError
-from secateur.export import export_onnx
 from secateur.onnx_graph import Graph, read_model
 from secateur.quantization.affine import INT8_SYMMETRIC, Grid
 from secateur.quantization.calibrate import calibrate
@@ -16,7 +15,7 @@ from secateur.quantization.rate import priced_layers, round_by_rate
 from secateur.quantization.scheme import make_scheme
 from secateur.quantization.weights import WeightRule, is_saturation_free
 from secateur.recipe import load_recipe
-from tiny_networks import NETWORKS, images
+from tiny_networks import NETWORKS, exported, images
 
 GEMM = onnx.helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
 
@@ -96,9 +95,8 @@ def test_rows_without_weights_or_without_meaning(problem):
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
 def made(request, tmp_path_factory):
-    make, shape = NETWORKS[request.param]
     path = tmp_path_factory.mktemp(request.param) / "f.onnx"
-    export_onnx(make(), shape, path, {})
+    shape = exported(request.param, path)
     x = images(shape, 64, seed=2)
     model = read_model(path)
     nearest = make_scheme(model, calibrate(path, [x.numpy()], "minmax"))

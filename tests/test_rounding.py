@@ -11,14 +11,13 @@ from secateur.quantization.rounding import recover
 from secateur.quantization.scheme import make_scheme
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule, is_saturation_free
-from tiny_networks import NETWORKS, images
+from tiny_networks import NETWORKS, exported, images
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
 def made(request, tmp_path_factory):
-    make, shape = NETWORKS[request.param]
     path = tmp_path_factory.mktemp(request.param) / "float.onnx"
-    export_onnx(make(), shape, path, {})
+    shape = exported(request.param, path)
     x = images(shape, 64, seed=2)
     return read_model(path), calibrate(path, [x.numpy()], "minmax"), x, images(shape, 64, seed=3)
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from secateur.errors import SecateurError
-from secateur.export import export_onnx
 from secateur.onnx_graph import read_model
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.parity import compare
@@ -14,15 +13,14 @@ from secateur.quantization.scheme import make_scheme
 from secateur.quantization.simulate import Quantizer, Simulated
 from secateur.quantization.weights import WeightRule
 from secateur.runtimes import OnnxRuntime, session_options
-from tiny_networks import NETWORKS, images
+from tiny_networks import NETWORKS, exported, images
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
 def made(request, tmp_path_factory):
     """A float graph, its scheme, both files, and images."""
-    make, shape = NETWORKS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    export_onnx(make(), shape, folder / "float.onnx", {})
+    shape = exported(request.param, folder / "float.onnx")
     model = read_model(folder / "float.onnx")
     ranges = calibrate(folder / "float.onnx", [images(shape, 64, seed=2).numpy()], "minmax")
     scheme = make_scheme(model, ranges)

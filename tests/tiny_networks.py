@@ -1,8 +1,14 @@
 """Narrow, shallow versions of the three networks, with the statistics of a network in use."""
 
+import functools
+import tempfile
+from pathlib import Path
+
 import torch
 from torch import nn
 from torchvision.models import AlexNet, MobileNetV2, ShuffleNetV2
+
+from secateur.export import export_onnx
 
 
 def shufflenet(channels=3):
@@ -64,3 +70,17 @@ NETWORKS = {
     "mobilenet": (mobilenet, (3, 28, 28)),
     "alexnet": (alexnet, (3, 64, 64)),
 }
+
+
+def exported(name, path):
+    """Write one of NETWORKS to ``path`` as ONNX, exported once in a process; return its shape."""
+    path.write_bytes(_exported(name))
+    return NETWORKS[name][1]
+
+
+@functools.cache
+def _exported(name):
+    make, shape = NETWORKS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(make(), shape, Path(folder) / "f.onnx", {})
+        return (Path(folder) / "f.onnx").read_bytes()
