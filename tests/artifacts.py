@@ -13,11 +13,11 @@ from torch import nn
 
 from secateur.artifact.packing import pack
 from secateur.export import export_onnx
-from secateur.onnx_graph import read_model
+from secateur.onnx_graph import read_model, write_model
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.scheme import make_scheme
-from tiny_networks import NETWORKS, images
+from tiny_networks import NETWORKS, exported, images
 
 
 def micro():
@@ -43,7 +43,13 @@ def quantized(name: str) -> bytes:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
-        export_onnx(make(), shape, path, metadata)
+        if name in NETWORKS:
+            exported(name, path)
+        else:
+            export_onnx(make(), shape, path, {})
+        made = read_model(path)
+        onnx.helper.set_model_props(made, metadata)
+        write_model(made, path)
         ranges = calibrate(path, [images(shape, 64, seed=2).numpy()], "minmax")
         model = read_model(path)
         write_qdq(model, make_scheme(model, ranges), Path(folder) / "int8.onnx")

@@ -21,7 +21,7 @@ data = { name = "folder", validation = 0.25 }
 network = { name = "shufflenet_v2_x1_0", resolution = 16 }
 train = { epochs = 2, batch_size = 8, learning_rate = 0.05, ema = 0.9 }
 scan = { fractions = [0.2, 0.5], layer_fractions = [0.5], images = 4, tolerance = 99 }
-prune = { rounds = 2, epochs = 1 }
+prune = { rounds = 1, epochs = 1 }
 quantize = { images = 8 }
 bench = { threads = 1, warmup = 1, repeats = 3 }
 """

@@ -54,7 +54,7 @@ def test_a_file_of_version_1_decodes_as_it_did_when_it_was_written():
     assert read_about(before)["made"] == "for a test"
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", ["shufflenet", "alexnet"])
 def test_a_decoder_written_from_the_page_decodes_it(name):
     assert reference_decoder.decode(packed(name)) == quantized(name)
     few = thinned(quantized(name))
