@@ -430,6 +430,8 @@ def draw(prices: list[Record]) -> None:
     axes.annotate("0.3 points", (1, 0.3), (-4, 3), xycoords=("axes fraction", "data"),
                   textcoords="offset points", ha="right", color="0.4", fontsize=8)  # fmt: skip
     axes.set(xscale="log", xlabel="file, kB", ylabel="points lost on validation (95 %)")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis("{x:g}")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(OUT / "curve.svg", metadata={"Date": None})
