@@ -40,6 +40,16 @@ def _fails(
     return caught.value.code, lines[0]
 
 
+def _here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[object, str, str]:
+    """Run the command in this process, which has torch already; exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code, *capsys.readouterr()
+
+
 def _ships(
     run: Path,
     images: Path,
@@ -59,11 +69,8 @@ def _ships(
         (("show", sec), "recipe_id"),
         (("unpack", sec, "-o", onnx), "SHA-256"),
     ):
-        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, command)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out = capsys.readouterr().out
-        assert caught.value.code == 0
+        code, out, _ = _here(monkeypatch, capsys, *command)
+        assert code == 0
         assert said in out
     assert onnx.read_bytes() == shipped.read_bytes()
 
@@ -101,14 +108,15 @@ def test_the_whole_chain_twice(
     image_folder.rename(tmp_path / "gone")
     image_folder.mkdir()
     (tmp_path / "gone" / "train").rename(image_folder / "train")
-    second = _secateur(*arguments)
-    assert second.returncode == 0, second.stderr
-    assert "nothing to do" in second.stderr
-    assert second.stdout == first.stdout
+    code, out, err = _here(monkeypatch, capsys, *arguments)
+    assert code == 0, err
+    assert "nothing to do" in err
+    assert out == first.stdout
     # One changed field redoes what depends on it alone.
-    changed = _secateur(*arguments[:-1], "--set", "scan.fractions=[0.4]", "--set", "bench.warmup=2")
-    assert changed.returncode != 0  # bench wants the test images
-    lines = changed.stderr.splitlines()
+    changes = ("--set", "scan.fractions=[0.4]", "--set", "bench.warmup=2")
+    code, _, err = _here(monkeypatch, capsys, *arguments[:-1], *changes)
+    assert code != 0  # bench wants the test images
+    lines = err.splitlines()
     assert any(line.startswith("train: in place") for line in lines)
     assert any(line.startswith("scan: done") for line in lines)
 
