@@ -40,12 +40,29 @@ def ints(*values):
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_our_own_networks_are_within(name):
-    assert check_network(quantized(name)) == onnx.load_from_string(quantized(name))
+    model, fit = check_network(quantized(name))
+    assert model == onnx.load_from_string(quantized(name))
+    assert fit > 64
 
 
 def test_a_plain_network_is_within():
     check_network(model([FLAT]).SerializeToString())
     check_network(model([conv(pads=[1, 1, 1, 1]), AFTER], W).SerializeToString())
+
+
+def test_as_many_images_fit_as_the_largest_tensor_allows():
+    """The largest is the convolution's output, 4x6x6 for an image of 3x8x8; the image has 192."""
+    made = model([conv(), AFTER], W).SerializeToString()
+    assert check_network(made, 1000)[1] == 1000 // 192
+    with pytest.raises(ArtifactError, match="a tensor of 192 elements"):
+        check_network(made, 191)
+
+
+def test_a_depthwise_layer_does_the_work_of_its_own_channel():
+    """128 channels of 800x800 by 3x3: 0.7 billion multiplications, and not 128 times as many."""
+    depthwise = helper.make_node("Conv", ["image", "w"], ["c"], name="conv", group=128)
+    weight = {"w": np.zeros((128, 1, 3, 3), np.float32)}
+    check_network(model([depthwise, AFTER], weight, ("batch", 128, 800, 800)).SerializeToString())
 
 
 def loop():

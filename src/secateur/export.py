@@ -111,10 +111,7 @@ def fold_repeated_pixels(traced: fx.GraphModule) -> None:
         traced: With shapes, as ``ShapeProp`` leaves them.
     """
     modules = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.AdaptiveAvgPool2d):
-            continue
-        source, target = (n.meta["tensor_meta"].shape[-2:] for n in (node.args[0], node))
+    for node, before, source, target in _adaptive_pools(traced):
         reader = _linear_reader(node, modules)
         calls = sum(reader is not None and n.target == reader.target for n in traced.graph.nodes)
         if reader is None or calls != 1 or source != (1, 1) or target == (1, 1):
@@ -125,7 +122,7 @@ def fold_repeated_pixels(traced: fx.GraphModule) -> None:
         weight = linear.weight.double().reshape(linear.out_features, -1, pixels).sum(2).float()
         linear.weight = nn.Parameter(weight, requires_grad=False)
         linear.in_features = weight.shape[1]
-        node.replace_all_uses_with(node.args[0])
+        node.replace_all_uses_with(before)
         traced.graph.erase_node(node)
     traced.recompile()
 
@@ -145,6 +142,19 @@ def _linear_reader(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | No
     return None
 
 
+_Side = tuple[int, int]
+
+
+def _adaptive_pools(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, _Side, _Side]]:
+    """Yield each adaptive average pool, what it reads, and height and width of both maps."""
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and isinstance(modules[node.target], nn.AdaptiveAvgPool2d):
+            (before,) = node.all_input_nodes
+            source, target = (n.meta["tensor_meta"].shape[-2:] for n in (before, node))
+            yield node, before, tuple(source), tuple(target)
+
+
 def simplify_adaptive_pools(traced: fx.GraphModule) -> None:
     """Replace, in place, adaptive average pools that are something simpler at this input size.
 
@@ -154,11 +164,7 @@ def simplify_adaptive_pools(traced: fx.GraphModule) -> None:
     Args:
         traced: With shapes, as ``ShapeProp`` leaves them.
     """
-    modules = dict(traced.named_modules())
-    for node in list(traced.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.AdaptiveAvgPool2d):
-            continue
-        source, target = (n.meta["tensor_meta"].shape[-2:] for n in (node.args[0], node))
+    for node, _, source, target in _adaptive_pools(traced):
         simpler: nn.Module
         if source == target:
             simpler = nn.Identity()
@@ -168,7 +174,7 @@ def simplify_adaptive_pools(traced: fx.GraphModule) -> None:
             factors = tuple(t / s for s, t in zip(source, target, strict=True))
             simpler = nn.Upsample(scale_factor=factors, mode="nearest")
         elif all(s % t == 0 for s, t in zip(source, target, strict=True)):
-            simpler = nn.AvgPool2d(tuple(s // t for s, t in zip(source, target, strict=True)))
+            simpler = nn.AvgPool2d((source[0] // target[0], source[1] // target[1]))
         else:
             continue
         parent, _, leaf = str(node.target).rpartition(".")

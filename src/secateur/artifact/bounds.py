@@ -26,18 +26,21 @@ OPERATORS = frozenset(
 """Operators of ONNX's own domain whose memory and time follow from their shapes."""
 
 MOST_VALUES = 2**27
-"""Elements of the largest tensor, for one image."""
+"""Elements of the largest tensor, for one batch of images."""
 
 MOST_WORK = 2**36
 """Multiply-accumulates, or what comes to as much, for one image."""
 
 _MOST_NODES = 2**14
 _LARGEST_OPSET = 30
-_EXACT = ("Conv", "Gemm", "MatMul")
 
 
-def check_network(data: bytes) -> onnx.ModelProto:
-    """Return the model of an ONNX file that keeps the bounds.
+def check_network(data: bytes, most_values: int = MOST_VALUES) -> tuple[onnx.ModelProto, int]:
+    """Return the model of an ONNX file that keeps the bounds, and how many images fit at once.
+
+    Args:
+        data: The file.
+        most_values: Elements that the largest tensor may have.
 
     Raises:
         ArtifactError: It does not; the message says which bound, and where.
@@ -51,13 +54,13 @@ def check_network(data: bytes) -> onnx.ModelProto:
         _check_node(node)
     try:
         onnx.checker.check_model(model)
-        shapes = _shapes(model)
+        shapes = _shapes(model, most_values)
     except ArtifactError:
         raise
     except Exception as error:  # the checker and shape inference raise several types
         raise ArtifactError("not a valid network", found=error) from error
     _check_work(model, shapes)
-    return model
+    return model, most_values // max(math.prod(shape) for shape in shapes.values())
 
 
 def _check_parts(model: onnx.ModelProto) -> None:
@@ -92,7 +95,7 @@ def _check_node(node: onnx.NodeProto) -> None:
             raise _forbidden(f"the attribute {attribute.name}", node.name)
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+def _shapes(model: onnx.ModelProto, most_values: int) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor for one image."""
     one = onnx.ModelProto()
     one.CopyFrom(model)
@@ -109,7 +112,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         if not value.type.tensor_type.HasField("shape") or any(side < 1 for side in shape):
             raise _forbidden("a tensor of unknown or empty shape", value.name)
-        if math.prod(shape) > MOST_VALUES:
+        if math.prod(shape) > most_values:
             raise _forbidden(f"a tensor of {math.prod(shape):,} elements", value.name)
         shapes[value.name] = shape
     return shapes
@@ -128,9 +131,10 @@ def _check_work(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> N
 
 def _each(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     """Work for each element of a node's output."""
-    if node.op_type in _EXACT:
-        weight = shapes[node.input[1]]
-        return max(1, math.prod(weight) // max(1, min(weight)))
+    if node.op_type == "Conv":
+        return max(1, math.prod(shapes[node.input[1]][1:]))
+    if node.op_type in ("Gemm", "MatMul"):
+        return max(shapes[node.input[1]], default=1)  # whichever side is summed over
     kernel = [abs(side) for a in node.attribute if a.name == "kernel_shape" for side in a.ints]
     return max(1, math.prod(kernel)) * max(1, len(node.input))
 

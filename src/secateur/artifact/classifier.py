@@ -38,17 +38,16 @@ class Classifier:
     Example:
         >>> network = secateur.load("net.sec")
         >>> network(images).argmax(axis=1)         # uint8 (N, H, W) or (N, H, W, 3)
-        >>> network.predict(["shoe.png"])[0][0]
-        ('Sneaker', 0.97)
+        >>> network.predict(["shoe.png"])[0][0]    # the likeliest class and its probability
     """
 
     def __init__(self, onnx_bytes: bytes, about: dict[str, Any], threads: int) -> None:
-        model = check_network(onnx_bytes)
+        model, fit = check_network(onnx_bytes)
         said = {entry.key: entry.value for entry in model.metadata_props}
         sides = model.graph.input[0].type.tensor_type.shape.dim
         self.about, self.onnx, self.channels = about, onnx_bytes, int(sides[1].dim_value)
         self.classes, self.prepare = _described(said, sides, _outputs(model))
-        self._runtime = OnnxRuntime(onnx_bytes, threads)
+        self._runtime, self._batch = OnnxRuntime(onnx_bytes, threads), min(_BATCH, fit)
 
     def __call__(self, images: Images) -> npt.NDArray[np.float32]:
         """Return the probability of each class, float32 (N, classes).
@@ -60,12 +59,12 @@ class Classifier:
         Raises:
             DataError: The images are not like that, or cannot be read.
         """
-        batch = self._pixels(images) if isinstance(images, np.ndarray) else None
+        source = self._pixels(images) if isinstance(images, np.ndarray) else images
         parts = []
-        for start in range(0, len(images), _BATCH):
-            some = images[start : start + _BATCH]
-            if batch is not None:
-                prepared = self.prepare(torch.from_numpy(batch[start : start + _BATCH]))
+        for start in range(0, len(source), self._batch):
+            some = source[start : start + self._batch]
+            if isinstance(some, np.ndarray):
+                prepared = self.prepare(torch.from_numpy(some))
             else:
                 prepared = torch.cat([self.prepare(self._read(Path(path))) for path in some])
             logits = self._runtime.run(prepared.contiguous().numpy())
