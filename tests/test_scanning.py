@@ -39,7 +39,7 @@ def levels_of(network, prunable, fractions=(0.3, 0.8)):
     return [Level("network", 0.0), *one, *weights, found.level("network", 0.2), both]
 
 
-def agree(network, shape, count=20):
+def assert_agree(network, shape, count=20):
     """Assert that both engines say the same of every image at every level; return the answers."""
     images, prepare = prepared(network, shape, count)
     levels = levels_of(network, find_prunable(network, torch.zeros(1, *shape)))
@@ -56,7 +56,7 @@ def agree(network, shape, count=20):
 @pytest.mark.parametrize("name", tiny_networks.NETWORKS)
 def test_the_fast_engine_says_of_every_image_what_the_network_says(name):
     make, shape = tiny_networks.NETWORKS[name]
-    right = agree(make(), shape)  # 20 images in batches of 16: the last is not full
+    right = assert_agree(make(), shape)  # 20 images in batches of 16: the last is not full
     assert right[0].all()
     assert not right[1:].all(1).all()  # pruning shows
 
@@ -111,7 +111,7 @@ def test_weights_that_share_a_tensor_are_masked_everywhere():
         def forward(self, images):
             return self.head(self.twice(self.twice(self.stem(images)).relu()).mean((2, 3)))
 
-    agree(tiny_networks.settled(Twice(), (3, 8, 8)), (3, 8, 8))
+    assert_agree(tiny_networks.settled(Twice(), (3, 8, 8)), (3, 8, 8))
 
 
 def test_masks_that_are_not_applied_are_noticed(monkeypatch):

@@ -93,23 +93,23 @@ def quantize(
     if config.bits == "mixed":
         rules = _rules(config, _mixed_bits(model, ranges, config, judge, points))
         chosen["bits"] = {name: rule.bits for name, rule in rules.items() if name}
+    nearest, some = make_scheme(model, ranges, rules), images[: _images_that_fit(model, images)]
     if config.price:
-        scheme, chosen["price"] = _priced(model, ranges, rules, config, images, judge)
+        scheme, chosen["price"] = _priced(model, nearest, rules, config, some, judge)
     else:
-        scheme, chosen["recovery"] = _recovered(model, ranges, rules, config, images, judge)
+        scheme, chosen["recovery"] = _recovered(model, nearest, rules, config, some, judge)
     return Quantized(model, ranges, rules, scheme, chosen)
 
 
 def _priced(
     model: onnx.ModelProto,
-    ranges: dict[str, Range],
+    nearest: Scheme,
     rules: Rules,
     config: recipe.Quantize,
     images: Tensor,
     judge: Judge | None,
 ) -> tuple[Scheme, dict[str, Any]]:
     """The scheme at the recipe's price, and what was tried."""
-    nearest, images = make_scheme(model, ranges, rules), images[: _images_that_fit(model, images)]
     corrected = config.correct_bias is not False
     scheme_at = scheme_by_price(model, nearest, rules, images, corrected)
     if config.price == "auto":
@@ -120,15 +120,13 @@ def _priced(
 
 def _recovered(
     model: onnx.ModelProto,
-    ranges: dict[str, Range],
+    nearest: Scheme,
     rules: Rules,
     config: recipe.Quantize,
     images: Tensor,
     judge: Judge | None,
 ) -> tuple[Scheme, dict[str, float]]:
     """The scheme of least loss among those the recipe allows, and the loss of each."""
-    nearest = make_scheme(model, ranges, rules)
-    images = images[: _images_that_fit(model, images)]
     schemes = {}
     for adaptive, correct in _ways(config, rules):
         name = ("adaptive" if adaptive else "nearest") + (", biases corrected" if correct else "")
