@@ -9,6 +9,7 @@ from PIL import Image
 
 import secateur
 from artifacts import CLASSES, packed, quantized
+from secateur.artifact.bounds import check_network
 from secateur.artifact.classifier import Classifier
 from secateur.artifact.packing import pack
 from secateur.artifact.verify import verify
@@ -41,6 +42,16 @@ def test_it_answers_as_the_file_that_was_packed(file):
     for image, found in zip(network(images), network.predict(images, top=2), strict=True):
         assert found[0] == (CLASSES[image.argmax()], pytest.approx(image.max()))
         assert len(found) == 2
+
+
+def test_no_more_images_at_once_than_the_bounds_allow(file, monkeypatch):
+    module = "secateur.artifact.classifier.check_network"
+    monkeypatch.setattr(module, lambda data: (check_network(data)[0], 3))
+    network, images = secateur.load(file), pixels(7, 3, 28, 28)
+    run, sizes = network._runtime.run, []
+    monkeypatch.setattr(network._runtime, "run", lambda x: sizes.append(len(x)) or run(x))
+    assert network(images) == pytest.approx(secateur.load(file)(images), abs=1e-6)
+    assert sizes == [3, 3, 1]
 
 
 def test_channels_may_stand_last_and_files_be_given(file, tmp_path):

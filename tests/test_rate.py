@@ -11,7 +11,7 @@ from secateur.quantization.affine import INT8_SYMMETRIC, Grid
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.hessian import hessian_of
 from secateur.quantization.pricing import PRICES, highest_price, scheme_by_price
-from secateur.quantization.rate import priced_layers, round_by_rate
+from secateur.quantization.rate import _Cheapest, _Model, priced_layers, round_by_rate
 from secateur.quantization.scheme import make_scheme
 from secateur.quantization.weights import WeightRule, is_saturation_free
 from secateur.recipe import load_recipe
@@ -74,6 +74,22 @@ def test_it_beats_nearest_at_the_same_bits(problem):
     close = min(range(len(steps)), key=lambda i: abs(entropy(nearest[i]) - ours))
     theirs = cost(weight, nearest[close] * steps[close], x, curvature)
     assert loss < 0.97 * theirs
+
+
+def test_the_cheapest_of_the_integers_near_by_is_chosen():
+    random = torch.Generator().manual_seed(0)
+    steps = 6 * torch.randn(1, 8, 400, generator=random)
+    model = _Model.of(steps.round())
+    worth = torch.logspace(-3, 1, 8)[None]
+    chooser, weight = _Cheapest(worth, model, 64), torch.ones(1, 1)
+    for column in steps.unbind(2):
+        near = column.round()
+        tried = torch.stack([near, near - near.sign(), torch.zeros_like(near)])
+        bits = model.other + (tried.abs() - 1) * model.step
+        costs = worth * (column - tried).square() + torch.where(tried == 0, model.zero, bits)
+        found = chooser(column, weight)
+        chosen = (tried == found).float().argmax(0, keepdim=True)
+        assert torch.equal(costs.gather(0, chosen)[0], costs.min(0).values)
 
 
 def test_rows_that_matter_get_finer_steps(problem):
