@@ -32,7 +32,7 @@ def test_builtin_recipe_is_what_its_name_says(name: str) -> None:
 def test_ids_are_pinned() -> None:
     # A new field with a neutral default must not rename old results.
     assert load_recipe("quickstart").id == "a31b5976f941"
-    assert load_recipe("shufflenet_v2-fashionmnist-quick").id == "240df96197a7"
+    assert load_recipe("shufflenet_v2-fashionmnist-paper").id == "5b66579b44c7"
 
 
 def test_id_depends_on_what_decides_the_result_alone() -> None:

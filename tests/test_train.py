@@ -10,7 +10,7 @@ from secateur.data import Images, Preparation
 from secateur.errors import TrainingError
 from secateur.kernels import fast_small_maps
 from secateur.recipe import Augment, Train
-from secateur.train import Trainer, learning_rate, train
+from secateur.train import TEMPERATURE, Trainer, divergence, learning_rate, train
 
 PREPARE = Preparation((0.5,), (0.25,), 8)
 CONFIG = Train(epochs=3, batch_size=8, learning_rate=0.1, ema=0.9, augment=Augment(flip=True))
@@ -169,3 +169,26 @@ def test_small_maps_are_padded_by_hand_to_the_same_result() -> None:
         for slow, quick in zip(*results, strict=True):
             assert torch.allclose(slow, quick, rtol=1e-12)
     assert "forward" not in vars(network[0])
+
+
+def test_divergence_is_kullback_leibler_of_softened_probabilities() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 5, 4, generator=generator).double()
+    p, q = ((scores / TEMPERATURE).softmax(1) for scores in (teacher, student))
+    by_hand = (p * (p / q).log()).sum(1).mean() * TEMPERATURE**2
+    assert divergence(teacher, student).item() == pytest.approx(by_hand.item())
+    assert divergence(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_student_follows_its_teacher_where_labels_do_not_lead(tmp_path: Path) -> None:
+    # The labels say nothing (both classes alike), so that only the teacher can teach.
+    teacher = _train(_network(), tmp_path, CONFIG.model_copy(update={"epochs": 6})).eval()
+    images = _images(32)
+    blind = Images(images.pixels, torch.zeros_like(images.labels), images.classes)
+    config = CONFIG.model_copy(update={"epochs": 6})
+    student, _ = train(
+        _network(), blind, _images(10), PREPARE, config, seed=3,
+        checkpoint=tmp_path / "student.safetensors", teacher=teacher, distill=1.0,
+    )  # fmt: skip
+    seen = PREPARE(_images(10).pixels)
+    assert (student(seen).argmax(1) == _images(10).labels).all()

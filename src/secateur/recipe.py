@@ -130,7 +130,8 @@ class Prune(Part):
     share of what is left each time, ``cubic`` most of it early, ``one-shot`` all of it in the
     first. ``retrain``: ``finetune`` goes on at ``finetune_factor`` times the peak learning rate,
     constant; ``rewind`` replays the whole learning-rate schedule from the trained weights;
-    ``reinit`` draws what remains anew, uniformly, and replays it.
+    ``reinit`` draws what remains anew, uniformly, and replays it. ``distill`` is the share of the
+    loss that is the divergence from the reference network's probabilities, 0 for labels alone.
     """
 
     fraction: Fraction | Literal["scan"] = "scan"
@@ -146,6 +147,7 @@ class Prune(Part):
     retrain: Literal["finetune", "rewind", "reinit"] = "rewind"
     learning_rate: Positive | None = None
     finetune_factor: Annotated[float, Field(gt=0, le=1)] = 0.01
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
     round_to: Literal[1, 4, 8, 16] = 8
 
     @model_validator(mode="after")

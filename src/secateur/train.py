@@ -26,6 +26,9 @@ from secateur.store import save_tensors
 GLANCE = 2000
 """Validation images looked at after each epoch but the last, which sees them all."""
 
+TEMPERATURE = 2.0
+"""What scores are divided by before a network is held to its teacher (Hinton et al. 2015, eq. 1)."""
+
 _CHECK_EVERY = 50  # steps between looks at the loss, each of which makes a GPU wait
 
 
@@ -57,6 +60,20 @@ def learning_rate(config: recipe.Train, step: int, steps: int) -> float:
     return peak * (1 - done) / (1 - config.warmup)
 
 
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """How far a student's probabilities are from its teacher's, in nats an image, softened.
+
+    Kullback-Leibler at :data:`TEMPERATURE` T, times T squared, so that its gradient stays as large
+    as that of the labels (Hinton et al. 2015, section 2).
+
+    Args:
+        teacher: Scores, float32 (N, classes).
+        student: Scores, float32 (N, classes).
+    """
+    wanted, found = (F.log_softmax(s / TEMPERATURE, dim=1) for s in (teacher, student))
+    return TEMPERATURE**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
 class Trainer:
     """A network, its optimizer and its average: everything a checkpoint holds.
 
@@ -67,6 +84,9 @@ class Trainer:
         masks: Parameter name to a bool tensor of its shape, True where a weight is kept. Masked
             weights must be zero already; their gradients are zeroed, so that neither momentum nor
             weight decay can move them.
+        teacher: Another network on the same device, in inference mode, whose probabilities count
+            for ``distill`` of the loss.
+        distill: In [0, 1].
     """
 
     def __init__(
@@ -75,8 +95,11 @@ class Trainer:
         config: recipe.Train,
         seed: int,
         masks: Mapping[str, Tensor] | None = None,
+        teacher: nn.Module | None = None,
+        distill: float = 0.0,
     ) -> None:
         self.network, self.config, self.seed = network, config, seed
+        self.teacher, self.distill = teacher, distill
         self.average = copy.deepcopy(network).eval() if config.ema else network
         parameters = dict(network.named_parameters())
         device = next(iter(parameters.values())).device
@@ -112,6 +135,10 @@ class Trainer:
             scores = self.network(images)
         smoothing = self.config.label_smoothing
         loss = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
+        if self.teacher is not None:
+            with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+                wanted = self.teacher(images)
+            loss = loss.lerp(divergence(wanted.float(), scores.float()), self.distill)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for p in self._masked]
@@ -211,6 +238,8 @@ def train(
     seed: int,
     checkpoint: Path,
     masks: Mapping[str, Tensor] | None = None,
+    teacher: nn.Module | None = None,
+    distill: float = 0.0,
     label: str = "train",
 ) -> tuple[nn.Module, list[Epoch]]:
     """Train ``network`` in place, from ``checkpoint`` where that exists.
@@ -223,7 +252,7 @@ def train(
         config: Every hyperparameter.
         seed: The same seed gives the same result on the same machine, killed and resumed or not.
         checkpoint: Written after each epoch.
-        masks: See :class:`Trainer`.
+        masks, teacher, distill: See :class:`Trainer`.
         label: Stands before the progress.
 
     Returns:
@@ -233,7 +262,7 @@ def train(
     Raises:
         TrainingError: The loss is no longer finite.
     """
-    trainer = Trainer(network, config, seed, masks)
+    trainer = Trainer(network, config, seed, masks, teacher, distill)
     if checkpoint.exists():
         trainer.load(checkpoint)
     steps = len(training) // min(config.batch_size, len(training))

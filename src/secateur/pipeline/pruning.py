@@ -73,7 +73,8 @@ class Pruning(Training):
         so_far = plan_of(before).then(plan)
         write_text(folder / "plan.json", so_far.to_json())
         label = f"prune {index}/{config.rounds} to {fraction:.3f}"
-        self._train_into(folder, self.place(smaller), self._retraining, masks, label)
+        placed = self.place(smaller)
+        self._train_into(folder, placed, self._retraining, masks, label, config.distill)
         masks.save(folder / "masks.safetensors")
 
     def _plan_round(self, network: nn.Module, fraction: float, index: int) -> Plan:

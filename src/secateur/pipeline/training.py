@@ -161,6 +161,7 @@ class Training:
         config: recipes.Train,
         masks: Masks | None,
         label: str,
+        distill: float = 0.0,
     ) -> nn.Module:
         checkpoint = folder / "checkpoint.safetensors"
         training, validation = self.parts
@@ -173,6 +174,8 @@ class Training:
             seed=self.recipe.seed,
             checkpoint=checkpoint,
             masks=masks.tensors if masks else None,
+            teacher=self.load_network(self.train) if distill else None,
+            distill=distill,
             label=label,
         )
         save_tensors(folder / "weights.safetensors", kept.state_dict())
