@@ -2,8 +2,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from secateur.statistics import mcnemar, paired_drop, proportion, spread
+from secateur.statistics import (
+    QUIET,
+    bootstrapped_drop,
+    mcnemar,
+    no_worse,
+    noise,
+    paired_drop,
+    proportion,
+    ratio_of_medians,
+    spread,
+)
 
 
 def test_wilson_interval_by_hand() -> None:
@@ -62,3 +73,68 @@ def test_spread_is_median_and_outer_deciles() -> None:
     assert spread(np.arange(101.0)) == (50, 10, 90)
     with pytest.raises(ValueError, match="sample"):
         spread(np.array([]))
+
+
+def _rights(lost: int, won: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two networks that differ on ``lost`` and ``won`` of ``n`` images, else both right."""
+    reference, candidate = np.ones(n, bool), np.ones(n, bool)
+    candidate[:lost] = False
+    reference[lost : lost + won] = False
+    return reference, candidate
+
+
+def test_bootstrapped_drop_is_scipys() -> None:
+    reference, candidate = _rights(60, 30, 2000)
+    ours = bootstrapped_drop(reference, candidate)
+    theirs = stats.bootstrap(
+        (reference.astype(float), candidate.astype(float)),
+        lambda r, c, axis: r.mean(axis) - c.mean(axis),
+        paired=True, method="percentile", n_resamples=5000, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert ours.value == pytest.approx(0.015)
+    assert (ours.low, ours.high) == pytest.approx(
+        (theirs.low, theirs.high), abs=6e-4
+    )  # an image is 5e-4
+    assert (ours.low, ours.high) == pytest.approx(paired_drop(reference, candidate)[1:], abs=6e-4)
+
+
+def test_no_worse_is_decided_by_the_one_sided_bound() -> None:
+    reference, candidate = _rights(60, 50, 10_000)  # 0.1 points lost, standard error 0.105
+    verdict = no_worse(reference, candidate, 0.003)
+    assert verdict.holds
+    z = stats.norm.ppf(0.95)  # one-sided
+    wald = 0.001 + z * (110 / 10_000**2) ** 0.5
+    assert verdict.bound == pytest.approx(wald, abs=2e-5)
+    assert not no_worse(reference, candidate, 0.0027).holds
+    # Nothing is shown by a few images, even where both are right on all of them.
+    assert not no_worse(*_rights(0, 0, 100), margin=0.003).holds
+
+
+def test_no_worse_errs_as_often_as_it_says() -> None:
+    """Where the margin itself is lost, five in a hundred test sets pass."""
+    generator = np.random.default_rng(0)
+    cell = generator.choice(3, p=[0.03, 0.02, 0.95], size=(2000, 1000))
+    passed = sum(no_worse(row != 1, row != 0, 0.01).holds for row in cell)
+    assert 0.035 <= passed / 2000 <= 0.065
+
+
+def test_ratio_of_medians_pairs_turns() -> None:
+    drift = 1 + np.arange(200) / 100  # the machine slows down threefold meanwhile
+    ratio = ratio_of_medians(3 * drift, 1.5 * drift)
+    assert ratio == pytest.approx((2, 2, 2))
+    generator = np.random.default_rng(0)
+    slow, fast = generator.lognormal(1, 0.1, 400), generator.lognormal(0, 0.1, 400)
+    ours = ratio_of_medians(slow, fast)
+    theirs = stats.bootstrap(
+        (slow, fast), lambda s, f, axis: np.median(s, axis) / np.median(f, axis),
+        paired=True, method="percentile", n_resamples=3000, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=0.01)
+    with pytest.raises(ValueError, match="equal"):
+        ratio_of_medians(slow, fast[1:])
+
+
+def test_noise_is_relative() -> None:
+    quiet, restless = np.array([10.0] * 90 + [10.5] * 10), np.array([10.0] * 50 + [14.0] * 50)
+    assert noise(quiet) < QUIET < noise(restless)
+    assert noise(10 * restless) == pytest.approx(noise(restless))

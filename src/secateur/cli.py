@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -131,10 +131,10 @@ _CHAIN = {
         "secateur quantize my.toml --set quantize.bits=4 --set quantize.epochs=2\n"
         "secateur quantize my.toml --set quantize.price=auto --set quantize.scan_images=0",
     ),
-    "bench": (
+    "measure": (
         "bench",
-        "Measure accuracy, size and latency of the files.",
-        "secateur bench my.toml --set bench.threads=1",
+        "Measure accuracy, size and latency of a recipe's files.",
+        "secateur measure my.toml --set bench.threads=1",
     ),
 }
 for _name, (_upto, _summary, _examples) in _CHAIN.items():
@@ -216,13 +216,55 @@ def explain(
 
         typer.echo(dumps(found.to_dict(), indent=1))
         return
-    from rich.console import Console
+    _show(render(found, everything))
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width of its own
-    for part in render(found, everything):
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".onnx or .sec files.")],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="Compare with this first: mobilenet_v2, shufflenet_v2_x1_0 or alexnet (in eager "
+            "PyTorch, fp32), a runtime (onnxruntime, openvino), or a file. May be given again.",
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="Inside one operator.", min=1)] = 2,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", help="Batch sizes; 1 and 32 unless said.", min=1)
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Turns that count.", min=1)] = 200,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Where raw samples are kept.")
+    ] = Path("bench.json"),
+    json: Annotated[bool, typer.Option("--json", help="Raw samples on stdout as well.")] = False,
+) -> None:
+    """Time files beside one another: latency, throughput, cold start and memory.
+
+    They take turns (A B A B), warm-up does not count, ratios have intervals, and a noisy machine
+    is said to be noisy.
+
+    Examples:
+        secateur bench net.sec --against shufflenet_v2_x1_0
+
+        secateur bench pruned.onnx quantized.onnx --threads 1 --batch 1 --batch 64
+
+        secateur bench quantized.onnx --against openvino
+    """
+    from secateur import bench as benches
+
+    sizes = tuple(sorted(set(batch or (1, 32))))
+    found = benches.bench(files, against or [], threads=threads, batches=sizes, repeats=repeats)
+    benches.save(found, out)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(found.to_dict()))
+    else:
+        _show(benches.render(found))
+    say(f"raw samples: {out}")
 
 
 Packed = Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, .sec.")]
@@ -292,6 +334,17 @@ def predict(
     from secateur.ship import predictions
 
     _print(predictions(file, images, top, threads))
+
+
+def _show(parts: Iterable[Any]) -> None:
+    """Print tables and lines as the terminal's width allows."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no width of its own
+    for part in parts:
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -77,6 +77,102 @@ def mcnemar(reference: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) 
     return 1.0 if lost + won == 0 else float(stats.binomtest(lost, lost + won).pvalue)
 
 
+def bootstrapped_drop(
+    reference: npt.NDArray[np.bool_],
+    candidate: npt.NDArray[np.bool_],
+    confidence: float = 0.95,
+    draws: int = 10_000,
+) -> Interval:
+    """:func:`paired_drop` with a percentile bootstrap interval over images instead.
+
+    It assumes nothing of the shape of the distribution and stands beside the formula as a check.
+    Images are drawn in pairs; since only the counts of the four cells matter, they are drawn as one
+    multinomial (Efron & Tibshirani 1993, section 13.3). Seeded: the same answer every time.
+
+    Raises:
+        ValueError: The shapes differ or are empty.
+    """
+    value = paired_drop(reference, candidate).value
+    n = reference.size
+    lost, won = np.sum(reference & ~candidate), np.sum(~reference & candidate)
+    cells = np.random.default_rng(0).multinomial(
+        n, [lost / n, won / n, (n - lost - won) / n], size=draws
+    )
+    ends = [50 - 50 * confidence, 50 + 50 * confidence]
+    low, high = np.percentile((cells[:, 0] - cells[:, 1]) / n, ends)
+    return Interval(value, float(low), float(high))
+
+
+class Verdict(NamedTuple):
+    """Whether a network is shown to be no worse than another by more than a margin.
+
+    Attributes:
+        holds: The bound is within the margin.
+        bound: One-sided upper confidence bound of what is lost, a fraction in [-1, 1].
+        margin: What may be lost, a fraction.
+    """
+
+    holds: bool
+    bound: float
+    margin: float
+
+
+def no_worse(
+    reference: npt.NDArray[np.bool_],
+    candidate: npt.NDArray[np.bool_],
+    margin: float,
+    confidence: float = 0.95,
+) -> Verdict:
+    """Test that ``candidate`` loses no more than ``margin`` of ``reference``'s accuracy.
+
+    A test of non-inferiority: the one-sided upper bound of the paired drop, which is the upper end
+    of the two-sided interval at twice the error, has to be within the margin. That no difference
+    is found does not show it; that the bound is within the margin does.
+
+    Args:
+        reference: Shape (n,), True where the reference network was right.
+        candidate: Shape (n,), the same images in the same order.
+        margin: In [0, 1]; 0.003 is 0.3 percentage points.
+        confidence: One-sided, in (0.5, 1).
+    """
+    bound = paired_drop(reference, candidate, 2 * confidence - 1).high
+    return Verdict(bound <= margin, bound, margin)
+
+
+def ratio_of_medians(
+    slow: npt.NDArray[np.floating], fast: npt.NDArray[np.floating], draws: int = 2000
+) -> Interval:
+    """How many times faster ``fast`` is than ``slow``, with its 95 % bootstrap interval.
+
+    Whole turns are drawn, so that a slow moment of the machine, which both had, stays in both.
+    Seeded: the same answer every time.
+
+    Args:
+        slow: Times of consecutive turns, shape (n,).
+        fast: Times of the same turns, shape (n,).
+        draws: Bootstrap samples.
+
+    Raises:
+        ValueError: The shapes differ or are empty.
+    """
+    if slow.shape != fast.shape or slow.ndim != 1 or slow.size == 0:
+        raise ValueError(f"need two equal, non-empty vectors, found {slow.shape}, {fast.shape}")
+    turns = np.random.default_rng(0).integers(slow.size, size=(draws, slow.size))
+    ratios = np.median(slow[turns], axis=1) / np.median(fast[turns], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Interval(float(np.median(slow) / np.median(fast)), float(low), float(high))
+
+
+QUIET = 0.25
+"""Spread, p10 to p90 over the median, above which a machine is called noisy."""
+
+
+def noise(samples: npt.NDArray[np.floating]) -> float:
+    """How restless a machine was: the span from p10 to p90 as a fraction of the median."""
+    median, low, high = spread(samples)
+    return (high - low) / median
+
+
 def spread(samples: npt.NDArray[np.floating]) -> Interval:
     """Median of ``samples`` with their 10th and 90th percentile.
 

@@ -27,7 +27,7 @@ GLANCE = 2000
 """Validation images looked at after each epoch but the last, which sees them all."""
 
 TEMPERATURE = 2.0
-"""What scores are divided by before a network is held to its teacher (Hinton et al. 2015, eq. 1)."""
+"""What scores are divided by before they are held to a teacher's (Hinton et al. 2015, eq. 1)."""
 
 _CHECK_EVERY = 50  # steps between looks at the loss, each of which makes a GPU wait
 
@@ -252,7 +252,9 @@ def train(
         config: Every hyperparameter.
         seed: The same seed gives the same result on the same machine, killed and resumed or not.
         checkpoint: Written after each epoch.
-        masks, teacher, distill: See :class:`Trainer`.
+        masks: See :class:`Trainer`.
+        teacher: See :class:`Trainer`.
+        distill: See :class:`Trainer`.
         label: Stands before the progress.
 
     Returns:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secateur.errors import SecateurError
+from secateur.runtimes.eager import Eager
 from secateur.runtimes.onnx_runtime import SATURATION_FREE, OnnxRuntime, session_options
 from secateur.runtimes.open_vino import OpenVino
 from secateur.runtimes.protocol import Array, Runtime
@@ -14,6 +15,7 @@ __all__ = [
     "RUNTIMES",
     "SATURATION_FREE",
     "Array",
+    "Eager",
     "OnnxRuntime",
     "OpenVino",
     "Runtime",

@@ -1,0 +1,31 @@
+"""A network as PyTorch runs it, one operation after another: what files are held against."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from secateur.runtimes.protocol import Array
+
+
+class Eager:
+    """A module in inference mode on the CPU, channels last, with a fixed number of threads.
+
+    Args:
+        network: Of float32; put into inference mode.
+        threads: Inside one operator. It is the process's number, so that all that share a process
+            with this one have to say the same.
+    """
+
+    name = "torch"
+    version: str = torch.__version__.split("+")[0]
+
+    def __init__(self, network: nn.Module, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._network = network.eval().to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(self, images: Array) -> Array:
+        """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R)."""
+        given = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+        return self._network(given).numpy()
