@@ -92,7 +92,7 @@ def test_an_eager_network_runs_in_the_form_of_the_file(files: tuple[Path, Path])
 def test_unknown_names_and_other_forms_are_refused(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(SecateurError, match="mobilenet_v2.*or give a file"):
+    with pytest.raises(SecateurError, match=r"mobilenet_v2.*or give a file"):
         contenders([files[0]], ["resnet"], 1)
     other = tmp_path / "other.onnx"
     tiny_networks.exported("alexnet", other)

@@ -1,0 +1,240 @@
+"""The ladder's tables and figure, from its records."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from secateur.report.numbers import (
+    NONE,
+    fixed,
+    percent,
+    short_count,
+    signed,
+    significant,
+    size,
+    times,
+)
+from secateur.statistics import (
+    QUIET,
+    Interval,
+    mcnemar,
+    no_worse,
+    noise,
+    paired_drop,
+    proportion,
+    ratio_of_medians,
+    spread,
+)
+
+Record = dict[str, Any]
+AIMS = {"mobilenet_v2": 12.0, "shufflenet_v2_x1_0": 10.0, "alexnet": 30.0}
+"""How many times faster than eager fp32 is aimed at."""
+MARGIN = 0.005
+"""Of accuracy, that may be lost on the way."""
+RUNGS = {
+    "eager": "eager PyTorch, fp32",
+    "runtime": "ONNX Runtime, fp32",
+    "folded": "... shuffles folded",
+    "pruned": "... pruned",
+    "int8": "... int8",
+    "packed": "... packed",
+}
+HEAD = """# Where the speed and the bytes come from
+
+Made by `python benchmarks/ladder.py report --out results/ladder` from `measured.jsonl` beside it,
+which `python benchmarks/ladder.py measure RECIPE --data DIR --out results/ladder/measured.jsonl`
+appends for each network.
+
+One image at 224x224, torchvision's own strides, the weights of the recipe's trained, pruned and
+retrained network. Rungs take turns in one process; each turn runs the image twice and counts the
+second. Each rung's factor is the one before it divided by it, of medians, with a 95 % bootstrap
+interval over whole turns; the factors of all rungs multiply to the whole. The packed file decodes to
+the int8 file bit for bit, so its time is the same. Accuracy is of the files that ship, in the
+recipe's own geometry, on all test images. *No worse than 0.5 points* is a one-sided test at 95 % on
+the same images, the seed at hand.
+
+![The ladder](ladder.svg)
+"""
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file, none where there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def samples(record: Record) -> dict[str, npt.NDArray[np.float64]]:
+    """Milliseconds of each rung's turns; packed is int8 once decoded."""
+    found = {key: np.array(spent) for key, spent in record["samples_ms"].items()}
+    return found | {"packed": found["int8"]}
+
+
+def rights(record: Record) -> dict[str, npt.NDArray[np.bool_]]:
+    """Whether each variant is right, image by image."""
+    n = record["test_images"]
+    return {
+        key: np.unpackbits(np.frombuffer(base64.b64decode(said), np.uint8))[:n].astype(bool)
+        for key, said in record["right"].items()
+    }
+
+
+def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + " --- |" + " ---: |" * (len(header) - 1)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def ratio(found: Interval) -> str:
+    """``1.87× [1.80, 1.93]``."""
+    return f"{times(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
+
+
+def ladder_table(record: Record) -> Iterator[str]:
+    """A row for each rung."""
+    spent, bytes_ = samples(record), record["bytes"]
+    rows, before = [], None
+    for rung, title in RUNGS.items():
+        typical = spread(spent[rung])
+        took = [fixed(typical.value, 3), f"{fixed(typical.low, 3)} to {fixed(typical.high, 3)}"]
+        step = whole = step_bytes = NONE
+        if before is not None:
+            whole = ratio(ratio_of_medians(spent["eager"], spent[rung]))
+            step_bytes = times(bytes_[before] / bytes_[rung])
+            if rung == "packed":
+                step = "same"
+            else:
+                step = ratio(ratio_of_medians(spent[before], spent[rung]))
+        all_bytes = times(bytes_["eager"] / bytes_[rung])
+        rows.append([title, *took, step, whole, size(bytes_[rung]), step_bytes, all_bytes])
+        before = rung
+    header = ["Rung", "Median, ms", "p10 to p90", "This step", "All so far"]
+    yield from table([*header, "Bytes", "This step", "All so far"], rows)
+
+
+def reached(record: Record) -> tuple[Interval, float]:
+    """The whole speed-up, and what was aimed at."""
+    spent = samples(record)
+    return ratio_of_medians(spent["eager"], spent["packed"]), AIMS[record["network"]]
+
+
+def accuracy_line(record: Record) -> str:
+    """What the whole way cost."""
+    right = rights(record)
+    base, ours = right["reference"], right["quantized"]
+    found = proportion(int(ours.sum()), ours.size)
+    was = proportion(int(base.sum()), base.size)
+    drop = Interval(*(100 * bound for bound in paired_drop(base, ours)))
+    verdict = no_worse(base, ours, MARGIN)
+    answer = "yes" if verdict.holds else "no"
+    return (
+        f"Accuracy ({record['geometry']}, n = {ours.size:,} test images): {fixed(100 * was.value)} → "
+        f"{fixed(100 * found.value)} [{fixed(100 * found.low)}, {fixed(100 * found.high)}] %, "
+        f"{signed(drop.value)} [{signed(drop.low)}, {signed(drop.high)}] points lost, McNemar "
+        f"p = {significant(mcnemar(base, ours), 2)}. No worse than {fixed(100 * MARGIN, 1)} points "
+        f"at 95 %: **{answer}** (bound {signed(100 * verdict.bound)})."
+    )
+
+
+def aim_line(record: Record) -> str:
+    """Whether the aim is reached, and where not, what the time goes into."""
+    found, aim = reached(record)
+    if found.value >= aim:
+        return f"Aim: {times(aim)} over eager fp32: **reached**, {ratio(found)}."
+    operators, said = record["operators"], []
+    for name, sums in list(operators.items())[:4]:
+        said.append(f"{name} {percent(sums['share'])} in {sums['count']} nodes")
+    nodes = sum(sums["count"] for sums in operators.values())
+    return (
+        f"Aim: {times(aim)} over eager fp32: **missed**, {ratio(found)}. `secateur explain` of the "
+        f"int8 file, {nodes} nodes: {'; '.join(said)}."
+    )
+
+
+def ceiling_lines(record: Record) -> Iterator[str]:
+    """How theory compares, and how much of the machine is used."""
+    spent, top, done = samples(record), record["ceilings"], record["macs"]
+    theory = done["dense"] / done["pruned"]
+    measured = ratio_of_medians(spent["folded"], spent["pruned"])
+    yield (
+        f"- Pruning: {short_count(done['dense'])} → {short_count(done['pruned'])} MACs, "
+        f"{times(theory)} in theory, {ratio(measured)} measured in fp32; parameters "
+        f"{short_count(record['parameters']['dense'])} → "
+        f"{short_count(record['parameters']['pruned'])}."
+    )
+    for rung, kind, count in (("folded", "fp32", "dense"), ("pruned", "fp32", "pruned"),
+                              ("int8", "int8", "pruned")):  # fmt: skip
+        seconds = float(np.median(spent[rung])) / 1e3
+        speed, ceiling = done[count] / seconds, top[f"{kind}_macs_per_second"]
+        read_, memory = record["bytes"][rung] / seconds, top["bytes_per_second"]
+        yield (
+            f"- {rung}: {significant(speed / 1e9)} GMAC/s, {percent(speed / ceiling)} of the "
+            f"{significant(ceiling / 1e9)} that a large {kind} convolution reaches here; its bytes "
+            f"once an image are {significant(read_ / 1e9)} GB/s, {percent(read_ / memory)} of "
+            f"the {significant(memory / 1e9)} that memory gives."
+        )
+
+
+def provenance(record: Record) -> str:
+    """Hardware, versions, commit, n and unrest."""
+    spent = samples(record)
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    worst = max(noise(found) for found in spent.values())
+    machine = "quiet" if worst <= QUIET else "**noisy**"
+    return (
+        f"{record['processor']}; {record['threads']} threads; n = {len(spent['eager'])} turns; "
+        f"machine {machine} (p10 to p90 within {percent(worst)} of the median); seed "
+        f"{record['seed']}, recipe {record['recipe_id']}; {versions}; commit {record['commit']}."
+    )
+
+
+def draw(records: list[Record], path: Path) -> None:
+    """Milliseconds and bytes of each rung, on logarithmic scales, a column for each network."""
+    figure = Figure(figsize=(3.6 * len(records), 5), layout="constrained")
+    axes = figure.subplots(2, len(records), squeeze=False)
+    colors = ["#8a919b", "#5b8fb0", "#4a9a9a", "#2f8f6b", "#c0702a", "#9a4a7a"]
+    for column, record in enumerate(records):
+        spent = samples(record)
+        values = [[float(np.median(spent[r])) for r in RUNGS], [record["bytes"][r] for r in RUNGS]]
+        for row, (heights, unit) in enumerate(
+            zip(values, ("ms at 224, batch 1", "bytes"), strict=True)
+        ):
+            panel = axes[row][column]
+            bars = panel.barh(range(len(RUNGS)), heights, color=colors)
+            shown = [f"{significant(v)} ms" if row == 0 else size(v) for v in heights]
+            panel.bar_label(bars, shown, padding=3, fontsize=8)
+            panel.set_xscale("log")
+            panel.set_xlim(min(heights) / 2, max(heights) * 8)
+            panel.set_yticks(range(len(RUNGS)), list(RUNGS) if column == 0 else [""] * len(RUNGS))
+            panel.invert_yaxis()
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.set_xlabel(unit)
+            if row == 0:
+                panel.set_title(record["network"])
+    figure.savefig(path, metadata={"Date": None})
+
+
+def write_report(out: Path) -> None:
+    """Write the tables and the figure."""
+    newest = {record["network"]: record for record in read(out / "measured.jsonl")}
+    records = [newest[name] for name in AIMS if name in newest]
+    lines = [HEAD]
+    for record in records:
+        lines += [f"## {record['network']}, `{record['recipe']}`", ""]
+        lines += [*ladder_table(record), "", aim_line(record), "", accuracy_line(record), ""]
+        lines += [*ceiling_lines(record), "", provenance(record), ""]
+    draw(records, out / "ladder.svg")
+    (out / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+__all__ = ["Record", "read", "write_report"]
