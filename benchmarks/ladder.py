@@ -3,10 +3,10 @@
 Run: python benchmarks/ladder.py measure RECIPE --data DIR --out results/ladder/measured.jsonl
      python benchmarks/ladder.py report --out results/ladder
 
-Weights are those of the recipe's trained and pruned networks, made first or found under --runs. Time
-is at 224x224 with torchvision's own strides, whatever side they were trained at: convolutions and a
-pooled classifier take any. Accuracy is of the files that ship, on all test images. A cell that is
-there is not made again without --again.
+Weights are those of the recipe's trained and pruned networks, made first or found under --runs.
+Time is at 224x224 with torchvision's own strides, whatever side they were trained at: convolutions
+and a pooled classifier take any. Accuracy is of the files that ship, on all test images. A cell that
+is there is not made again without --again.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def make_files(pipeline: Pipeline, folder: Path) -> dict[str, Path]:
 
 
 def at_its_price(pipeline: Pipeline) -> recipe.Quantize:
-    """The recipe's quantization with the price that its validation images chose, so none do here."""
+    """The recipe's quantization at the price that its validation images chose."""
     config, chosen = pipeline.recipe.quantize, pipeline.quantize.json("chosen.json")
     price = chosen.get("price", {}).get("price", 0.0)
     return config.model_copy(update={"price": price, "correct_bias": False})

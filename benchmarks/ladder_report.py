@@ -56,8 +56,8 @@ appends for each network.
 One image at 224x224, torchvision's own strides, the weights of the recipe's trained, pruned and
 retrained network. Rungs take turns in one process; each turn runs the image twice and counts the
 second. Each rung's factor is the one before it divided by it, of medians, with a 95 % bootstrap
-interval over whole turns; the factors of all rungs multiply to the whole. The packed file decodes to
-the int8 file bit for bit, so its time is the same. Accuracy is of the files that ship, in the
+interval over whole turns; the factors of all rungs multiply to the whole. The packed file decodes
+to the int8 file bit for bit, so its time is the same. Accuracy is of the files that ship, in the
 recipe's own geometry, on all test images. *No worse than 0.5 points* is a one-sided test at 95 % on
 the same images, the seed at hand.
 
@@ -138,8 +138,8 @@ def accuracy_line(record: Record) -> str:
     verdict = no_worse(base, ours, MARGIN)
     answer = "yes" if verdict.holds else "no"
     return (
-        f"Accuracy ({record['geometry']}, n = {ours.size:,} test images): {fixed(100 * was.value)} → "
-        f"{fixed(100 * found.value)} [{fixed(100 * found.low)}, {fixed(100 * found.high)}] %, "
+        f"Accuracy ({record['geometry']}, n = {ours.size:,} test images): "
+        f"{fixed(100 * was.value)} → {fixed(100 * found.value)} [{fixed(100 * found.low)}, {fixed(100 * found.high)}] %, "
         f"{signed(drop.value)} [{signed(drop.low)}, {signed(drop.high)}] points lost, McNemar "
         f"p = {significant(mcnemar(base, ours), 2)}. No worse than {fixed(100 * MARGIN, 1)} points "
         f"at 95 %: **{answer}** (bound {signed(100 * verdict.bound)})."
