@@ -5,8 +5,8 @@ Run: python benchmarks/ladder.py measure RECIPE --data DIR --out results/ladder/
 
 Weights are those of the recipe's trained and pruned networks, made first or found under --runs.
 Time is at 224x224 with torchvision's own strides, whatever side they were trained at: convolutions
-and a pooled classifier take any. Accuracy is of the files that ship, on all test images. A cell that
-is there is not made again without --again.
+and a pooled classifier take any. Accuracy is of the files that ship, on all test images. A cell
+that is there is not made again without --again.
 """
 
 from __future__ import annotations

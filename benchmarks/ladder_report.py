@@ -139,7 +139,8 @@ def accuracy_line(record: Record) -> str:
     answer = "yes" if verdict.holds else "no"
     return (
         f"Accuracy ({record['geometry']}, n = {ours.size:,} test images): "
-        f"{fixed(100 * was.value)} → {fixed(100 * found.value)} [{fixed(100 * found.low)}, {fixed(100 * found.high)}] %, "
+        f"{fixed(100 * was.value)} → {fixed(100 * found.value)} "
+        f"[{fixed(100 * found.low)}, {fixed(100 * found.high)}] %, "
         f"{signed(drop.value)} [{signed(drop.low)}, {signed(drop.high)}] points lost, McNemar "
         f"p = {significant(mcnemar(base, ours), 2)}. No worse than {fixed(100 * MARGIN, 1)} points "
         f"at 95 %: **{answer}** (bound {signed(100 * verdict.bound)})."

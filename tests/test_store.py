@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +78,31 @@ def _hold(path: str, held: object, release: object) -> None:
     with FileLock(path):
         held.set()  # type: ignore[attr-defined]
         release.wait(30)  # type: ignore[attr-defined]
+
+
+def test_a_store_may_wait_for_another_process(tmp_path: Path) -> None:
+    """Cells that run side by side share stages: the second finds what the first made."""
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    folder = Store(tmp_path).stage("train", {}, {}, _write("a")).folder  # type: ignore[arg-type]
+    os.rename(folder, tmp_path / "elsewhere")
+    other = context.Process(
+        target=_hold_then_put, args=(tmp_path / "elsewhere", folder, held, release)
+    )
+    other.start()
+    assert held.wait(60)
+    threading.Timer(0.3, release.set).start()
+    stage = Store(tmp_path, wait=True).stage("train", {}, {}, _write("b"))  # type: ignore[arg-type]
+    other.join()
+    assert not stage.fresh
+    assert (stage.folder / "out.txt").read_text() == "a"
+
+
+def _hold_then_put(made: Path, folder: Path, held: Any, release: Any) -> None:
+    with FileLock(f"{folder}.lock"):
+        held.set()
+        release.wait(60)
+        made.rename(folder)
 
 
 def test_two_processes_do_not_make_the_same_stage(tmp_path: Path) -> None:

@@ -142,6 +142,62 @@ for _name, (_upto, _summary, _examples) in _CHAIN.items():
 
 
 @app.command()
+def reproduce(
+    dataset: Annotated[
+        list[str] | None, typer.Option("--dataset", help="cifar10 or fashionmnist; both unless said.")
+    ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", help="mobilenet_v2, shufflenet_v2 or alexnet; all unless said."),
+    ] = None,
+    preset: Annotated[str, typer.Option("--preset", help="quick, fast or paper.")] = "quick",
+    seeds: Annotated[int, typer.Option("--seeds", help="How many, from 0.", min=1)] = 1,
+    tables: Annotated[str, typer.Option("--tables", help="Such as 1,3,5; all unless said.")] = "",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print cells, what is done and the time left; run none.")
+    ] = False,
+    data: DataFolder = None,
+    out: OutFolder = Path("runs/reproduce"),
+    device: Device = "auto",
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", help="Cells at a time; one a GPU or two cores unless said.", min=1),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Regenerate the published study and set it beside both publications.
+
+    Each cell (network, data set, seed) is skipped when done and goes on where it was killed. Cells
+    made elsewhere count once their folders are copied into DIR/cells.
+
+    Examples:
+        secateur reproduce --plan
+
+        secateur reproduce --dataset fashionmnist --network shufflenet_v2 --seeds 3 --data ~/data
+
+        secateur reproduce --tables 5,6 --preset fast --device cuda
+    """
+    from secateur.reproduce import study
+
+    wanted = study(
+        networks=network or (), datasets=dataset or (), preset=preset, seeds=seeds, tables=tables,
+        out=out, device=device, jobs=jobs, sets=overrides,
+    )  # fmt: skip
+    if plan:
+        _show(wanted.plan())
+        return
+    try:
+        errors = wanted.run(data)
+    except KeyboardInterrupt:
+        raise InterruptedByUserError(
+            "interrupted", remedy="the same command goes on from the last checkpoints"
+        ) from None
+    say(f"reproduction: {wanted.report()}")
+    if errors:
+        raise SecateurError(f"{len(errors)} cells failed", found="; ".join(errors))
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, with records.jsonl in it.")],
 ) -> None:

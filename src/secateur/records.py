@@ -58,8 +58,11 @@ class Record(BaseModel):
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write ``records`` to ``path``, one JSON object a line."""
-    path.write_text("".join(record.to_json() + "\n" for record in records), encoding="utf-8")
+    """Write ``records`` to ``path``, one JSON object a line; the file is whole or not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    lines = "".join(record.to_json() + "\n" for record in records)
+    temporary.write_text(lines, encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_records(path: Path) -> list[Record]:

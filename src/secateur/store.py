@@ -62,6 +62,7 @@ class Store:
 
     Args:
         root: Created where missing.
+        wait: Where another process makes a stage, wait until it is there; else that is an error.
 
     Attributes:
         made_any: Whether any stage was made, rather than found, so far.
@@ -70,8 +71,8 @@ class Store:
         StoreError: The folder cannot be written.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, wait: bool = False) -> None:
+        self.root, self.wait = root, wait
         self.made_any = False
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ class Store:
         partial = folder.with_name(folder.name + ".partial")
         lock = FileLock(folder.with_name(folder.name + ".lock"))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if self.wait else 0)
         except Timeout:
             raise StoreError(
                 "another process is making this stage",
@@ -121,6 +122,8 @@ class Store:
                 remedy="wait for it, or choose another --out",
             ) from None
         with lock:
+            if (folder / MANIFEST).exists():  # made by the one that was waited for
+                return Stage(name, _verified(folder, identity), folder)
             partial.mkdir(exist_ok=True)
             start = time.monotonic()
             make(partial)

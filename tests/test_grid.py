@@ -1,0 +1,126 @@
+"""Cells of the study: each is run once, alone, found again, and merged by copying its folder."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from secateur import forecast
+from secateur.errors import SecateurError
+from secateur.forecast import in_all
+from secateur.grid import Cell, cells, run_cells
+from secateur.recipe import load_recipe
+from secateur.records import read_records
+from secateur.reproduce import Study, study
+
+
+@pytest.fixture
+def tiny(recipe_file: Path) -> list[Cell]:
+    """One recipe, two seeds."""
+    recipes = [load_recipe(str(recipe_file), seed=seed) for seed in (0, 1)]
+    return [Cell(f"tiny-seed{recipe.seed}", recipe) for recipe in recipes]
+
+
+def test_the_grid_is_what_the_tables_need() -> None:
+    names = [cell.name for cell in cells(seeds=2, tables=(1, 3))]
+    assert len(names) == 3 * 2 * 2
+    assert names[0] == "mobilenet_v2-cifar10-quick-seed0"
+    assert "alexnet-fashionmnist-quick-seed1" in names
+    overfit = cells(["shufflenet_v2"], seeds=1, tables=(5,))
+    assert [cell.recipe.data.label_noise for cell in overfit] == [0.0, 0.2, 0.4]
+    assert all(cell.overfit for cell in overfit)
+    assert not cells(datasets=["cifar10"], tables=(6,))  # FashionMNIST alone, as published
+
+
+def test_names_that_are_not_known_are_refused() -> None:
+    for said in ({"networks": ["vgg"]}, {"datasets": ["mnist"]}, {"tables": "1,7"}):
+        with pytest.raises(SecateurError, match="unknown name"):
+            study(device="cpu", **said)  # type: ignore[arg-type]
+
+
+def test_cells_run_side_by_side_once_and_merge_by_copying(
+    tiny: list[Cell], image_folder: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    broken = Cell("broken", load_recipe("quickstart", ["data.name=folder", "train.epochs=1"]))
+    broken = Cell("broken", broken.recipe.model_copy(update={"data": tiny[0].recipe.data}))
+    ended: dict[str, str | None] = {}
+    todo = [*tiny, broken]
+    run_cells(
+        todo, here, image_folder, ["cpu", "cpu"], lambda c, e: ended.__setitem__(c.name, e)
+    )
+    assert ended["tiny-seed0"] is None
+    assert ended["tiny-seed1"] is None
+    assert all(cell.is_done(here) for cell in tiny)
+    # Batches of 64 from 18 images train; a network of 28 pixels runs; so this one is done as well,
+    # and shows that cells share the stage of the data.
+    assert len(list((here / "stages").glob("data-*"))) == 1
+    for cell in tiny:
+        folder = cell.folder(here)
+        assert {r.seed for r in read_records(folder / "records.jsonl")} == {cell.recipe.seed}
+        assert (folder / "right.safetensors").is_file()
+        assert "train" in (folder / "log.txt").read_text()
+    shutil.copytree(tiny[0].folder(here), tiny[0].folder(there))
+    assert [cell.is_done(there) for cell in tiny] == [True, False]
+    assert Study(tiny, there, ["cpu"]).todo == [tiny[1]]
+
+
+def test_a_cell_of_another_recipe_is_not_done(tiny: list[Cell], tmp_path: Path) -> None:
+    folder = tiny[0].folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "records.jsonl").touch()
+    (folder / "recipe.toml").write_text(tiny[1].recipe.to_toml())
+    assert not tiny[0].is_done(tmp_path)
+    (folder / "recipe.toml").write_text("name = ")
+    assert not tiny[0].is_done(tmp_path)
+    (folder / "recipe.toml").write_text(tiny[0].recipe.to_toml())
+    assert tiny[0].is_done(tmp_path)
+
+
+def test_one_failure_stops_no_other(tiny: list[Cell], tmp_path: Path) -> None:
+    ended: dict[str, str | None] = {}
+    run_cells(
+        tiny, tmp_path, tmp_path / "missing", ["cpu"], lambda c, e: ended.__setitem__(c.name, e)
+    )
+    assert list(ended) == ["tiny-seed0", "tiny-seed1"]
+    assert all(error and "no such data folder" in error for error in ended.values())
+    assert not any(cell.is_done(tmp_path) for cell in tiny)
+
+
+def test_the_plan_knows_what_is_done_and_forecasts_the_rest(
+    tiny: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny[0].folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "records.jsonl").touch()
+    (folder / "recipe.toml").write_text(tiny[0].recipe.to_toml())
+    monkeypatch.setattr(forecast, "seconds_spent", lambda folder: 100.0)
+    console = Console(file=io.StringIO(), width=150)
+    for part in Study(tiny, tmp_path, ["cpu"]).plan():
+        console.print(part)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    done, todo, total = text.strip().splitlines()[1:]
+    assert "done" in done
+    assert "to do" in todo
+    assert "1 min 40 s" in todo  # as its like took
+    assert total.startswith("1 of 2 cells done; 1 at a time on cpu: about 1 min 40 s left")
+
+
+def test_a_cell_without_its_like_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(forecast, "_seconds_an_image", lambda *_: 0.001)
+    (cell,) = cells(["shufflenet_v2"], ["fashionmnist"], tables=(1,))
+    recipe = cell.recipe
+    epochs = recipe.train.epochs + recipe.prune.rounds * recipe.prune.epochs
+    assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(48 * epochs)
+
+
+def test_processes_take_the_next_cell_when_free() -> None:
+    assert in_all([3, 1, 1, 1, None], 2) == 3
+    assert in_all([3, 1, 1, 1], 1) == 6
+    assert in_all([], 2) == 0
+
+
