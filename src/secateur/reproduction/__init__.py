@@ -1,0 +1,1 @@
+"""The published study set beside ours: from finished cells to tables, figures and a page."""
