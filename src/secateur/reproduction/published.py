@@ -167,17 +167,25 @@ class Contradiction:
 @functools.cache
 def published_rows() -> tuple[PublishedRow, ...]:
     """Every row that is published, in the order of the tables."""
-    return tuple(
-        PublishedRow(
-            table=int(said["table"]),
-            **{key: said[key] for key in ("source", "dataset", "network", "variant")},
-            **{key: Printed.of(said[key]) if said[key] else None for key in _NUMBERS},
-        )
-        for said in _read("results.csv")
+    return tuple(_row(said) for said in _read("results.csv"))
+
+
+def _row(said: dict[str, str]) -> PublishedRow:
+    def number(column: str) -> Printed | None:
+        return Printed.of(said[column]) if said[column] else None
+
+    return PublishedRow(
+        table=int(said["table"]),
+        source=said["source"],
+        dataset=said["dataset"],
+        network=said["network"],
+        variant=said["variant"],
+        top1_percent=number("top1_percent"),
+        parameters=number("parameters"),
+        compression_rate=number("compression_rate"),
+        size_mb=number("size_mb"),
+        latency_ms=number("latency_ms"),
     )
-
-
-_NUMBERS = ("top1_percent", "parameters", "compression_rate", "size_mb", "latency_ms")
 
 
 @functools.cache
