@@ -218,7 +218,8 @@ def _mark(marks: tuple[int, ...]) -> str:
 
 
 def _markdown_entry(entry: Entry) -> str:
-    parts = [markdown(entry.text) + _mark(entry.marks), markdown(entry.note)]
+    # A note is numbers in brackets, which stay readable in the source.
+    parts = [markdown(entry.text) + _mark(entry.marks), entry.note]
     return " ".join(part for part in parts if part)
 
 

@@ -122,5 +122,5 @@ def _spread(values: list[float], form: Form) -> Entry:
 def _entry(found: Interval, seeds: int, form: Form) -> Entry:
     value, low, high = found
     counted = f"({seeds} seed{'s' * (seeds != 1)})"
-    bounds = f"[{form(low)}, {form(high)}] " if low < high else ""
+    bounds = f"[{form(low)}, {form(high)}] " if form(low) != form(high) else ""
     return Entry(form(value), value, low, high, seeds, bounds + counted)

@@ -400,9 +400,9 @@ _TRAIN_TOP1 = Quantity(
 )
 
 _ABOUT_OURS = (
-    "Ours stands with [bounds] and its seeds. Of an accuracy or a difference of accuracies the "
-    "bounds are a 95 % interval over seeds and test images; of anything else the least and the "
-    "greatest of the seeds, and the value is their mean."
+    "Ours stands with bounds in brackets and how many seeds it is of. Of an accuracy or a "
+    "difference of accuracies the bounds are a 95 % interval over seeds and test images; of "
+    "anything else the least and the greatest of the seeds, around their mean."
 )
 _ABOUT_DROPS = (
     "A drop is reference minus variant, so a positive one is a loss; theirs follows from what they "
