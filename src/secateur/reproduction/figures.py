@@ -170,23 +170,25 @@ def _published(axes: Axes, source: str, dataset: str, network: str) -> None:
     axes.text(at, 1.01, f"{at:g}", transform=over, color=color, ha="center", fontsize=9)
     row = row_of(PRUNING, source, dataset, network, "pruned")
     if row is not None and row.top1_percent is not None:
-        axes.plot([at], [row.top1_percent.value], "D", markersize=5, mfc="none", mec=color)
+        hollow = {"markersize": 5, "mfc": "none", "mec": color}
+        axes.plot([at], [row.top1_percent.value], "D", **hollow)
 
 
 def _legend(curves: Sequence[Curve], source: str) -> list[Line2D]:
-    handles = [
-        Line2D([], [], color=MARKERS[network], label=TITLES[network]) for network in NETWORKS
-    ]
+    """Networks in the first row, what belongs to all of them under it; filled column by column."""
     ink = style.INK
-    handles += [
+    common = [
         Line2D([], [], color=ink, linewidth=1, linestyle=(0, (1, 2)), label=f"{source} settled on"),
-        Line2D([], [], color=ink, linestyle="", marker="D", markersize=5, mfc="none",
-               label=f"{source}, retrained"),
-    ]  # fmt: skip
+        Line2D([], [], color=ink, linestyle="", marker="D", markersize=5, markerfacecolor="none"),
+    ]
+    common[1].set_label(f"{source}, retrained")
     if any(curve.demonstration for curve in curves):
         words = "demonstration: masks not in force"
-        handles.append(Line2D([], [], color=ink, linestyle=(0, (4, 3)), label=words))
-    return handles
+        common.append(Line2D([], [], color=ink, linestyle=(0, (4, 3)), label=words))
+    else:
+        common.append(Line2D([], [], linestyle="", label=" "))
+    networks = [Line2D([], [], color=MARKERS[name], label=TITLES[name]) for name in NETWORKS]
+    return [handle for pair in zip(networks, common, strict=True) for handle in pair]
 
 
 def _pointable(drawing: str, axes: Axes, curves: Sequence[Curve]) -> str:
