@@ -50,9 +50,7 @@ def test_cells_run_side_by_side_once_and_merge_by_copying(
     broken = Cell("broken", broken.recipe.model_copy(update={"data": tiny[0].recipe.data}))
     ended: dict[str, str | None] = {}
     todo = [*tiny, broken]
-    run_cells(
-        todo, here, image_folder, ["cpu", "cpu"], lambda c, e: ended.__setitem__(c.name, e)
-    )
+    run_cells(todo, here, image_folder, ["cpu", "cpu"], lambda c, e: ended.__setitem__(c.name, e))
     assert ended["tiny-seed0"] is None
     assert ended["tiny-seed1"] is None
     assert all(cell.is_done(here) for cell in tiny)
@@ -122,5 +120,3 @@ def test_processes_take_the_next_cell_when_free() -> None:
     assert in_all([3, 1, 1, 1, None], 2) == 3
     assert in_all([3, 1, 1, 1], 1) == 6
     assert in_all([], 2) == 0
-
-

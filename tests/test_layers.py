@@ -23,7 +23,7 @@ LAYERS = [
     {"scanning", "measure"},
     {"sensitivity", "artifact"},
     {"pipeline", "report", "contenders"},
-    {"collect"},
+    {"collect", "reproduction"},
     {"run", "show", "explain", "bench"},
     {"ship"},
     {"cli"},
@@ -62,6 +62,13 @@ ARTIFACT = [
     {"classifier"},
     {"verify"},
 ]
+REPRODUCTION = [
+    {"published", "cells", "formats"},
+    {"measured", "curves"},
+    {"tables"},
+    {"figures", "outcome"},
+    {"page"},
+]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
@@ -97,7 +104,12 @@ def test_imports_go_down_only() -> None:
 
 @pytest.mark.parametrize(
     ("package", "layers"),
-    [("pruning", PRUNING), ("quantization", QUANTIZATION), ("artifact", ARTIFACT)],
+    [
+        ("pruning", PRUNING),
+        ("quantization", QUANTIZATION),
+        ("artifact", ARTIFACT),
+        ("reproduction", REPRODUCTION),
+    ],
 )
 def test_packages_are_in_layers_too(package: str, layers: list[set[str]]) -> None:
     level = {name: height for height, names in enumerate(layers) for name in names}

@@ -6,12 +6,15 @@ from scipy import stats
 
 from secateur.statistics import (
     QUIET,
+    across_seeds,
     bootstrapped_drop,
+    drop_across_seeds,
     mcnemar,
     no_worse,
     noise,
     paired_drop,
     proportion,
+    rates_across_seeds,
     ratio_of_medians,
     spread,
 )
@@ -138,3 +141,91 @@ def test_noise_is_relative() -> None:
     quiet, restless = np.array([10.0] * 90 + [10.5] * 10), np.array([10.0] * 50 + [14.0] * 50)
     assert noise(quiet) < QUIET < noise(restless)
     assert noise(10 * restless) == pytest.approx(noise(restless))
+
+
+def _crossed(
+    generator: np.random.Generator, seeds: int, n: int, of_seeds: float, lift: float
+) -> np.ndarray:
+    """Right answers where each image is as hard for every seed, and each seed as good on all."""
+    skill = of_seeds * generator.normal(size=(seeds, 1)) + generator.normal(size=(1, n))
+    return skill + 0.3 * generator.normal(size=(seeds, n)) + lift > 0
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.05, 0.1])
+def test_interval_over_seeds_and_images_covers_the_truth(of_seeds: float) -> None:
+    generator = np.random.default_rng(0)
+    truth = stats.norm.cdf(1.2 / (1 + 0.3**2 + of_seeds**2) ** 0.5)
+    hits = 0
+    for _ in range(1000):
+        low, high = across_seeds(_crossed(generator, 5, 1000, of_seeds, 1.2))[1:]
+        hits += low <= truth <= high
+    assert 930 <= hits <= 970
+
+
+def test_interval_of_a_drop_covers_the_truth() -> None:
+    """Two networks of one seed share its images; what pruning costs differs from seed to seed."""
+    generator = np.random.default_rng(1)
+    spreads = (1 + 0.1**2) ** 0.5, (1 + 0.1**2 + 0.1**2) ** 0.5
+    truth = stats.norm.cdf(1.2 / spreads[0]) - stats.norm.cdf(1.0 / spreads[1])
+    hits = 0
+    for _ in range(1000):
+        skill = 0.1 * generator.normal(size=(6, 1)) + generator.normal(size=(1, 1000))
+        cost = 0.2 + 0.1 * generator.normal(size=(6, 1))
+        low, high = drop_across_seeds(skill + 1.2 > 0, skill + 1.2 - cost > 0)[1:]
+        hits += low <= truth <= high
+    assert 930 <= hits <= 970
+
+
+def test_one_seed_has_the_interval_of_its_images() -> None:
+    right = np.random.default_rng(2).random((1, 300)) < 0.9
+    other = np.random.default_rng(3).random((1, 300)) < 0.8
+    assert across_seeds(right) == proportion(int(right.sum()), 300)
+    assert drop_across_seeds(right, other) == paired_drop(right[0], other[0])
+    assert rates_across_seeds(np.array([0.9]), 300) == proportion(270, 300)
+    bounds = stats.binomtest(int(right.sum()), 300).proportion_ci(0.95, "wilson")
+    assert across_seeds(right)[1:] == pytest.approx((bounds.low, bounds.high))
+
+
+def test_images_that_are_all_alike_leave_the_t_interval_of_the_seeds() -> None:
+    right = np.array([True, True, False, True])[:, None].repeat(50, axis=1)
+    values = right.mean(axis=1)
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert across_seeds(right) == pytest.approx((0.75, max(0, low), min(1, high)))
+
+
+def test_seeds_that_are_all_alike_leave_the_t_interval_of_the_images() -> None:
+    row = np.random.default_rng(4).random(400) < 0.9
+    right = np.stack([row] * 3)
+    expected = stats.t.interval(0.95, 399, row.mean(), stats.sem(row))
+    assert across_seeds(right)[1:] == pytest.approx(expected, abs=1e-12)
+    # Rates alone cannot know that, and assume it: n against n - 1 is all that differs.
+    assert rates_across_seeds(right.mean(axis=1), 400)[1:] == pytest.approx(expected, abs=1e-4)
+
+
+def test_interval_over_seeds_by_hand() -> None:
+    right = np.array([[1, 1, 0, 1], [1, 0, 0, 1]], bool)
+    # Images: means 1, .5, 0, 1, variance 11/48; seeds: .75 and .5, variance 1/32.
+    parts = 11 / 48 / 4, 1 / 32 / 2
+    degrees = sum(parts) ** 2 / (parts[0] ** 2 / 3 + parts[1] ** 2 / 1)
+    reach = stats.t.ppf(0.975, degrees) * sum(parts) ** 0.5
+    assert across_seeds(right) == pytest.approx((0.625, max(0, 0.625 - reach), 1.0))
+    narrow = across_seeds(right, confidence=0.5)
+    reach = stats.t.ppf(0.75, degrees) * sum(parts) ** 0.5
+    assert narrow == pytest.approx((0.625, 0.625 - reach, 0.625 + reach))
+
+
+def test_what_never_varies_is_not_certain() -> None:
+    right = np.ones((3, 100), bool)
+    assert across_seeds(right) == proportion(100, 100)
+    assert drop_across_seeds(right, right) == paired_drop(right[0], right[0])
+    assert rates_across_seeds(np.ones(3), 100) == proportion(100, 100)
+
+
+def test_intervals_over_seeds_refuse_other_shapes() -> None:
+    for wrong in (np.ones(3, bool), np.ones((0, 3), bool), np.ones((2, 0), bool)):
+        with pytest.raises(ValueError, match="seeds x images"):
+            across_seeds(wrong)
+    with pytest.raises(ValueError, match="equal shapes"):
+        drop_across_seeds(np.ones((2, 3), bool), np.ones((2, 4), bool))
+    with pytest.raises(ValueError, match="rates"):
+        rates_across_seeds(np.array([]), 10)

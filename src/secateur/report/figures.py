@@ -26,7 +26,7 @@ INK, CURVE, MARK = "#010203", "#040506", "#070809"
 INLINE = {INK: "currentColor", CURVE: "var(--curve)", MARK: "var(--mark)"}
 ALONE = {INK: "#747b85", CURVE: "#2f8f6b", MARK: "#c0702a"}
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "secateur",
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -191,30 +191,37 @@ def _banded(axes: Axes, xs: list[float] | list[int], records: Iterable[Record | 
 
 
 def _figure(name: str, title: str, alt: str, plot: Callable[[Axes], None]) -> Figure:
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(5, 3.1), layout="constrained")
         plot(canvas.add_subplot())
-        file = io.StringIO()
-        canvas.savefig(
-            file, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    drawing = _cleaned(file.getvalue(), f"figure-{name}", alt)
-    alone = _colored(drawing, ALONE).replace(
-        "<svg ",
-        '<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" ',
-        1,
-    )
-    return Figure(name, title, alt, _colored(drawing, INLINE), alone + "\n")
+        drawing = cleaned(canvas, f"figure-{name}", alt)
+    return Figure(name, title, alt, colored(drawing, INLINE), standing_alone(drawing, ALONE))
 
 
-def _colored(drawing: str, colors: dict[str, str]) -> str:
+def standing_alone(drawing: str, colors: dict[str, str]) -> str:
+    """A file of its own from what :func:`cleaned` returned."""
+    space = '<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" '
+    return colored(drawing, colors).replace("<svg ", space, 1) + "\n"
+
+
+def colored(drawing: str, colors: dict[str, str]) -> str:
+    """Put colors where the markers are."""
     for marker, color in colors.items():
         drawing = drawing.replace(marker, color)
     return drawing
 
 
-def _cleaned(svg: str, prefix: str, alt: str) -> str:
-    """Strip what a page does not need, and make ids unique among the figures of one page."""
+def cleaned(canvas: Canvas, prefix: str, alt: str) -> str:
+    """SVG in marker colors, without what a page does not need.
+
+    Args:
+        canvas: Drawn within ``STYLE``.
+        prefix: Makes its ids unique among the figures of one page.
+        alt: What one would see.
+    """
+    file = io.StringIO()
+    canvas.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
     root = ET.fromstring(svg)  # noqa: S314 matplotlib's own output
     for metadata in root.findall("{*}metadata"):
         root.remove(metadata)

@@ -46,9 +46,9 @@ def write_report(run: Path) -> None:
     says = _says(found, figures, toml, said)
     (run / "figures").mkdir(exist_ok=True)
     for figure in figures.values():
-        _write(run / "figures" / f"{figure.name}.svg", figure.alone)
+        write_text(run / "figures" / f"{figure.name}.svg", figure.alone)
     for name in ("report.html", "report.md"):
-        _write(run / name, _templates().get_template(f"{name}.j2").render(says))
+        write_text(run / name, _templates().get_template(f"{name}.j2").render(says))
 
 
 def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
@@ -113,7 +113,7 @@ def _templates() -> Environment:
         "signed_bounds": signed_bounds,
         "heat": _heat,
         "svg": lambda figure: Markup(figure.inline),  # noqa: S704 ours, its text escaped
-        "md": _markdown,
+        "md": markdown,
         "breakable": lambda name: Markup(".<wbr>").join(name.split(".")),
     }
     return environment
@@ -131,7 +131,7 @@ def _heat(record: Record | None) -> int:
     return round(100 * math.log1p(lost) / math.log1p(100))
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Text that Markdown, a table cell included, shows as it is."""
     line = " ".join(str(text).split())
     line = re.sub(r"([\\`*\[\]<>|~#$])", r"\\\1", line.replace("&", "&amp;"))
@@ -139,7 +139,8 @@ def _markdown(text: str) -> str:
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     # Not secateur.store: that needs torch.
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8", newline="\n")

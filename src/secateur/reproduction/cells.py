@@ -1,0 +1,294 @@
+"""Finished cells of the study: what each measured, and which belong together.
+
+A cell is one run with one seed: a folder ``OUT/cells/NAME/`` with ``recipe.toml``,
+``records.jsonl`` and ``right.safetensors``. Cells made on different machines are merged by copying
+their folders. Whatever is there is read, and what cannot be is named.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from secateur.errors import SecateurError, StoreError
+from secateur.recipe import content_id
+from secateur.records import Record, read_records
+
+OVERFITTED = "overfitted"
+"""Every variant of a cell on overfitting begins so."""
+
+CONDITIONS = ("label_noise", "training_images", "epochs")
+"""Keys of ``at`` that say how a network was made to overfit."""
+
+PRESETS = ("paper", "fast", "quick", "custom")
+"""From what is closest to the publication."""
+
+
+class Setting(NamedTuple):
+    """What cells must share before their numbers may be one number.
+
+    Attributes:
+        network: As in the records, for example ``shufflenet_v2_x1_0``.
+        dataset: ``cifar10`` or ``fashionmnist``, or another that no publication has.
+        preset: ``paper``, ``fast``, ``quick`` or ``custom``.
+        geometry: For example ``28x28 stem=paper``.
+        recipe: Content id of the recipe without its seed, name and description.
+        conditions: Of overfitting, in the order of ``CONDITIONS``; else empty.
+    """
+
+    network: str
+    dataset: str
+    preset: str
+    geometry: str
+    recipe: str
+    conditions: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One finished run with one seed.
+
+    Attributes:
+        name: Of its folder.
+        setting: What it shares with its other seeds.
+        seed: Of the recipe.
+        overfitting: Whether it is on networks that were made to overfit.
+        records: All of them.
+        right: Variant to a vector of shape (n,), True where it was right on that test image.
+    """
+
+    name: str
+    setting: Setting
+    seed: int
+    overfitting: bool
+    records: tuple[Record, ...]
+    right: dict[str, npt.NDArray[np.bool_]]
+
+    def get(self, variant: str, metric: str) -> Record | None:
+        """The one number of that name, if it was measured."""
+        return next((r for r in self.records if (r.variant, r.metric) == (variant, metric)), None)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that differ in their seed alone.
+
+    Attributes:
+        setting: What they share.
+        overfitting: Whether they are on networks that were made to overfit.
+        cells: By rising seed.
+    """
+
+    setting: Setting
+    overfitting: bool
+    cells: tuple[Cell, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Rising."""
+        return tuple(cell.seed for cell in self.cells)
+
+    def right(self, *variants: str) -> list[npt.NDArray[np.bool_]]:
+        """For each variant an array of shape (S, n), over the S seeds that have all of them.
+
+        Returns:
+            Nothing where no seed has all.
+        """
+        having = [cell for cell in self.cells if set(variants) <= set(cell.right)]
+        if not having:
+            return []
+        return [np.stack([cell.right[variant] for cell in having]) for variant in variants]
+
+    def values(self, variant: str, metric: str) -> list[Record]:
+        """One record a seed that has it, by rising seed."""
+        found = (cell.get(variant, metric) for cell in self.cells)
+        return [record for record in found if record is not None]
+
+    def pairs(self, variant: str, metric: str) -> list[tuple[Record, Record]]:
+        """(reference, variant) of every seed that has both."""
+        both = ((cell.get("reference", metric), cell.get(variant, metric)) for cell in self.cells)
+        return [(one, other) for one, other in both if one is not None and other is not None]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Everything that was found.
+
+    Attributes:
+        groups: The closest to the publication first.
+        unread: Name of a folder to why it does not count.
+    """
+
+    groups: tuple[Group, ...]
+    unread: dict[str, str]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell that counts, by name."""
+        return sorted((c for group in self.groups for c in group.cells), key=lambda c: c.name)
+
+    def of(
+        self, dataset: str, network: str, geometry: str, *, overfitting: bool = False
+    ) -> list[Group]:
+        """Groups of one network and data set, the one closest to the publication first.
+
+        Args:
+            dataset: As in the records.
+            network: As in the records.
+            geometry: The published one, which comes first.
+            overfitting: Whether to return those on overfitting instead of the others.
+        """
+        found = [
+            group
+            for group in self.groups
+            if (group.setting.dataset, group.setting.network) == (dataset, network)
+            and group.overfitting == overfitting
+        ]
+        return sorted(found, key=lambda g: (g.setting.geometry != geometry, *_closeness(g)))
+
+
+def read_cells(out: Path) -> Cells:
+    """Read every cell under ``out/cells``.
+
+    A cell that is damaged, incomplete, or has a seed that its group has already is left out and
+    named in ``unread``: a number is of sound cells alone.
+
+    Args:
+        out: Folder of the study; without ``cells`` there are none.
+    """
+    folder = out / "cells"
+    found, unread = [], {}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
+        try:
+            found.append(_read_cell(path))
+        except SecateurError as why:
+            unread[path.name] = str(why).replace(f"{path}/", "")
+    return Cells(_grouped(found, unread), unread)
+
+
+def _read_cell(folder: Path) -> Cell:
+    records = read_records(folder / "records.jsonl")
+    if not records:
+        raise StoreError("no records", where="records.jsonl")
+    about = records[0]
+    shared = {(r.network, r.dataset, r.preset, r.geometry, r.seed) for r in records}
+    if len(shared) > 1:
+        raise StoreError("records of more than one run", where="records.jsonl")
+    _check_single(records)
+    overfitting = any(record.variant.startswith(OVERFITTED) for record in records)
+    setting = Setting(
+        about.network,
+        about.dataset,
+        about.preset,
+        about.geometry,
+        _recipe_without_seed(folder / "recipe.toml", about.seed),
+        _conditions(records) if overfitting else (),
+    )
+    right = _read_right(folder / "right.safetensors", records)
+    return Cell(folder.name, setting, about.seed, overfitting, tuple(records), right)
+
+
+SINGLE = (
+    *("top1_percent", "parameters", "macs", "size_bytes", "latency_ms"),
+    *("train_top1_percent", "train_loss_nats", "test_loss_nats", "loss_gap_nats"),
+)
+"""Metrics of which each variant has one number that this package reads."""
+
+
+def _check_single(records: list[Record]) -> None:
+    many = Counter((r.variant, r.metric) for r in records if r.metric in SINGLE)
+    twice = [" ".join(key) for key, count in many.items() if count > 1]
+    if twice:
+        raise StoreError("a number is recorded twice", where="records.jsonl", found=twice[0])
+
+
+def _conditions(records: list[Record]) -> tuple[tuple[str, float], ...]:
+    found = {
+        tuple((key, float(r.at[key])) for key in CONDITIONS if key in r.at)
+        for r in records
+        if r.variant.startswith(OVERFITTED)
+    } - {()}
+    if len(found) > 1:
+        raise StoreError("more than one way to overfit in one cell", where="records.jsonl")
+    return found.pop() if found else ()
+
+
+def _recipe_without_seed(path: Path, seed: int) -> str:
+    # Not Recipe: one of an older version stays readable here.
+    try:
+        said: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StoreError("cannot read recipe", where=path.name, found=error) from error
+    if said.get("seed", 0) != seed:
+        raise StoreError("recipe of another seed", expected=seed, found=said.get("seed", 0))
+    return content_id({k: v for k, v in said.items() if k not in ("seed", "name", "description")})
+
+
+def _read_right(path: Path, records: list[Record]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Decisions of each variant, which must give the accuracies of the records."""
+    try:
+        right = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise StoreError("cannot read decisions", where=path.name, found=error) from error
+    lengths = {decided.shape for decided in right.values()}
+    if any(d.dtype != np.bool_ or d.ndim != 1 or not d.size for d in right.values()):
+        raise StoreError("decisions are not boolean vectors", where=path.name)
+    if len(lengths) > 1:
+        raise StoreError("decisions on different images", where=path.name)
+    for record in records:
+        source = record.at.get("decoded_to")  # a packed file decides as what it decodes to
+        if isinstance(source, str) and source in right:
+            right.setdefault(record.variant, right[source])
+    _check_accuracies(right, records)
+    return right
+
+
+def _check_accuracies(right: dict[str, npt.NDArray[np.bool_]], records: list[Record]) -> None:
+    for record in records:
+        if record.metric != "top1_percent" or record.variant not in right:
+            continue
+        decided = 100 * float(right[record.variant].mean())
+        if abs(decided - record.value) > 1e-6:
+            raise StoreError(
+                f"decisions and records of {record.variant} differ",
+                expected=f"{record.value:.4f} %",
+                found=f"{decided:.4f} %",
+            )
+
+
+def _grouped(cells: Iterable[Cell], unread: dict[str, str]) -> tuple[Group, ...]:
+    together: dict[tuple[bool, Setting], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        same = together[cell.overfitting, cell.setting]
+        twin = next((other for other in same if other.seed == cell.seed), None)
+        if twin is not None:
+            unread[cell.name] = f"the same recipe and seed as {twin.name}"
+        elif same and _images(cell) != _images(same[0]):
+            unread[cell.name] = f"measured on other test images than {same[0].name}"
+        else:
+            same.append(cell)
+    groups = [
+        Group(setting, overfitting, tuple(sorted(same, key=lambda cell: cell.seed)))
+        for (overfitting, setting), same in together.items()
+    ]
+    return tuple(sorted(groups, key=_closeness))
+
+
+def _images(cell: Cell) -> int:
+    return next((decided.size for decided in cell.right.values()), 0)
+
+
+def _closeness(group: Group) -> tuple[int, int, Setting]:
+    """The published preset first, then where more seeds are."""
+    preset = group.setting.preset
+    rank = PRESETS.index(preset) if preset in PRESETS else len(PRESETS)
+    return rank, -len(group.seeds), group.setting

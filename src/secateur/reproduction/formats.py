@@ -1,0 +1,267 @@
+"""A table as data, and as Markdown, CSV, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from secateur.report.numbers import NONE
+from secateur.report.render import markdown
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in one place of a table.
+
+    Attributes:
+        text: As people read it, without its interval.
+        value: The number, unrounded; None where ``text`` is none.
+        low: Lower bound, if there is one.
+        high: Upper bound, if there is one.
+        seeds: How many seeds are behind the number; None of what is published.
+        note: Interval and seeds, as people read them.
+        marks: Numbers of the footnotes that contradict it, rising.
+    """
+
+    text: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int | None = None
+    note: str = ""
+    marks: tuple[int, ...] = ()
+
+
+NOTHING = Entry(NONE)
+"""There is no such number."""
+
+NOT_RUN = Entry("not run")
+"""There is such a number, and it was not measured yet."""
+
+Who = Literal["label", "paper", "report", "ours"]
+
+
+class Column(NamedTuple):
+    """``key`` names it in CSV, ``heading`` for people, ``who`` says whose numbers it holds."""
+
+    key: str
+    heading: str
+    who: Who
+
+
+@dataclass(frozen=True)
+class Table:
+    """Published numbers and ours, side by side.
+
+    Attributes:
+        name: Stem of its files.
+        title: What it sets side by side.
+        columns: Those of labels first, the first two of which name a group of rows.
+        rows: An entry for each column.
+        footnotes: Number of a mark to what it says.
+        notes: How to read it, a sentence or two each.
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    footnotes: dict[int, str]
+    notes: tuple[str, ...]
+
+    @property
+    def labels(self) -> int:
+        """How many columns are labels."""
+        return sum(column.who == "label" for column in self.columns)
+
+    def to_markdown(self) -> str:
+        """A table of GitHub's Markdown, with its title and notes."""
+        headings = [markdown(_heading(column)) for column in self.columns]
+        rules = ["---" if column.who == "label" else "---:" for column in self.columns]
+        rows = [[_markdown_entry(entry) for entry in row] for row in self.rows]
+        table = [f"| {' | '.join(cells)} |" for cells in (headings, rules, *rows)]
+        marks = [f"{_mark((k,))} {markdown(text)}" for k, text in self.footnotes.items()]
+        notes = [markdown(note) for note in self.notes]
+        parts = [f"### {markdown(self.title)}", "\n".join(table), *marks, *notes]
+        return "\n\n".join(parts) + "\n"
+
+    def to_csv(self) -> str:
+        """Numbers unrounded, a column for each of value, bounds and seeds.
+
+        What is not there is empty; the last column names the contradictions of the row.
+        """
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            [*(key for column in self.columns for key in _csv_keys(column)), "contradictions"]
+        )
+        for row in self.rows:
+            marks = sorted({mark for entry in row for mark in entry.marks})
+            pairs = zip(self.columns, row, strict=True)
+            cells = [cell for column, entry in pairs for cell in _csv_cells(column, entry)]
+            writer.writerow([*cells, " ".join(self.footnotes[mark] for mark in marks)])
+        return file.getvalue()
+
+    def to_latex(self) -> str:
+        """A ``table*`` that needs the packages booktabs and graphicx."""
+        layout = "l" * self.labels + "r" * (len(self.columns) - self.labels)
+        blocks = (self._latex_rows(block) for block in self._blocks())
+        notes = [f"$^{{{_latex_mark(k)}}}$ {_latex(text)}" for k, text in self.footnotes.items()]
+        return "\n".join(
+            [
+                r"\begin{table*}",
+                rf"\caption{{{_latex(self.title)}}}",
+                r"\resizebox{\textwidth}{!}{%",
+                rf"\begin{{tabular}}{{{layout}}}",
+                r"\toprule",
+                *self._latex_head(),
+                r"\midrule",
+                "\n\\midrule\n".join(blocks),
+                r"\bottomrule",
+                r"\end{tabular}}",
+                *(rf"\par\footnotesize {note}" for note in [*notes, *map(_latex, self.notes)]),
+                r"\end{table*}",
+                "",
+            ]
+        )
+
+    def to_html(self) -> str:
+        """A ``table`` in a box that scrolls, with its footnotes; everything escaped."""
+        head = "".join(self._html_head())
+        body = "\n".join(self._html_block(block) for block in self._blocks())
+        marks = "".join(
+            f'<li id="{self.name}-{k}"><span class="mark">{_mark((k,))}</span> {escape(text)}</li>'
+            for k, text in self.footnotes.items()
+        )
+        notes = "".join(f'<p class="quiet">{escape(note)}</p>\n' for note in self.notes)
+        return (
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(self.title)}">\n'
+            f'<table class="beside">\n<caption>{escape(self.title)}</caption>\n'
+            f"<thead>{head}</thead>\n{body}\n</table>\n</div>\n"
+            + (f'<ul class="marks">{marks}</ul>\n' if marks else "")
+            + notes
+        )
+
+    # ---- parts
+
+    def _blocks(self) -> Iterator[list[tuple[Entry, ...]]]:
+        """Rows with the same first two labels."""
+        for _, rows in groupby(self.rows, lambda row: (row[0].text, row[1].text)):
+            yield list(rows)
+
+    def _spans(self) -> Iterator[tuple[str, list[Column]]]:
+        """Columns of numbers by their quantity."""
+        for heading, columns in groupby(self.columns[self.labels :], lambda c: c.heading):
+            yield heading, list(columns)
+
+    def _latex_head(self) -> Iterator[str]:
+        empty = " & " * self.labels
+        spans, rules, at = [], [], self.labels + 1
+        for heading, columns in self._spans():
+            spans.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{_latex(heading)}}}")
+            rules.append(rf"\cmidrule(lr){{{at}-{at + len(columns) - 1}}}")
+            at += len(columns)
+        yield rf"{empty}{' & '.join(spans)} \\"
+        yield " ".join(rules)
+        names = [_latex(c.heading if c.who == "label" else c.who) for c in self.columns]
+        yield rf"{' & '.join(names)} \\"
+
+    @staticmethod
+    def _latex_rows(rows: Iterable[tuple[Entry, ...]]) -> str:
+        return "\n".join(rf"{' & '.join(_latex_entry(entry) for entry in row)} \\" for row in rows)
+
+    def _html_head(self) -> Iterator[str]:
+        yield "<tr>"
+        for column in self.columns[2 : self.labels]:
+            yield f'<th scope="col" rowspan="2">{escape(column.heading)}</th>'
+        for heading, columns in self._spans():
+            yield f'<th scope="colgroup" colspan="{len(columns)}">{escape(heading)}</th>'
+        yield "</tr>\n<tr>"
+        for column in self.columns[self.labels :]:
+            yield f'<th scope="col" class="{column.who}">{column.who}</th>'
+        yield "</tr>"
+
+    def _html_block(self, rows: list[tuple[Entry, ...]]) -> str:
+        name = escape(f"{rows[0][1].text} on {rows[0][0].text}")
+        lines = [f'<tr><th scope="rowgroup" colspan="{len(self.columns) - 2}">{name}</th></tr>']
+        for row in rows:
+            cells = zip(self.columns[2:], row[2:], strict=True)
+            lines.append(f"<tr>{''.join(self._html_cell(*cell) for cell in cells)}</tr>")
+        return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
+
+    def _html_cell(self, column: Column, entry: Entry) -> str:
+        text = escape(entry.text)
+        for k in entry.marks:
+            title = escape(self.footnotes[k])
+            text += f'<a class="mark" href="#{self.name}-{k}" title="{title}">{_mark((k,))}</a>'
+        if entry.note:
+            text += f' <span class="note">{escape(entry.note)}</span>'
+        if column.who == "label":
+            scope = ' scope="row"' if column.key == "variant" else ""
+            tag = "th" if scope else "td"
+            return f'<{tag}{scope} class="label">{text}</{tag}>'
+        kind = column.who + (" absent" if entry.value is None else "")
+        return f'<td class="{kind}">{text}</td>'
+
+
+def _heading(column: Column) -> str:
+    return column.heading if column.who == "label" else f"{column.heading}, {column.who}"
+
+
+def _mark(marks: tuple[int, ...]) -> str:
+    return "".join(f"†{k}" for k in marks)
+
+
+def _markdown_entry(entry: Entry) -> str:
+    # A note is numbers in brackets, which stay readable in the source.
+    parts = [markdown(entry.text) + _mark(entry.marks), entry.note]
+    return " ".join(part for part in parts if part)
+
+
+def _csv_keys(column: Column) -> list[str]:
+    if column.who == "label":
+        return [column.key]
+    key = f"{column.who}_{column.key}"
+    return [key, *(f"{key}_{part}" for part in ("low", "high", "seeds"))][
+        : 4 if column.who == "ours" else 1
+    ]
+
+
+def _csv_cells(column: Column, entry: Entry) -> list[str]:
+    if column.who == "label":
+        return [entry.text]
+    numbers = [entry.value, entry.low, entry.high, entry.seeds]
+    return ["" if n is None else repr(n) for n in numbers[: 4 if column.who == "ours" else 1]]
+
+
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{EN DASH}": "--",
+    "×": r"$\times$",
+    "\n": " ",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex_mark(k: int) -> str:
+    return rf"\dagger {k}"
+
+
+def _latex_entry(entry: Entry) -> str:
+    marks = "".join(f"$^{{{_latex_mark(k)}}}$" for k in entry.marks)
+    return " ".join(part for part in (_latex(entry.text) + marks, _latex(entry.note)) if part)
