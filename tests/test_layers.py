@@ -24,6 +24,7 @@ LAYERS = [
     {"sensitivity", "artifact"},
     {"pipeline", "report", "contenders"},
     {"collect"},
+    {"overfit"},
     {"run", "show", "explain", "bench"},
     {"ship"},
     {"cli"},
