@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.data import Images, Preparation, augment, load, normalization, split
+from secateur.data import (
+    Images,
+    Preparation,
+    augment,
+    draw,
+    load,
+    mislabel,
+    normalization,
+    split,
+)
 from secateur.errors import DataError
 from secateur.recipe import Augment
 
@@ -177,3 +186,47 @@ def test_spread_sees_a_sorted_set_from_end_to_end() -> None:
     assert images.spread(3).labels.tolist() == [0, 3, 6]
     assert images.spread(0) is images
     assert images.spread(8) is images
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    share=st.floats(0.01, 1),
+    seed=st.integers(0, 3),
+)
+@settings(deadline=None, max_examples=50)
+def test_drawn_images_are_as_many_as_asked_of_each_class_its_share(
+    counts: list[int], share: float, seed: int
+) -> None:
+    labels = torch.cat([torch.full((n,), label) for label, n in enumerate(counts)])
+    count = max(1, int(share * len(labels)))
+    drawn = draw(labels, count, seed)
+    assert len(set(drawn.tolist())) == len(drawn) == count
+    assert torch.equal(drawn, drawn.sort().values)
+    for label, n in enumerate(counts):
+        assert abs(int((labels[drawn] == label).sum()) - count * n / len(labels)) <= 1
+    assert torch.equal(drawn, draw(labels, count, seed))
+
+
+def test_another_seed_draws_other_images() -> None:
+    labels = torch.arange(100) % 4
+    assert not torch.equal(draw(labels, 20, 0), draw(labels, 20, 1))
+    with pytest.raises(DataError, match="at most 100, found 101"):
+        draw(labels, 101, 0)
+
+
+def test_exactly_the_fraction_gets_another_class_each_as_likely() -> None:
+    labels = torch.arange(4000) % 5
+    noisy = mislabel(labels, 0.4, 5, 0)
+    wrong = noisy != labels
+    assert int(wrong.sum()) == 1600
+    assert 0 <= int(noisy.min()) <= int(noisy.max()) < 5
+    shifts = ((noisy - labels) % 5)[wrong].bincount(minlength=5).tolist()
+    assert shifts[0] == 0
+    assert all(340 < count < 460 for count in shifts[1:])
+    assert torch.equal(noisy, mislabel(labels, 0.4, 5, 0))
+    assert not torch.equal(noisy, mislabel(labels, 0.4, 5, 1))
+    less = mislabel(labels, 0.2, 5, 0)
+    assert torch.equal(less[less != labels], noisy[less != labels])
+    assert torch.equal(mislabel(labels, 0.0, 1, 0), labels)
+    with pytest.raises(DataError, match=r"data\.label_noise.*at least 2 classes, found 1"):
+        mislabel(torch.zeros(10, dtype=torch.int64), 0.2, 1, 0)

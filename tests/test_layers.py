@@ -24,8 +24,11 @@ LAYERS = [
     {"sensitivity", "artifact"},
     {"pipeline", "report", "contenders"},
     {"collect", "reproduction"},
+    {"overfit"},
     {"run", "show", "explain", "bench"},
-    {"ship"},
+    {"ship", "grid"},
+    {"forecast"},
+    {"reproduce"},
     {"cli"},
     {"__main__"},
 ]

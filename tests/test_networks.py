@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+import secateur
+from secateur.cost import parameters
 from secateur.errors import NetworkError
 from secateur.networks import build_network
 from secateur.recipe import Network
@@ -64,3 +66,53 @@ def test_the_seed_decides_the_weights_and_disturbs_nothing() -> None:
     assert torch.rand(1) == expected
     assert torch.equal(first.fc.weight, same.fc.weight)
     assert not torch.equal(first.fc.weight, other.fc.weight)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "alexnet"])
+def test_dropout_off_lets_everything_through(name: str) -> None:
+    config = Network(name=name, resolution=64, dropout=False)  # type: ignore[arg-type]
+    network = build_network(config, 1, 10)
+    found = [m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)]
+    assert found
+    assert not any(found)
+    on = build_network(config.model_copy(update={"dropout": True}), 1, 10)
+    assert all(m.p > 0 for m in on.modules() if isinstance(m, torch.nn.Dropout))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x1_0"])
+def test_without_batch_norm_the_signal_keeps_its_size(name: str) -> None:
+    config = Network(name=name, resolution=28, batch_norm="identity")  # type: ignore[arg-type]
+    network = build_network(config, 1, 10, seed=3)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+    sizes: list[float] = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(lambda m, i, o: sizes.append(float(o.detach().std())))
+    # Other noise than that which the weights were scaled by.
+    noise = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(9))
+    network.eval()(noise)
+    assert len(sizes) > 50
+    assert all(0.5 < size < 2 for size in sizes)
+    same = build_network(config, 1, 10, seed=3)
+    pairs = zip(network.parameters(), same.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "shufflenet_v2_x1_0"])
+def test_without_batch_norm_removing_is_masking(name: str) -> None:
+    config = Network(name=name, resolution=28, batch_norm="identity")  # type: ignore[arg-type]
+    network = build_network(config, 1, 10).double().eval()
+    images = torch.randn(4, 1, 28, 28, dtype=torch.float64)
+    plan = secateur.plan_removal(network, images, fraction=0.4)
+    smaller = secateur.remove(network, plan)
+    assert parameters(smaller) < 0.6 * parameters(network)
+    expected, found = secateur.apply_masks(network, plan)(images), smaller(images)
+    assert float(expected.std()) > 1e-3
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_without_batch_norm_is_as_torchvision_draws_it() -> None:
+    config = Network(name="alexnet", resolution=64)
+    plain = build_network(config, 1, 10)
+    same = build_network(config.model_copy(update={"batch_norm": "identity"}), 1, 10)
+    assert torch.equal(plain.features[0].weight, same.features[0].weight)

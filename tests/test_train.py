@@ -10,7 +10,7 @@ from secateur.data import Images, Preparation
 from secateur.errors import TrainingError
 from secateur.kernels import fast_small_maps
 from secateur.recipe import Augment, Train
-from secateur.train import TEMPERATURE, Trainer, divergence, learning_rate, train
+from secateur.train import TEMPERATURE, Epoch, Trainer, divergence, learning_rate, train
 
 PREPARE = Preparation((0.5,), (0.25,), 8)
 CONFIG = Train(epochs=3, batch_size=8, learning_rate=0.1, ema=0.9, augment=Augment(flip=True))
@@ -192,3 +192,36 @@ def test_a_student_follows_its_teacher_where_labels_do_not_lead(tmp_path: Path) 
     )  # fmt: skip
     seen = PREPARE(_images(10).pixels)
     assert (student(seen).argmax(1) == _images(10).labels).all()
+
+
+def _until(folder: Path, until: float | None = 90.0) -> tuple[nn.Module, list[Epoch]]:
+    changes = {"epochs": 9, "ema": 0.0, "learning_rate": 0.002, "until": until}
+    config = CONFIG.model_copy(update=changes)
+    checkpoint = folder / "checkpoint.safetensors"
+    return train(
+        _network(), _images(32), _images(10), PREPARE, config, seed=3, checkpoint=checkpoint
+    )
+
+
+def test_training_ends_with_the_epoch_that_fits_enough(tmp_path: Path) -> None:
+    network, history = _until(tmp_path)
+    assert 1 < len(history) < 9
+    found = [epoch.train_right for epoch in history]
+    assert all(right is not None and right < 28.8 for right in found[:-1])
+    images = _images(32)
+    right = int((network(PREPARE(images.pixels)).argmax(1) == images.labels).sum())
+    assert found[-1] == right >= 28.8
+    assert history[-1].validation_images == 10
+    # The same learning rates as without an end: only the end differs.
+    (tmp_path / "whole").mkdir()
+    _, whole = _until(tmp_path / "whole", until=None)
+    assert [e.train_loss for e in whole][: len(history)] == [e.train_loss for e in history]
+    assert len(whole) == 9
+
+
+def test_an_ended_training_that_resumes_stays_ended(tmp_path: Path) -> None:
+    # Killed between the last checkpoint and the stage's end, as at any other epoch's end.
+    network, history = _until(tmp_path)
+    again, resumed = _until(tmp_path)
+    assert resumed == history
+    assert _equal(network, again)

@@ -17,7 +17,7 @@ def collect(pipeline: Pipeline, upto: str = "pack") -> list[Record]:
     """Records of every stage from ``data`` to ``upto``, in the order of the chain."""
     records: list[Record] = []
     for name, stage in stages(pipeline, upto):
-        by = _Recorder(pipeline, stage)
+        by = Recorder(pipeline, stage)
         records.append(by("reference", "seconds", stage.manifest["seconds"], at={"stage": name}))
         if name in ("train", "quantize-train") or name.startswith("prune-"):
             records += _training(by, name)
@@ -56,8 +56,13 @@ def stages(pipeline: Pipeline, upto: str) -> Iterator[tuple[str, Stage]]:
             return
 
 
-class _Recorder:
-    """Makes records that share one stage's provenance."""
+class Recorder:
+    """Makes records that share one stage's provenance.
+
+    Args:
+        pipeline: Its recipe says what the records are of.
+        stage: Its manifest says where, when and with what the numbers were made.
+    """
 
     def __init__(self, pipeline: Pipeline, stage: Stage) -> None:
         recipe, manifest = pipeline.recipe, stage.manifest
@@ -79,6 +84,7 @@ class _Recorder:
     def __call__(
         self, variant: str, metric: str, value: float | Interval, n: int = 1, **more: Any
     ) -> Record:
+        """Make one record; ``more`` are further fields of it."""
         if isinstance(value, Interval):
             more |= {"low": value.low, "high": value.high}
             value = value.value
@@ -86,51 +92,52 @@ class _Recorder:
         return Record(variant=variant, metric=metric, value=value, n=n, **fields)
 
 
-def _percent(interval: Interval) -> Interval:
+def percent(interval: Interval) -> Interval:
+    """An interval of fractions, in percent or percentage points."""
     return Interval(*(100 * bound for bound in interval))
 
 
-def _training(by: _Recorder, name: str) -> Iterator[Record]:
+def _training(by: Recorder, name: str) -> Iterator[Record]:
     variant = {"train": "reference", "quantize-train": "quantized"}.get(name, "pruned")
     for epoch in by.stage.json("history.json"):
         at = {"stage": name, "epoch": epoch["epoch"]}
         n = epoch["validation_images"]
-        accuracy = _percent(proportion(epoch["validation_right"], n))
+        accuracy = percent(proportion(epoch["validation_right"], n))
         yield by(variant, "train_loss", epoch["train_loss"], at=at)
         yield by(variant, "epoch_seconds", epoch["seconds"], at=at)
         yield by(variant, "validation_top1_percent", accuracy, n, at=at)
 
 
-def _scan(by: _Recorder, pipeline: Pipeline) -> Iterator[Record]:
+def _scan(by: Recorder, pipeline: Pipeline) -> Iterator[Record]:
     scan = by.stage.json("scan.json")
     for point in scan["network"] + scan["layers"]:
         at = {key: point[key] for key in ("layer", "fraction", "effective_sparsity")}
         accuracy, drop = Interval(*point["accuracy"]), Interval(*point["drop"])
-        yield by("reference", "scan_top1_percent", _percent(accuracy), point["n"], at=at)
-        yield by("reference", "scan_drop_points", _percent(drop), point["n"], at=at)
+        yield by("reference", "scan_top1_percent", percent(accuracy), point["n"], at=at)
+        yield by("reference", "scan_drop_points", percent(drop), point["n"], at=at)
     at = {"tolerance_points": pipeline.recipe.scan.tolerance}
     if pipeline.recipe.scan.threshold is not None:
         at = {"by_hand": "yes"}
     yield by("reference", "threshold_fraction", pipeline.threshold, at=at)
 
 
-def _scan_bits(by: _Recorder) -> Iterator[Record]:
+def _scan_bits(by: Recorder) -> Iterator[Record]:
     for point in by.stage.json("scan_bits.json"):
         at = {key: point[key] for key in ("layer", "bits", "weights")}
         accuracy, drop = Interval(*point["accuracy"]), Interval(*point["drop"])
-        yield by("pruned", "bit_scan_top1_percent", _percent(accuracy), point["n"], at=at)
-        yield by("pruned", "bit_scan_drop_points", _percent(drop), point["n"], at=at)
+        yield by("pruned", "bit_scan_top1_percent", percent(accuracy), point["n"], at=at)
+        yield by("pruned", "bit_scan_drop_points", percent(drop), point["n"], at=at)
         yield by("pruned", "bit_scan_loss_nats", point["loss"], point["n"], at=at)
 
 
-def _parity(by: _Recorder, parity: dict[str, Any]) -> Record:
+def _parity(by: Recorder, parity: dict[str, Any]) -> Record:
     margins = [difference["file_margin"] for difference in parity["differences"]]
     at = {"largest_margin": max(margins, default=0.0), "typical_margin": parity["typical_margin"]}
     agreement = proportion(parity["n"] - len(margins), parity["n"])
-    return by("quantized", "parity_percent", _percent(agreement), parity["n"], at=at)
+    return by("quantized", "parity_percent", percent(agreement), parity["n"], at=at)
 
 
-def _bench(by: _Recorder) -> Iterator[Record]:
+def _bench(by: Recorder) -> Iterator[Record]:
     measured = by.stage.json("bench.json")
     right = {v: r.numpy() for v, r in by.stage.tensors("right.safetensors").items()}
     by.common |= {"runtime": measured["runtime"], "threads": measured["threads"]}
@@ -140,9 +147,9 @@ def _bench(by: _Recorder) -> Iterator[Record]:
     for variant in VARIANTS:
         found, decided = measured["variants"][variant], right[variant]
         accuracy = proportion(int(decided.sum()), images)
-        yield by(variant, "top1_percent", _percent(accuracy), images)
+        yield by(variant, "top1_percent", percent(accuracy), images)
         if variant != "reference":
-            drop = _percent(paired_drop(right["reference"], decided))
+            drop = percent(paired_drop(right["reference"], decided))
             at = {"mcnemar_p": mcnemar(right["reference"], decided)}
             yield by(variant, "top1_drop_points", drop, images, at=at)
         for metric in ("parameters", "nonzero_parameters", "macs", "size_bytes"):
@@ -152,7 +159,7 @@ def _bench(by: _Recorder) -> Iterator[Record]:
         yield by(variant, "latency_ms", spread(times), len(times))
 
 
-def _pack(by: _Recorder, records: list[Record]) -> Iterator[Record]:
+def _pack(by: Recorder, records: list[Record]) -> Iterator[Record]:
     """What the packed file weighs; all else is the quantized file's, which it decodes to."""
     found = by.stage.json("pack.json")
     here = {"stage": "pack"}

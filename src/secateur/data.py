@@ -198,6 +198,75 @@ def split(labels: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor]
     return torch.cat(training).sort().values, torch.cat(held).sort().values
 
 
+def draw(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Draw some images, of each class as many as its share, to within one.
+
+    Args:
+        labels: int64, shape (N,).
+        count: How many, at least 1.
+        seed: Decides which.
+
+    Returns:
+        Sorted int64 tensor of ``count`` distinct indices into ``labels``.
+
+    Raises:
+        DataError: There are fewer images.
+    """
+    if count > len(labels):
+        raise DataError(
+            "too few training images",
+            where="data.images",
+            expected=f"at most {len(labels)}",
+            found=count,
+            remedy="lower data.images or data.validation",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    # Each image gets a place in (0, 1) among its class; the lowest places are drawn, so that every
+    # class gives up its images at the same pace and the total is exact.
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique().tolist():
+        members = order[labels[order] == label]
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    ranked = order[place[order].argsort(stable=True)]
+    return ranked[:count].sort().values
+
+
+def mislabel(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor:
+    """Replace a fraction of labels by another class, each other class being equally likely.
+
+    Of one seed, the images that a smaller fraction mislabels are among those of a larger one.
+
+    Args:
+        labels: int64, shape (N,), each in [0, classes).
+        fraction: In [0, 1); ``round(fraction * N)`` labels change.
+        classes: 2 or more where any label changes.
+        seed: Decides which, and to what.
+
+    Returns:
+        int64, shape (N,); a new tensor.
+
+    Raises:
+        DataError: There is no other class.
+    """
+    count = round(fraction * len(labels))
+    if count and classes < 2:
+        raise DataError(
+            "no other class to mislabel as",
+            where="data.label_noise",
+            expected="at least 2 classes",
+            found=classes,
+            remedy="set data.label_noise = 0",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(labels), generator=generator)[:count]
+    noisy = labels.clone()
+    if count:
+        shift = torch.randint(1, classes, (len(labels),), generator=generator)[:count]
+        noisy[chosen] = (labels[chosen] + shift) % classes
+    return noisy
+
+
 def normalization(images: Images, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in units of [0, 1].
 

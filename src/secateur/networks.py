@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur import recipe
 from secateur.errors import NetworkError
@@ -26,6 +26,9 @@ def build_network(config: recipe.Network, channels: int, classes: int, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _BUILDERS[config.name](config, channels, classes)
+    if not config.dropout:
+        _let_through(network)
+    normalized = config.batch_norm == "batch" or not _fix_batch_norm(network)
     if not _runs(network, channels, config.resolution):
         smallest = next(
             side for side in range(config.resolution, 1025) if _runs(network, channels, side)
@@ -36,7 +39,57 @@ def build_network(config: recipe.Network, channels: int, classes: int, seed: int
             expected=f"at least {smallest}",
             found=config.resolution,
         )
+    if not normalized:
+        _keep_variance(network, (_NOISE, channels, config.resolution, config.resolution), seed)
     return network
+
+
+_NOISE = 16  # images of noise that initial weights are scaled by
+
+
+def _let_through(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _fix_batch_norm(network: nn.Module) -> int:
+    """Replace each batch-norm by the identity, and return how many there were.
+
+    Not a frozen batch-norm: one with nothing to learn would have to be kept from training, from
+    weight decay and from statistics, and divides by the root of 1 + epsilon.
+    """
+    found = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    for name in found:
+        network.set_submodule(name, nn.Identity())
+    return len(found)
+
+
+@torch.no_grad()
+def _keep_variance(network: nn.Module, shape: tuple[int, ...], seed: int) -> None:
+    """Scale each layer's weights so that its outputs have standard deviation 1, for noise.
+
+    Without batch-norm a signal vanishes or explodes over 50 layers of torchvision's own initial
+    weights. Layer by layer in the order in which they run, each seeing what those before it give
+    once scaled: layer-sequential unit variance (Mishkin & Matas 2015, algorithm 1), in one pass
+    because outputs go with the weights where biases are 0, as they are set here.
+    """
+
+    def scale(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+        deviation = output.std()
+        layer.weight.div_(deviation)  # type: ignore[operator]
+        return output / deviation
+
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        if layer.bias is not None:
+            layer.bias.zero_()
+    hooks = [layer.register_forward_hook(scale) for layer in layers]
+    training = network.training
+    network.eval()(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
 
 
 def _runs(network: nn.Module, channels: int, resolution: int) -> bool:

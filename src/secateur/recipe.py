@@ -37,12 +37,18 @@ class Data(Part):
     ``validation`` is the fraction of the training set held out, stratified by class and drawn with
     ``split_seed``. ``normalization`` is ``dataset`` (mean and standard deviation of the training
     split, per channel) or ``half`` (to [-1, 1], as the published code does).
+
+    ``images`` of what is left for training are used, 0 for all, as many of each class as its share;
+    ``label_noise`` is the fraction of their labels that is replaced by another class. Both are
+    drawn with ``split_seed``; validation and test labels stay as they are.
     """
 
     name: Literal["cifar10", "fashionmnist", "fashionmnist-mini", "folder"]
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: int = 0
     normalization: Literal["dataset", "half"] = "dataset"
+    images: Annotated[int, Field(ge=0)] = 0
+    label_noise: Fraction = 0.0
 
 
 class Network(Part):
@@ -51,11 +57,17 @@ class Network(Part):
     ``stem``: ``paper`` is torchvision's own; ``stride1`` has a first convolution of stride 1;
     ``cifar`` also keeps the next reduction at stride 1 (the max-pool of ShuffleNetV2 and the first
     strided stage of MobileNetV2). ``resolution`` is the side of the square input in pixels.
+
+    Without ``dropout`` every dropout layer lets everything through. ``batch_norm``: ``identity``
+    fixes each batch-norm at mean 0, variance 1, weight 1, bias 0, and draws initial weights that
+    keep the signal's size without it; both as where the publication makes networks overfit.
     """
 
     name: Literal["mobilenet_v2", "shufflenet_v2_x1_0", "alexnet"]
     stem: Literal["paper", "stride1", "cifar"] = "paper"
     resolution: Annotated[int, Field(ge=8, le=1024)]
+    dropout: bool = True
+    batch_norm: Literal["batch", "identity"] = "batch"
 
 
 class Augment(Part):
@@ -78,6 +90,10 @@ class Train(Part):
     training); ``constant`` does neither. ``weight_decay`` applies to tensors of two or more
     dimensions, or to all with ``decay_norms``. ``ema`` is the decay per step of the average that is
     evaluated and kept, 0 for none.
+
+    ``until``: training ends after the first epoch with at least that percentage of all training
+    images right, in inference mode; the learning rate goes as if for ``epochs``. Retraining after
+    pruning knows no such end.
     """
 
     epochs: Count
@@ -95,6 +111,7 @@ class Train(Part):
     ema: Fraction = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     augment: Augment = Augment()
+    until: Annotated[float, Field(gt=0, le=100)] | None = None
 
 
 class Scan(Part):

@@ -29,6 +29,16 @@ class Record(BaseModel):
     ``validation_top1_percent``, ``train_loss``, ``epoch_seconds``, ``seconds`` (of a stage, as
     wall time), ``unpack_seconds``. A number that a packed file has because it decodes to another,
     bit for bit, says so in ``at``.
+
+    Of a network made to overfit (variants ``overfitted``, and retrained from it
+    ``overfitted-pruned``, ``overfitted-random``, ``overfitted-dense``): ``top1_percent`` and
+    ``parameters`` as above, ``train_top1_percent`` (of the training images, by the labels they were
+    trained with), ``train_loss_nats``, ``test_loss_nats`` (mean cross-entropy),
+    ``loss_gap_nats`` (test minus training loss), ``gain_over_dense_points``,
+    ``gain_over_random_points``, ``gain_over_overfitted_points`` (variant minus that one, paired on
+    the test images, above 0 where the variant is better). Their ``at`` holds ``label_noise``
+    (fraction), ``training_images``, ``epochs`` (all that the variant trained, overfitting
+    included), and for gains ``mcnemar_p``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

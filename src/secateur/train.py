@@ -41,6 +41,7 @@ class Epoch:
     validation_right: int
     validation_images: int
     seconds: float
+    train_right: int | None = None  # of all training images, where ``until`` asks for it
 
 
 def learning_rate(config: recipe.Train, step: int, steps: int) -> float:
@@ -228,6 +229,19 @@ def _check_finite(total: Tensor, epoch: int) -> None:
         )
 
 
+def _done(history: list[Epoch], config: recipe.Train, images: int) -> bool:
+    """Whether a training has ended; the history alone decides, so that a resumed one knows."""
+    if not history:
+        return False
+    return len(history) >= config.epochs or _reached(history[-1].train_right, config, images)
+
+
+def _reached(right: int | None, config: recipe.Train, images: int) -> bool:
+    if right is None or config.until is None:
+        return False
+    return 100 * right >= config.until * images
+
+
 def train(
     network: nn.Module,
     training: Images,
@@ -270,14 +284,17 @@ def train(
     steps = len(training) // min(config.batch_size, len(training))
     behind = steps * len(trainer.history)
     with progress(label, steps * config.epochs, behind) as tick, fast_small_maps(network):
-        while len(trainer.history) < config.epochs:
+        while not _done(trainer.history, config, len(training)):
             start = time.monotonic()
             loss = trainer.run_epoch(training, prepare, tick)
-            epoch = len(trainer.history) + 1
-            seen = validation if epoch == config.epochs else validation.spread(GLANCE)
+            epoch, fitted = len(trainer.history) + 1, None
+            if config.until is not None:
+                fitted = int(correctness(trainer.average, training, prepare).sum())
+            last = epoch == config.epochs or _reached(fitted, config, len(training))
+            seen = validation if last else validation.spread(GLANCE)
             right = int(correctness(trainer.average, seen, prepare).sum())
             spent = time.monotonic() - start
-            trainer.history.append(Epoch(epoch, loss, right, len(seen), spent))
+            trainer.history.append(Epoch(epoch, loss, right, len(seen), spent, fitted))
             trainer.save(checkpoint)
             note = f"epoch {epoch} loss {loss:.3f} validation {100 * right / len(seen):.2f} %"
             tick.advance(0, note)

@@ -102,7 +102,7 @@ class Pruning(Training):
     def _retraining(self) -> recipes.Train:
         config, base = self.recipe.prune, self.recipe.train
         peak = config.learning_rate or base.learning_rate
-        changes: dict[str, Any] = {"epochs": config.epochs, "learning_rate": peak}
+        changes: dict[str, Any] = {"epochs": config.epochs, "learning_rate": peak, "until": None}
         if config.retrain == "finetune":
             changes |= {
                 "schedule": "constant",

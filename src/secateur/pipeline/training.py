@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur import recipe as recipes
 from secateur.console import progress, say
-from secateur.data import Images, Preparation, load, normalization, split
+from secateur.data import Images, Preparation, draw, load, mislabel, normalization, split
 from secateur.networks import build_network
 from secateur.pruning.channels import Prunable
 from secateur.pruning.masks import Masks
@@ -56,8 +56,15 @@ class Training:
     def _make_data(self, folder: Path) -> None:
         config, images = self.recipe.data, self._source_images
         training, validation = split(images.labels, config.validation, config.split_seed)
+        if config.images:
+            training = training[draw(images.labels[training], config.images, config.split_seed)]
         mean, std = normalization(images.take(training), config.normalization)
-        save_tensors(folder / "split.safetensors", {"training": training, "validation": validation})
+        parts = {"training": training, "validation": validation}
+        if config.label_noise:
+            parts["labels"] = mislabel(
+                images.labels[training], config.label_noise, len(images.classes), config.split_seed
+            )
+        save_tensors(folder / "split.safetensors", parts)
         write_json(
             folder / "data.json",
             {
@@ -82,13 +89,13 @@ class Training:
 
     @cached_property
     def parts(self) -> tuple[Images, Images]:
-        """Training and validation images, on the device."""
-        indices = self.data.tensors("split.safetensors")
+        """Training images, labeled as they are trained on, and validation images; on the device."""
+        stored = self.data.tensors("split.safetensors")
         images = self._source_images
-        return (
-            images.take(indices["training"]).to(self.device),
-            images.take(indices["validation"]).to(self.device),
-        )
+        training, validation = (images.take(stored[part]) for part in ("training", "validation"))
+        if "labels" in stored:
+            training = replace(training, labels=stored["labels"])
+        return training.to(self.device), validation.to(self.device)
 
     @cached_property
     def prepare(self) -> Preparation:
