@@ -144,7 +144,8 @@ for _name, (_upto, _summary, _examples) in _CHAIN.items():
 @app.command()
 def reproduce(
     dataset: Annotated[
-        list[str] | None, typer.Option("--dataset", help="cifar10 or fashionmnist; both unless said.")
+        list[str] | None,
+        typer.Option("--dataset", help="cifar10, fashionmnist; both unless said."),
     ] = None,
     network: Annotated[
         list[str] | None,

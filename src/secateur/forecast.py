@@ -77,7 +77,8 @@ def _by_trial(cell: Cell, device: str) -> float | None:
 @cache
 def _seconds_an_image(network: Network, data: str, config: Train, device: str) -> float:
     size, side, channels = config.batch_size, network.resolution, CHANNELS.get(data, 1)
-    built = build_network(network, channels, 10).to(device, memory_format=torch.channels_last)
+    built = build_network(network, channels, 10).to(device=device)
+    built = built.to(memory_format=torch.channels_last)
     trainer = Trainer(built.train(), config, seed=0)
     images = torch.randn(size, channels, side, side, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+from queue import Queue
 
 import torch
 
@@ -156,21 +157,25 @@ def run_cells(
         devices: One entry for each process: ``cpu``, ``cpu`` for two; ``cuda:0``, ``cuda:1``.
         finished: Told of each cell as it ends.
     """
-    waiting, running = list(todo), dict[Future[str | None], tuple[Cell, str]]()
-    free, threads = list(devices), max(1, (os.cpu_count() or 1) // len(devices))
-    context = get_context("spawn")
-    with ProcessPoolExecutor(len(devices), mp_context=context, max_tasks_per_child=1) as pool:
-        while waiting or running:
-            while waiting and free:
-                cell, device = waiting.pop(0), free.pop(0)
-                future = pool.submit(_alone, cell, out, data, device, threads)
-                running[future] = (cell, device)
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                cell, device = running.pop(future)
-                free.append(device)
-                error = future.exception()
-                finished(cell, str(error) if error else future.result())
+    free, threads = Queue[str](), max(1, (os.cpu_count() or 1) // len(devices))
+    for device in devices:
+        free.put(device)
+
+    def run_one(cell: Cell) -> str | None:
+        device = free.get()
+        try:
+            # A process each: what one leaves behind in memory or crashes with is its own.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                return pool.submit(_alone, cell, out, data, device, threads).result()
+        except Exception as error:  # a cell that is killed, or meets a bug of ours, stops no other
+            return f"{type(error).__name__}: {error}; see {cell.folder(out) / 'log.txt'}"
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as threads_of_cells:
+        started = {threads_of_cells.submit(run_one, cell): cell for cell in todo}
+        for future in as_completed(started):
+            finished(started[future], future.result())
 
 
 def _alone(cell: Cell, out: Path, data: Path | None, device: str, threads: int) -> str | None:

@@ -66,20 +66,16 @@ class Study:
         Args:
             data: Folder with the data sets' files, or None.
         """
-        todo, errors = self.todo, list[str]()
+        todo, ended = self.todo, dict[str, str | None]()
 
         def finished(cell: Cell, error: str | None) -> None:
-            nonlocal ended
-            ended += 1
-            if error:
-                errors.append(f"{cell.name}: {error}")
-            say(f"{ended}/{len(todo)} {cell.name}: {error or 'done'}")
+            ended[cell.name] = error
+            say(f"{len(ended)}/{len(todo)} {cell.name}: {error or 'done'}")
 
-        ended = 0
         if todo:
             say(f"{len(todo)} cells to run; each writes {self.out / 'cells'}/NAME/log.txt")
             run_cells(todo, self.out, data, self.devices, finished)
-        return errors
+        return [f"{name}: {error}" for name, error in ended.items() if error]
 
     def report(self) -> Path:
         """Write the tables, figures and pages from the cells that are there."""
