@@ -5,16 +5,18 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import RecipeError
-from secateur.recipe import builtin_recipes, load_recipe, parse_recipe
+from secateur.recipe import Augment, builtin_recipes, load_recipe, parse_recipe
 
 
-def test_three_presets_for_each_network_and_data_set() -> None:
+def test_three_presets_for_each_network_and_data_set_and_overfitting() -> None:
     expected = {
         f"{network}-{dataset}-{preset}"
         for network in ("mobilenet_v2", "shufflenet_v2", "alexnet")
         for dataset in ("cifar10", "fashionmnist")
         for preset in ("paper", "fast", "quick")
     } | {"quickstart"}
+    networks = ("mobilenet_v2", "shufflenet_v2", "alexnet")
+    expected |= {f"overfit-{network}-fashionmnist-quick" for network in networks}
     assert set(builtin_recipes()) == expected
 
 
@@ -24,9 +26,19 @@ def test_builtin_recipe_is_what_its_name_says(name: str) -> None:
     assert recipe.name == name
     assert recipe.description
     if name != "quickstart":
-        network, dataset, preset = name.split("-")
+        network, dataset, preset = name.removeprefix("overfit-").split("-")
         assert recipe.network.name.startswith(network)
         assert (recipe.data.name, recipe.preset) == (dataset, preset)
+
+
+@pytest.mark.parametrize("name", [n for n in builtin_recipes() if n.startswith("overfit-")])
+def test_nothing_keeps_a_network_from_overfitting(name: str) -> None:
+    recipe = load_recipe(name)
+    assert (recipe.network.dropout, recipe.network.batch_norm) == (False, "identity")
+    train = recipe.train
+    assert train.augment == Augment()
+    assert (train.until, train.weight_decay, train.label_smoothing, train.ema) == (100, 0, 0, 0)
+    assert (recipe.prune.distill, recipe.prune.rounds, recipe.prune.importance) == (0, 1, "l2")
 
 
 def test_ids_are_pinned() -> None:
