@@ -35,6 +35,7 @@ def a_cell(
     commit: str = "abcdef012345",
     demonstration: bool = False,
     overfitting: bool = False,
+    images: int = IMAGES,
 ) -> Path:
     """Write one cell and return its folder."""
     said = load_recipe(recipe, list(overrides), seed)
@@ -42,7 +43,7 @@ def a_cell(
     folder = out / "cells" / (name or f"{kind}{recipe}-{seed}")
     folder.mkdir(parents=True)
     (folder / "recipe.toml").write_text(said.to_toml(), encoding="utf-8")
-    right = decisions(OVERFITTED if overfitting else ACCURACY, seed)
+    right = decisions(OVERFITTED if overfitting else ACCURACY, seed, images)
     common = {"recipe": said, "processor": processor, "commit": commit}
     if overfitting:
         records = list(_overfitting(right, common))
@@ -55,10 +56,10 @@ def a_cell(
     return folder
 
 
-def decisions(accuracy: dict[str, float], seed: int) -> dict[str, np.ndarray]:
+def decisions(accuracy: dict[str, float], seed: int, images: int) -> dict[str, np.ndarray]:
     """Right answers on the same images, which are as hard for every seed."""
-    hard, noise = np.random.default_rng(0).random(IMAGES), np.random.default_rng(seed + 1)
-    return {v: hard + 0.02 * noise.normal(size=IMAGES) < a for v, a in accuracy.items()}
+    hard, noise = np.random.default_rng(0).random(images), np.random.default_rng(seed + 1)
+    return {v: hard + 0.02 * noise.normal(size=images) < a for v, a in accuracy.items()}
 
 
 def a_record(common: dict, variant: str, metric: str, value: float, n: int = 1, **more) -> Record:

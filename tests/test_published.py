@@ -133,3 +133,6 @@ def test_a_size_of_what_pruning_leaves_is_no_contradiction() -> None:
                         ("2.9", [])):  # fmt: skip
         found = contradictions(rows + changed(3, "quantized", size_mb=size))
         assert [c.kind for c in found] == kinds, size
+    # 2.15 MB may be a byte for each of 2.2M, and for each of the 2.1M that are left.
+    rows = changed(1, "pruned", parameters="2.1M", compression_rate="1")
+    assert contradictions(rows + changed(3, "quantized", size_mb="2.15")) == []

@@ -228,6 +228,21 @@ def test_cells_of_another_machine_are_merged_by_copying(tmp_path: Path) -> None:
     assert cells.unread == {"copied-again": "the same recipe and seed as copied"}
 
 
+def test_cells_of_other_images_are_not_mixed_in(tmp_path: Path) -> None:
+    study.a_cell(tmp_path, MOBILE, 0)
+    study.a_cell(tmp_path, MOBILE, 1, images=300)
+    cells = read_cells(tmp_path)
+    assert [group.seeds for group in cells.groups] == [(0,)]
+    assert cells.unread[f"{MOBILE}-1"] == f"measured on other test images than {MOBILE}-0"
+    # Nor does a network that overfits borrow a reference that was measured on others.
+    study.a_cell(tmp_path, MOBILE, 0, overfitting=True, images=300)
+    table = make_tables(read_cells(tmp_path))[2]
+    for variant, text in (("reference", "not run"), ("overfitted", "not run")):
+        place = {"network": "MobileNetV2", "variant": variant}
+        key = "top1_percent" if variant == "reference" else "top1_drop_points"
+        assert entry(table, key, "ours", **place).text == text
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
