@@ -19,8 +19,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from secateur.errors import SecateurError, StoreError
-from secateur.recipe import content_id
+from secateur.errors import RecipeError, SecateurError, StoreError
+from secateur.recipe import Recipe, content_id, parse_recipe
 from secateur.records import Record, read_records
 
 OVERFITTED = "overfitted"
@@ -223,14 +223,23 @@ def _conditions(records: list[Record]) -> tuple[tuple[str, float], ...]:
 
 
 def _recipe_without_seed(path: Path, seed: int) -> str:
-    # Not Recipe: one of an older version stays readable here.
     try:
-        said: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        said: dict[str, Any] = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StoreError("cannot read recipe", where=path.name, found=error) from error
     if said.get("seed", 0) != seed:
         raise StoreError("recipe of another seed", expected=seed, found=said.get("seed", 0))
-    return content_id({k: v for k, v in said.items() if k not in ("seed", "name", "description")})
+    try:
+        return without_seed(parse_recipe(text, path.name))
+    except RecipeError:  # of an older version, or with more in it than a recipe has
+        no_matter = ("seed", "name", "description", "preset")
+        return content_id({key: value for key, value in said.items() if key not in no_matter})
+
+
+def without_seed(recipe: Recipe) -> str:
+    """Content id of a recipe, whatever its seed."""
+    return recipe.model_copy(update={"seed": 0}).id
 
 
 def _read_right(path: Path, records: list[Record]) -> dict[str, npt.NDArray[np.bool_]]:

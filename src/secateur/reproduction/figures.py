@@ -170,8 +170,8 @@ def _published(axes: Axes, source: str, dataset: str, network: str) -> None:
     axes.text(at, 1.01, f"{at:g}", transform=over, color=color, ha="center", fontsize=9)
     row = row_of(PRUNING, source, dataset, network, "pruned")
     if row is not None and row.top1_percent is not None:
-        hollow = {"markersize": 5, "mfc": "none", "mec": color}
-        axes.plot([at], [row.top1_percent.value], "D", **hollow)
+        diamond = axes.plot([at], [row.top1_percent.value], "D", color=color, markersize=5)
+        diamond[0].set_markerfacecolor("none")
 
 
 def _legend(curves: Sequence[Curve], source: str) -> list[Line2D]:

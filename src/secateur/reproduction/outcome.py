@@ -60,7 +60,7 @@ def _standings(tables: Sequence[Table], source: str) -> list[tuple[str, str]]:
     """For each accuracy of ``source`` how ours stands to it, and how ours was made."""
     found: dict[tuple[str, ...], tuple[str, str]] = {}
     for table in tables:
-        keys = [(column.key, column.who) for column in table.columns]
+        keys = [(column.key, str(column.who)) for column in table.columns]
         at = [keys.index(("top1_percent", who)) for who in (source, "ours")]
         made = keys.index(("ours", "label"))
         for row in table.rows:

@@ -79,7 +79,7 @@ class Printed:
         """
         scale = _SUFFIXES.get(text[-1:], Decimal(1))
         try:
-            digits = Decimal(text.rstrip("KM") if scale != 1 else text)
+            digits = Decimal(text[:-1] if text[-1:] in _SUFFIXES else text)
         except InvalidOperation as error:
             raise ValueError(f"not a printed number: {text!r}") from error
         exponent = digits.as_tuple().exponent

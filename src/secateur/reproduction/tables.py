@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
+from secateur.recipe import builtin_recipes, load_recipe
 from secateur.report import numbers
 from secateur.reproduction import measured
-from secateur.reproduction.cells import Cells, Group, Setting
+from secateur.reproduction.cells import Cells, Group, Setting, without_seed
 from secateur.reproduction.formats import NOT_RUN, NOTHING, Column, Entry, Table, Who
 from secateur.reproduction.published import (
     DATASETS,
@@ -133,10 +134,17 @@ def label_of(setting: Setting, network: str) -> str:
     parts = []
     if setting.geometry != recipe.geometry:
         parts.append(setting.geometry)
-    if setting.preset != recipe.preset:
-        parts.append(f"{setting.preset} preset")
+    changed = not setting.conditions and _is_changed(setting, network)
+    if setting.preset != recipe.preset or changed:
+        parts.append(f"{setting.preset} preset{' with changes' if changed else ''}")
     parts += [_condition(*condition) for condition in setting.conditions]
     return ", ".join(parts) or "as published"
+
+
+def _is_changed(setting: Setting, network: str) -> bool:
+    """Whether the recipe is not the built-in one of its preset."""
+    name = f"{network}-{setting.dataset}-{setting.preset}"
+    return name in builtin_recipes() and without_seed(load_recipe(name)) != setting.recipe
 
 
 def _condition(key: str, value: float) -> str:
