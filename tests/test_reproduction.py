@@ -186,7 +186,7 @@ def test_overfitting_has_the_reference_of_the_same_seeds(
         assert found.value == pytest.approx(100 * expected.value)
         assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high))
     label = entry(tables[2], "ours", "label", **made, variant="overfitted")
-    assert label.text == "20 % label noise, 5,000 training images, 50 epochs"
+    assert label.text == "20 % label noise, 5,000 training images"
     theirs = entry(tables[2], "gain_over_overfitted_points", "paper", **made,
                    variant="overfitted, pruned")  # fmt: skip
     assert theirs.text == "+0.71"

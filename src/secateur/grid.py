@@ -122,7 +122,8 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.toml", cell.recipe.to_toml())
     if cell.overfit:
-        records = run_overfit(cell.recipe, store, data, choose_device(device))
+        records, right = run_overfit(cell.recipe, store, data, choose_device(device))
+        save_tensors(folder / "right.safetensors", right)
         write_records(folder / RECORDS, records)
         return records
     pipeline = Pipeline(cell.recipe, store, data, choose_device(device))

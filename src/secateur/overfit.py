@@ -9,7 +9,6 @@ channels at random.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +19,10 @@ from torch import Tensor
 from secateur.collect import Recorder, percent
 from secateur.cost import parameters
 from secateur.data import load
-from secateur.errors import StoreError
 from secateur.evaluate import judge
 from secateur.pipeline import Pipeline
 from secateur.recipe import Recipe
 from secateur.records import Record
-from secateur.report.numbers import probability, signed
 from secateur.statistics import Interval, mcnemar, mean, paired_drop, proportion
 from secateur.store import Stage, Store, save_tensors, write_json
 
@@ -99,7 +96,7 @@ class Overfitting(Pipeline):
 
 def run_overfit(
     recipe: Recipe, store: Store, data_root: Path | None, device: torch.device
-) -> list[Record]:
+) -> tuple[list[Record], dict[str, Tensor]]:
     """Overfit, prune, retrain, control and measure: one cell of the study.
 
     What is in ``store`` already is found, not made again; a killed cell goes on where it was.
@@ -112,12 +109,19 @@ def run_overfit(
         device: Where to train and evaluate.
 
     Returns:
-        As :func:`records_of`.
+        As :func:`records_of` and :func:`decisions`.
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
     """
-    return records_of(Overfitting(recipe, store, data_root, device))
+    study = Overfitting(recipe, store, data_root, device)
+    return records_of(study), decisions(study)
+
+
+def decisions(study: Overfitting) -> dict[str, Tensor]:
+    """For each variant whether it is right, test image by test image: bool, shape (n,)."""
+    found = study.fit.tensors("right.safetensors")
+    return {variant_of(name): right for name, right in found.items()}
 
 
 def records_of(study: Overfitting) -> list[Record]:
@@ -131,7 +135,8 @@ def records_of(study: Overfitting) -> list[Record]:
     right = {name: t.numpy() for name, t in stage.tensors("right.safetensors").items()}
     losses = {name: t.numpy() for name, t in stage.tensors("losses.safetensors").items()}
     images = found["training_images"]
-    records: list[Record] = []
+    spent = stage.manifest["seconds"] + sum(s.manifest["seconds"] for s in study.networks.values())
+    records = [by("overfitted", "seconds", spent, at={"stage": "fit"})]
     for name in study.networks:
         about = found["networks"][name]
         at = {
@@ -164,59 +169,3 @@ _BESIDE = {"pruned": ("dense", "random", "overfitted"), "dense": ("overfitted",)
 def variant_of(name: str) -> str:
     """What records call a network of the study."""
     return name if name == "overfitted" else f"overfitted-{name}"
-
-
-def contribution(records: Iterable[Record]) -> str:
-    """What pruning itself contributes, in one sentence.
-
-    Pruned is held against dense, trained as long, because against the overfitted network it would
-    take credit for its retraining. Where an interval covers 0, no difference is shown.
-
-    Args:
-        records: Of one cell; others than the four gains it reads may be among them.
-
-    Raises:
-        StoreError: A gain is missing, or there are several cells.
-    """
-    gains = list(_gains(records))
-    pruning, choice, alone = (_one(gains, *which) for which in _READ)
-    return (
-        f"Against the network retrained as long without it, pruning contributes {_said(pruning)}; "
-        f"retraining alone contributes {_said(alone)} against the overfitted network, "
-        f"and pruning by least norm instead of at random {_said(choice)}."
-    )
-
-
-_READ = (
-    ("overfitted-pruned", "gain_over_dense_points"),
-    ("overfitted-pruned", "gain_over_random_points"),
-    ("overfitted-dense", "gain_over_overfitted_points"),
-)
-
-
-def _gains(records: Iterable[Record]) -> Iterator[Record]:
-    return (record for record in records if record.metric.startswith("gain_over_"))
-
-
-def _one(records: list[Record], variant: str, metric: str) -> Record:
-    found = [r for r in records if (r.variant, r.metric) == (variant, metric)]
-    if len(found) != 1:
-        raise StoreError(
-            "not the records of one overfitting cell",
-            where=f"{variant} {metric}",
-            expected="1 record",
-            found=len(found),
-            remedy="give the records of one recipe's run_overfit",
-        )
-    return found[0]
-
-
-def _said(gain: Record) -> str:
-    """``+0.31 points of test accuracy (95 % interval +0.05 to +0.57, p = 0.02)``."""
-    assert gain.low is not None
-    assert gain.high is not None
-    interval = f"95 % interval {signed(gain.low)} to {signed(gain.high)}"
-    p = f"p {probability(float(gain.at['mcnemar_p']))}"
-    if gain.low <= 0 <= gain.high:
-        return f"no difference shown ({signed(gain.value)} points, {interval}, {p})"
-    return f"{signed(gain.value)} points of test accuracy ({interval}, {p})"

@@ -79,7 +79,7 @@ class Study:
 
     def report(self) -> Path:
         """Write the tables, figures and pages from the cells that are there."""
-        return write_reproduction(self.out)
+        return write_reproduction(self.out, [cell.name for cell in self.cells])
 
 
 def study(

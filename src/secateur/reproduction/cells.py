@@ -26,7 +26,7 @@ from secateur.records import Record, read_records
 OVERFITTED = "overfitted"
 """Every variant of a cell on overfitting begins so."""
 
-CONDITIONS = ("label_noise", "training_images", "epochs")
+CONDITIONS = ("label_noise", "training_images")
 """Keys of ``at`` that say how a network was made to overfit."""
 
 PRESETS = ("paper", "fast", "quick", "custom")
