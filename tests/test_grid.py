@@ -12,10 +12,12 @@ from rich.console import Console
 from secateur import forecast
 from secateur.errors import SecateurError
 from secateur.forecast import in_all
-from secateur.grid import Cell, cells, run_cells
+from secateur.grid import Cell, cells, demonstrate, run_cells
 from secateur.recipe import load_recipe
 from secateur.records import read_records
 from secateur.reproduce import Study, study
+from secateur.reproduction.cells import read_cells
+from secateur.reproduction.curves import NOT_IN_FORCE, scan_points
 
 
 @pytest.fixture
@@ -56,6 +58,11 @@ def test_cells_run_side_by_side_once_and_merge_by_copying(
         assert {r.seed for r in read_records(folder / "records.jsonl")} == {cell.recipe.seed}
         assert (folder / "right.safetensors").is_file()
         assert "train" in (folder / "log.txt").read_text()
+    demonstrate(tiny[0], here, image_folder, "cpu")
+    (flat,) = {r.value for r in read_records(tiny[0].folder(here) / "demonstration.jsonl")}
+    (group,) = read_cells(here).groups
+    assert [p.fraction for p in scan_points(group, NOT_IN_FORCE)] == [0.2, 0.5]
+    assert flat == scan_points(group, NOT_IN_FORCE)[0].percent.value
     shutil.copytree(tiny[0].folder(here), tiny[0].folder(there))
     assert [cell.is_done(there) for cell in tiny] == [True, False]
     assert Study(tiny, there, ["cpu"]).todo == [tiny[1]]

@@ -24,7 +24,7 @@ LAYERS = [
     {"sensitivity", "artifact"},
     {"pipeline", "report", "contenders"},
     {"collect", "reproduction"},
-    {"overfit"},
+    {"overfit", "demonstration"},
     {"run", "show", "explain", "bench"},
     {"ship", "grid"},
     {"forecast"},

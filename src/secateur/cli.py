@@ -157,6 +157,10 @@ def reproduce(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print cells, what is done and the time left; run none.")
     ] = False,
+    demonstration: Annotated[
+        bool,
+        typer.Option("--demonstrate", help="Also scan with masks not in force, labeled so."),
+    ] = False,
     data: DataFolder = None,
     out: OutFolder = Path("runs/reproduce"),
     device: Device = "auto",
@@ -189,6 +193,8 @@ def reproduce(
         return
     try:
         errors = wanted.run(data)
+        if demonstration:
+            wanted.demonstrate(data)
     except KeyboardInterrupt:
         raise InterruptedByUserError(
             "interrupted", remedy="the same command goes on from the last checkpoints"

@@ -14,6 +14,7 @@ from queue import Queue
 import torch
 
 from secateur.collect import collect
+from secateur.demonstration import scan_without_masks
 from secateur.environment import choose_device
 from secateur.errors import SecateurError
 from secateur.kernels import keep_freed_memory
@@ -22,6 +23,7 @@ from secateur.pipeline import Pipeline
 from secateur.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
 from secateur.records import Record, write_records
 from secateur.report import write_report
+from secateur.reproduction.cells import DEMONSTRATION
 from secateur.store import Store, save_tensors, write_bytes, write_text
 
 NETWORKS = ("mobilenet_v2", "shufflenet_v2", "alexnet")
@@ -133,6 +135,18 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
     write_records(folder / RECORDS, records)
     write_report(folder)
     return records
+
+
+def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
+    """Scan a finished cell's network with masks not in force, beside its records.
+
+    Arguments and errors as :func:`run_cell`; a cell that has it already is left as it is.
+    """
+    path = cell.folder(out) / DEMONSTRATION
+    if not path.exists():
+        store = Store(out / "stages", wait=True)
+        pipeline = Pipeline(cell.recipe, store, data, choose_device(device))
+        write_records(path, scan_without_masks(pipeline))
 
 
 Finished = Callable[[Cell, str | None], None]

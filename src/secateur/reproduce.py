@@ -14,7 +14,7 @@ from secateur.console import say
 from secateur.environment import choose_device
 from secateur.errors import SecateurError
 from secateur.forecast import forecast, in_all
-from secateur.grid import DATASETS, NETWORKS, Cell, cells, run_cells
+from secateur.grid import DATASETS, NETWORKS, Cell, cells, demonstrate, run_cells
 from secateur.report.numbers import duration
 from secateur.reproduction import write_reproduction
 
@@ -76,6 +76,12 @@ class Study:
             say(f"{len(todo)} cells to run; each writes {self.out / 'cells'}/NAME/log.txt")
             run_cells(todo, self.out, data, self.devices, finished)
         return [f"{name}: {error}" for name, error in ended.items() if error]
+
+    def demonstrate(self, data: Path | None) -> None:
+        """Scan with masks not in force, once for each network and data set that is done."""
+        for cell in self.cells:
+            if not cell.overfit and cell.recipe.seed == 0 and cell.is_done(self.out):
+                demonstrate(cell, self.out, data, self.devices[0])
 
     def report(self) -> Path:
         """Write the tables, figures and pages from the cells that are there."""

@@ -26,6 +26,9 @@ from secateur.records import Record, read_records
 OVERFITTED = "overfitted"
 """Every variant of a cell on overfitting begins so."""
 
+DEMONSTRATION = "demonstration.jsonl"
+"""Records of a scan with masks not in force, where somebody asked for it."""
+
 CONDITIONS = ("label_noise", "training_images")
 """Keys of ``at`` that say how a network was made to overfit."""
 
@@ -177,6 +180,8 @@ def read_cells(out: Path) -> Cells:
 
 def _read_cell(folder: Path) -> Cell:
     records = read_records(folder / "records.jsonl")
+    if (folder / DEMONSTRATION).exists():
+        records += read_records(folder / DEMONSTRATION)
     if not records:
         raise StoreError("no records", where="records.jsonl")
     about = records[0]
