@@ -1,4 +1,4 @@
-"""What becomes of the exported float file: ONNX Runtime's int8, NNCF's, and Secateur's own files."""
+"""What is made of the exported float file: ONNX Runtime's int8, NNCF's, Secateur's own files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of all peers, and what they say of the aims: computed from the records, never typed."""
+"""The tables of all peers, and what they say of the aims, all of it computed from the records."""
 
 from __future__ import annotations
 
@@ -28,21 +28,22 @@ PEER_AIM = {"mobilenet_v2": 1.8, "shufflenet_v2_x1_0": 1.8, "alexnet": 5.0}
 HEAD = """# Secateur beside its peers
 
 Made by `python benchmarks/peers report --out results/peers` from the records beside it, which
-`python benchmarks/peers run RECIPE` appends: one command for every row of one trained network, on the
-same data, machine and run. Peers need the dependency group `peers`, and torch.compile a C++ compiler.
+`python benchmarks/peers run RECIPE` appends: one command for every row of one trained network, on
+the same data, machine and run. Peers need the dependency group `peers`, and torch.compile a C++
+compiler. A row that fails says so with its own error.
 
-Accuracy is of the recipe's own geometry on its test images; top-1 has Wilson's interval, the drop is
-eager fp32 minus the row on the same images, with Agresti and Min's. Bytes are of what would be
+Accuracy is of the recipe's own geometry on its test images; top-1 has Wilson's interval, the drop
+is eager fp32 minus the row on the same images, with Agresti and Min's. Bytes are of what would be
 shipped: a state, an exported program, an ONNX file, OpenVINO's two files, a packed file. Time is
-that of one image at 224x224 with the same weights, every file made anew for it; all rows take
-turns in one process, each turn runs twice after a rest, and counts the second. Ratios are of medians,
+that of one image at 224x224 with the same weights, every file made anew for it; all rows take turns
+in one process, each turn runs twice after a rest, and counts the second. Ratios are of medians,
 with a bootstrap interval over whole turns. Every interval is at 95 %.
 
-Every tool gets the same float network and calibration images, as its manual asks:
-torch.ao calibrates on one batch of 50, as published, with torchvision's ReLU for ReLU6; where the
-processor has no VNNI, ONNX Runtime's `per_channel` and torchao have `reduce_range`; NNCF's accuracy
-control looks at 2,000 validation images and may lose 0.3 points of them; Torch-Pruning removes the
-recipe's fraction by magnitude, and trains afterward exactly as Secateur's rounds do.
+Every tool gets the same float network and calibration images, used as its manual asks: torch.ao
+calibrates on one batch of 50, as published, with torchvision's ReLU for ReLU6; where the processor
+has no VNNI, ONNX Runtime's `per_channel` and torchao have `reduce_range`; NNCF's accuracy control
+looks at 2,000 validation images and may lose 0.3 points on them; Torch-Pruning removes the recipe's
+fraction by magnitude, and trains afterward exactly as Secateur's rounds do.
 """
 
 
@@ -101,9 +102,10 @@ class Network:
         medians = {}
         for key in self.keys:
             samples, drop = self.milliseconds(key), self.drop(key)
-            if ROWS[key].kind == kind and samples is not None and drop is not None:
-                if drop.value <= allowed + 1e-9 and not ROWS[key].timed_as:
-                    medians[key] = float(np.median(samples))
+            if ROWS[key].kind != kind or ROWS[key].timed_as or samples is None or drop is None:
+                continue
+            if drop.value <= allowed + 1e-9:
+                medians[key] = float(np.median(samples))
         return min(medians, key=medians.__getitem__) if medians else None
 
 
@@ -151,13 +153,11 @@ def failure(record: Record) -> str:
 def network_table(network: Network) -> Iterator[str]:
     """A line for each row."""
     peer = network.fastest("int8")
-    header = ["Row", "Runs on", "Bytes", "Top-1, %", "Drop, points"]
+    header = ["Row", "Bytes", "Top-1, %", "Drop, points"]
     header += [f"No worse than {LOST} points at 95 %", "Median, ms (p10 to p90)"]
     header += ["eager fp32 / it", "best int8 peer / it"]
     body = [
-        [ROWS[key].title, ROWS[key].engine]
-        + accuracy_cells(network, key)
-        + time_cells(network, key, peer)
+        [named(key), *accuracy_cells(network, key), *time_cells(network, key, peer)]
         for key in network.keys
     ]
     yield from table(header, body)
@@ -227,7 +227,8 @@ def section(network: Network) -> Iterator[str]:
     said = f"{about['data']}, {about['geometry']}, seed {about['seed']}, n = {n} test images"
     yield f"{said}, {about['calibration']} images to calibrate on."
     if network.latency:
-        yield f"Time: n = {network.latency['repeats']} turns a row, after {WARMUP} that do not count."
+        n = network.latency["repeats"]
+        yield f"Time: n = {n} turns a row, after {WARMUP} that do not count."
     yield from ("", *network_table(network), "", *verdicts(network), "")
     every = [*network.rows.values(), *([network.latency] if network.latency else [])]
     yield from (made_with(every), "")

@@ -22,7 +22,8 @@ ours = runtimes.OnnxRuntime
 
 ROWS = {
     "eager": Row(
-        "fp32, eager PyTorch", "eager", "reference", torch_rows.eager_float, torch_rows.Eager, "float"
+        "fp32, eager PyTorch",
+        "eager", "reference", torch_rows.eager_float, torch_rows.Eager, "float",
     ),
     "fp32-onnxruntime": Row(
         "fp32, ONNX Runtime", "onnxruntime", "reference", from_float(as_it_is), ours, "float"
