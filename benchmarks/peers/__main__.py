@@ -67,7 +67,7 @@ def run_accuracy(said: argparse.Namespace, study: Study, cell: Record, about: Re
 
 def run_latency(said: argparse.Namespace, study: Study, cell: Record, about: Record) -> None:
     """One record for all rows, which take turns."""
-    cell |= {"row": LATENCY, "repeats": said.repeats}
+    cell = cell | {"row": LATENCY, "repeats": said.repeats}
     if not wanted(said, cell):
         return
     same = {key: cell[key] for key in ("recipe_id", "calibration", "images")}

@@ -30,9 +30,9 @@ class Given:
         validation: Images with labels, for a tool that asks what it loses.
         prepare: From their pixels to what the network takes.
         quantize: How Secateur quantizes, where it does so anew.
-        files: Files that Secateur has made already: ``reference``, ``pruned``, ``quantized`` and
-            ``packed``. Empty where they must be made anew.
-        said: What the row said at the recipe's own geometry, where this is another.
+        files: For Secateur's own rows, what it has made already: ``reference``, ``pruned``,
+            ``quantized`` and ``packed``. Empty where they must be made anew.
+        said: What the row said at the recipe's own geometry, where this is another; else None.
     """
 
     network: Path
@@ -42,7 +42,7 @@ class Given:
     prepare: Preparation
     quantize: Quantize
     files: dict[str, Path] = field(default_factory=dict)
-    said: dict[str, Any] = field(default_factory=dict)
+    said: dict[str, Any] | None = None
 
     @property
     def module(self) -> nn.Module:

@@ -88,11 +88,8 @@ class Study:
         shape = (channels, prepare.resolution, prepare.resolution)
         export_onnx(network, shape, onnx, self.chain.metadata, straight=False)
         _, validation = self.chain.parts
-        files = self.files if side is None else {}
-        return Given(
-            module, onnx, self.images(count, prepare), validation, prepare,
-            self.chain.recipe.quantize, files,
-        )  # fmt: skip
+        images, quantize = self.images(count, prepare), self.chain.recipe.quantize
+        return Given(module, onnx, images, validation, prepare, quantize)
 
 
 STAGES = {"reference": "train", "pruned": "remove"}
@@ -120,7 +117,13 @@ def givens(study: Study, keys: list[str], side: int | None = None) -> Iterator[d
                 made[which] = study.given(which, Path(root) / which, side)
             except Exception as error:  # Torch-Pruning's, say; the other networks go on
                 made[which] = {"error": in_one_line(error)}
-        yield {key: made[ROWS[key].network] for key in keys}
+        ours = [key for key in keys if ROWS[key].kind == "ours"]
+        files = study.files if ours and side is None else {}
+        found = {key: made[ROWS[key].network] for key in keys}
+        for key in ours:
+            if isinstance(found[key], Given):
+                found[key] = replace(found[key], files=files)
+        yield found
 
 
 # ---- accuracy

@@ -56,7 +56,9 @@ def nncf_controlled(given: Given, folder: Path) -> Made:
 
     model = openvino.Core().read_model(given.onnx)
     calibration = nncf.Dataset([given.images[i : i + 1] for i in range(len(given.images))])
-    if "kept_float" in given.said:
+    if given.said is not None:
+        if "kept_float" not in given.said:
+            raise ValueError("which layers stay in float is known once accuracy is measured")
         scope = nncf.IgnoredScope(names=given.said["kept_float"])
         done = nncf.quantize(model, calibration, subset_size=len(given.images), ignored_scope=scope)
         return _saved(done, folder, given.said["kept_float"])
@@ -144,8 +146,10 @@ def _ours(given: Given, float_path: Path | None, folder: Path) -> Made:
     config = given.quantize.model_copy(update={"price": 0.0, "epochs": 0})
     some = given.validation.spread(VALIDATED_ON)
     judge = Judge(some, given.prepare) if float_path else None
-    if judge is None:  # every choice that is left changes numbers, not time
-        config = recipe.Quantize(block=config.block, saturation_free=config.saturation_free)
+    if judge is None:  # what else a recipe may ask for changes numbers, not time
+        config = recipe.Quantize(
+            block=config.block, saturation_free=config.saturation_free, correct_bias=False
+        )
     source = float_path or _export(given, folder)
     done = quantize(source, torch.from_numpy(given.images), config, judge)
     path = folder / "ours.onnx"
