@@ -23,6 +23,7 @@ from peers.onnx_rows import BATCH
 from peers.rows import ROWS
 from peers.torch_pruning_row import prune_and_train
 from secateur import data
+from secateur.console import say
 from secateur.export import export_onnx
 from secateur.networks import build_network
 from secateur.pipeline import Pipeline
@@ -181,6 +182,7 @@ def time_rows(study: Study, keys: list[str], said: dict[str, Record], repeats: i
                 continue
             folder = Path(root) / key
             folder.mkdir()
+            say(f"latency: {key}")
             mine = replace(given[key], said=said.get(key, {}))
             found[key] = apart(_try, key, mine, image, folder, study.threads)
             if "error" not in found[key]:
