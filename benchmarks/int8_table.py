@@ -13,30 +13,28 @@ from __future__ import annotations
 
 import argparse
 import base64
-import contextlib
 import hashlib
 import json
-import os
-import re
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import json_lines
 import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
+from apart import apart, silent
 from int8_peers import FLOAT, PEERS, Array, OpenVino, Row
+from json_lines import Record, append, is_there, pack, read
+from markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
 from torch import nn
+from turns import WARMUP, speedup, take_turns
 
-from secateur import data, environment, recipe
+from secateur import data, recipe
 from secateur.export import export_onnx
 from secateur.networks import build_network
 from secateur.onnx_graph import read_model, write_model
@@ -44,20 +42,19 @@ from secateur.pipeline import Pipeline
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize
 from secateur.recipe import load_recipe
-from secateur.report.numbers import NONE, fixed, probability, signed, size, times
+from secateur.report.numbers import NONE, fixed, probability, size, times
 from secateur.routes import straighten
-from secateur.runtimes import OnnxRuntime, Runtime
+from secateur.runtimes import OnnxRuntime
 from secateur.statistics import Interval, mcnemar, paired_drop, proportion, spread
 from secateur.store import Store
 
-Record = dict[str, Any]
 NETWORKS = ("mobilenet_v2", "shufflenet_v2_x1_0", "alexnet")
 FASTER = {"mobilenet_v2": 2.2, "shufflenet_v2_x1_0": 1.8, "alexnet": 3.5}
 """What is aimed at: how many times faster than fp32 on ONNX Runtime."""
 DROP = {"mobilenet_v2": 0.2, "shufflenet_v2_x1_0": 0.2, "alexnet": 0.1}
 """What is aimed at: points of top-1 that may be lost, at most."""
-WARMUP = 20
 BATCH = 50
+PACKAGES = ("openvino", "nncf")
 
 
 # ---- ours: the one place that knows how Secateur makes its int8 file
@@ -98,51 +95,6 @@ def all_rows(given: Path | None = None) -> dict[str, Row]:
     return FLOAT | {"fp32-straight": shipped} | mine | PEERS
 
 
-# ---- records
-
-
-def read(path: Path) -> list[Record]:
-    """The records of a file, none where there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def append(path: Path, record: Record) -> None:
-    """Add one record, with where it was made."""
-    about = {
-        "processor": environment.processor(),
-        "versions": environment.versions()
-        | {name: metadata.version(name) for name in ("openvino", "nncf")},
-        "commit": environment.commit(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record | about) + "\n")
-
-
-def is_there(path: Path, cell: Record) -> bool:
-    """Tell whether a record of this cell is in the file."""
-    return any(cell.items() <= record.items() for record in read(path))
-
-
-def apart(task: Callable[..., Record], *arguments: Any) -> Record:
-    """What ``task`` returns, from a process of its own, or its error: no peer stops the run."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            return pool.submit(task, *arguments).result()
-        except Exception as error:  # a peer raises what it likes
-            said = " ".join(f"{type(error).__name__}: {error}".split())
-            return {"error": re.sub(r"(/[\w.@+~-]+)+/", "", said)[:300]}
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Keep the tools' progress bars off the terminal."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
-
-
 # ---- latency
 
 
@@ -167,27 +119,6 @@ def make_and_try(key: str, float_path: Path, images: Array, folder: Path, thread
         files = row.make(float_path, images, folder)
         row.open(files[0], threads).run(images[:1])
     return {"files": files, "bytes": sum(file.stat().st_size for file in files)}
-
-
-def take_turns(
-    runtimes: Mapping[str, Runtime], image: Array, repeats: int
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Milliseconds of each runtime, A B C A B C ..., shape (repeats,) in order.
-
-    Each turn runs the image twice and counts the second. The threads of OpenVINO spin for 1 ms
-    after a run, whatever it is told, and a network's weights leave the cache during the turns of
-    the others; neither belongs to the one whose turn it is.
-    """
-    samples = {key: np.empty(repeats) for key in runtimes}
-    for turn in range(-WARMUP, repeats):
-        for key, runtime in runtimes.items():
-            runtime.run(image)
-            start = time.perf_counter_ns()
-            runtime.run(image)
-            spent = time.perf_counter_ns() - start
-            if turn >= 0:
-                samples[key][turn] = spent / 1e6
-    return samples
 
 
 def time_network(name: str, said: argparse.Namespace) -> dict[str, Record]:
@@ -216,7 +147,8 @@ def run_time(said: argparse.Namespace) -> None:
         cell = {"network": name, "resolution": said.resolution, "threads": said.threads}
         if said.again is None and is_there(said.out, cell):
             continue
-        append(said.out, cell | {"calibration": said.calibration, "rows": time_network(name, said)})
+        found = {"calibration": said.calibration, "rows": time_network(name, said)}
+        append(said.out, cell | found, PACKAGES)
 
 
 # ---- accuracy
@@ -252,7 +184,7 @@ def decide(key: str, said: argparse.Namespace) -> Record:
     right = classes == test.labels.numpy()
     return {
         "bytes": weight,
-        "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
+        "right": pack(right),
         "classes": base64.b64encode(zlib.compress(classes.tobytes(), 9)).decode(),
         "test_images": len(test),
         "resolution": prepare.resolution,
@@ -280,20 +212,10 @@ def run_accuracy(said: argparse.Namespace) -> None:
             wanted = said.again is not None and (not said.again or key in said.again)
             if wanted or not is_there(said.out, cell):
                 about = {"recipe": said.recipe, "sets": said.set or [], "threads": said.threads}
-                append(said.out, cell | apart(decide, key, said) | about)
+                append(said.out, cell | apart(decide, key, said) | about, PACKAGES)
 
 
 # ---- report: numbers
-
-
-def speedup(
-    slow: npt.NDArray[np.float64], fast: npt.NDArray[np.float64], draws: int = 2000
-) -> Interval:
-    """Ratio of the medians with its 95 % bootstrap interval; whole turns are drawn."""
-    turns = np.random.default_rng(0).integers(len(slow), size=(draws, len(slow)))
-    ratios = np.median(slow[turns], axis=1) / np.median(fast[turns], axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return Interval(float(np.median(slow) / np.median(fast)), float(low), float(high))
 
 
 def milliseconds(record: Record) -> dict[str, npt.NDArray[np.float64]]:
@@ -305,9 +227,7 @@ def milliseconds(record: Record) -> dict[str, npt.NDArray[np.float64]]:
 def unpack(records: Mapping[str, Record]) -> dict[str, npt.NDArray[np.bool_]]:
     """Whether each row that ran is right, image by image."""
     return {
-        key: np.unpackbits(np.frombuffer(base64.b64decode(record["right"]), np.uint8))[
-            : record["test_images"]
-        ].astype(bool)
+        key: json_lines.unpack(record["right"], record["test_images"])
         for key, record in records.items()
         if "right" in record
     }
@@ -318,35 +238,7 @@ def decided(record: Record) -> npt.NDArray[np.uint8]:
     return np.frombuffer(zlib.decompress(base64.b64decode(record["classes"])), np.uint8)
 
 
-def in_points(interval: Interval) -> Interval:
-    """A difference of proportions in percentage points."""
-    return Interval(*(100 * bound for bound in interval))
-
-
 # ---- report: text
-
-
-def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A Markdown table."""
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + " --- |" + " ---: |" * (len(header) - 1)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-
-
-def ratio_text(found: Interval) -> str:
-    """``1.87× [1.80, 1.93]``."""
-    return f"{times(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
-
-
-def drop_text(found: Interval) -> str:
-    """``+0.12 [-0.03, +0.27]``."""
-    return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
-
-
-def aim_text(reached: bool, missed: str) -> str:
-    """Whether an aim is reached."""
-    return "reached" if reached else f"missed by {missed}"
 
 
 def errors(rows: Mapping[str, Row], found: Mapping[str, Record], columns: int) -> list[list[str]]:
@@ -444,15 +336,6 @@ def pairs(there: Mapping[str, Any], cost: Callable[[str], float]) -> Iterator[tu
         mine, theirs = (min(side, key=cost) for side in sides)
         said = f"the better of ours ({rows[mine].title}) against the better peer"
         yield f"{said} ({rows[theirs].title})", mine, theirs
-
-
-def made_with(records: list[Record]) -> str:
-    """Hardware, versions, threads and commits behind a table, in a line."""
-    versions = ", ".join(f"{name} {number}" for name, number in records[-1]["versions"].items())
-    threads = sorted({record["threads"] for record in records})
-    commits = ", ".join(sorted({record["commit"] for record in records}))
-    processors = "; ".join(sorted({record["processor"] for record in records}))
-    return f"{processors}; {', '.join(map(str, threads))} threads; {versions}; commit {commits}."
 
 
 HEAD = """# int8 beside fp32, and beside the int8 of others

@@ -1,0 +1,46 @@
+"""Tables of Markdown, and numbers with their intervals in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from secateur.report.numbers import fixed, signed, times
+from secateur.statistics import Interval
+
+
+def in_points(interval: Interval) -> Interval:
+    """A difference of proportions in percentage points."""
+    return Interval(*(100 * bound for bound in interval))
+
+
+def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """A Markdown table."""
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + " --- |" + " ---: |" * (len(header) - 1)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def ratio_text(found: Interval) -> str:
+    """``1.87× [1.80, 1.93]``."""
+    return f"{times(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
+
+
+def drop_text(found: Interval) -> str:
+    """``+0.12 [-0.03, +0.27]``."""
+    return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
+
+
+def aim_text(reached: bool, missed: str) -> str:
+    """Whether an aim is reached."""
+    return "reached" if reached else f"missed by {missed}"
+
+
+def made_with(records: list[dict[str, Any]]) -> str:
+    """Hardware, versions, threads and commits behind a table, in a line."""
+    versions = ", ".join(f"{name} {number}" for name, number in records[-1]["versions"].items())
+    threads = sorted({record["threads"] for record in records})
+    commits = ", ".join(sorted({record["commit"] for record in records}))
+    processors = "; ".join(sorted({record["processor"] for record in records}))
+    return f"{processors}; {', '.join(map(str, threads))} threads; {versions}; commit {commits}."

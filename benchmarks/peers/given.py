@@ -1,0 +1,100 @@
+"""What every row is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from int8_peers import Array
+from torch import nn
+
+from secateur import environment
+from secateur.data import Images, Preparation
+from secateur.recipe import Quantize
+from secateur.runtimes import Runtime
+
+CALIBRATED_ON = 50
+"""Images that torch.ao's eager mode is calibrated on: one batch, as published."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """One trained network, in the forms that tools take, and images to look at.
+
+    Attributes:
+        network: File of the whole float module, as ``torch.save`` writes it.
+        onnx: File of the float network as PyTorch exports it: batch-norms folded, shuffles kept.
+        images: To calibrate on, float32 (N, C, R, R), normalized.
+        validation: Images with labels, for a tool that asks what it loses.
+        prepare: From their pixels to what the network takes.
+        quantize: How Secateur quantizes, where it does so anew.
+        files: For Secateur's own rows, what it has made already: ``reference``, ``pruned``,
+            ``quantized`` and ``packed``. Empty where they must be made anew.
+        said: What the row said at the recipe's own geometry, where this is another; else None.
+    """
+
+    network: Path
+    onnx: Path
+    images: Array
+    validation: Images
+    prepare: Preparation
+    quantize: Quantize
+    files: dict[str, Path] = field(default_factory=dict)
+    said: dict[str, Any] | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The float network, in inference mode."""
+        import torch
+
+        return torch.load(self.network, weights_only=False).eval()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a row made.
+
+    Attributes:
+        opens: The file that its runtime opens.
+        ships: All files somebody would have to copy; their bytes count.
+        said: Anything worth recording.
+    """
+
+    opens: Path
+    ships: list[Path]
+    said: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run a network.
+
+    Attributes:
+        title: As the tables say it.
+        engine: What it runs on: ``eager``, ``torch.compile``, ``onnxruntime`` or ``openvino``.
+        network: Whose: ``reference``, ``pruned`` (by Secateur) or ``torch-pruning``.
+        make: From what is given and an empty folder to files.
+        open: Makes a file ready to run with so many threads.
+        kind: ``float``, ``int8``, ``pruned`` or ``ours``.
+        raw: Takes pixels, uint8 (N, C, H, W), instead of what was prepared.
+        timed_as: Another row, whose time is this one's as well.
+    """
+
+    title: str
+    engine: str
+    network: str
+    make: Callable[[Given, Path], Made]
+    open: Callable[[Path, int], Runtime]
+    kind: str
+    raw: bool = False
+    timed_as: str = ""
+
+
+def has_vnni() -> bool:
+    """Whether the processor sums products of int8 without saturating 16 bits.
+
+    ONNX Runtime's and PyTorch's manuals advise a reduced range where it does not.
+    """
+    return "vnni" in environment.processor()

@@ -1,0 +1,205 @@
+"""Accuracy of every row on the test images, and the time of all of them in turns in one process."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from apart import apart, in_one_line, silent
+from json_lines import Record, pack
+from torch import nn
+from turns import take_turns
+
+from peers.given import Given, Row
+from peers.onnx_rows import BATCH
+from peers.rows import ROWS
+from peers.torch_pruning_row import prune_and_train
+from secateur import data
+from secateur.console import say
+from secateur.export import export_onnx
+from secateur.networks import build_network
+from secateur.pipeline import Pipeline
+
+SIDE = 224
+"""Pixels, where time is measured."""
+TIME_CALIBRATION = 32
+"""Training images that files are calibrated on for time alone."""
+REST = 0.01
+"""Seconds before each turn, in which the last one's threads stop to spin."""
+
+
+@dataclass
+class Study:
+    """One trained network and everything that rows are given of it.
+
+    Attributes:
+        chain: The recipe's stages, on the CPU.
+        folder: Where what peers train is kept.
+        calibration: Training images to calibrate on.
+        threads: For every runtime.
+    """
+
+    chain: Pipeline
+    folder: Path
+    calibration: int
+    threads: int
+
+    def network(self, which: str) -> nn.Module:
+        """``reference``, ``pruned`` or ``torch-pruning``, in inference mode, contiguous."""
+        if which == "torch-pruning":
+            made = torch.load(prune_and_train(self.chain, self.folder), weights_only=False)
+        else:
+            made = self.chain.load_network(getattr(self.chain, STAGES[which]))
+        return made.cpu().to(memory_format=torch.contiguous_format).eval()
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """What Secateur ships."""
+        chain = self.chain
+        packed = {"packed": chain.packed_file}
+        return packed | {v: chain.file(v) for v in ("reference", "pruned", "quantized")}
+
+    def images(self, count: int, prepare: data.Preparation) -> np.ndarray:
+        """Training images to calibrate on, float32 (count, C, R, R); the same for every row."""
+        training, _ = self.chain.parts
+        order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
+        return next(data.batches(training.take(order[:count]), prepare, count))
+
+    def given(self, which: str, folder: Path, side: int | None = None) -> Given:
+        """What rows are given, at the recipe's own geometry or at ``side`` for time alone."""
+        network, channels = self.network(which), self.chain.input_shape[0]
+        prepare, count = self.chain.prepare, self.calibration
+        if side is not None:
+            spec = self.chain.recipe.network.model_copy(
+                update={"resolution": side, "stem": "paper"}
+            )
+            network = with_stem(network, build_network(spec, channels, 10))
+            prepare, count = replace(prepare, resolution=side), min(count, TIME_CALIBRATION)
+        folder.mkdir(parents=True, exist_ok=True)
+        module, onnx = folder / "network.pt", folder / "float.onnx"
+        torch.save(network, module)
+        shape = (channels, prepare.resolution, prepare.resolution)
+        export_onnx(network, shape, onnx, self.chain.metadata, straight=False)
+        _, validation = self.chain.parts
+        images, quantize = self.images(count, prepare), self.chain.recipe.quantize
+        return Given(module, onnx, images, validation, prepare, quantize)
+
+
+STAGES = {"reference": "train", "pruned": "remove"}
+
+
+def with_stem(network: nn.Module, like: nn.Module) -> nn.Module:
+    """A copy of ``network`` with the strides and first max-pool of ``like``; weights stay."""
+    made = copy.deepcopy(network)
+    for name, module in like.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        if isinstance(module, nn.Conv2d):
+            made.get_submodule(name).stride = module.stride
+        elif isinstance(module, nn.MaxPool2d):
+            setattr(made.get_submodule(parent), leaf, copy.deepcopy(module))
+    return made
+
+
+@contextmanager
+def givens(study: Study, keys: list[str], side: int | None = None) -> Iterator[dict[str, Any]]:
+    """By row, what it is given, or the error of whatever could not be made for it."""
+    with tempfile.TemporaryDirectory() as root:
+        made: dict[str, Given | Record] = {}
+        for which in dict.fromkeys(ROWS[key].network for key in keys):
+            try:
+                made[which] = study.given(which, Path(root) / which, side)
+            except Exception as error:  # Torch-Pruning's, say; the other networks go on
+                made[which] = {"error": in_one_line(error)}
+        ours = [key for key in keys if ROWS[key].kind == "ours"]
+        files = study.files if ours and side is None else {}
+        found = {key: made[ROWS[key].network] for key in keys}
+        for key in ours:
+            if isinstance(found[key], Given):
+                found[key] = replace(found[key], files=files)
+        yield found
+
+
+# ---- accuracy
+
+
+def judge(study: Study, key: str, given: Given | Record, test: data.Images) -> Record:
+    """Bytes of one row, and on which test images it is right; or its error."""
+    if isinstance(given, dict):
+        return given
+    return apart(_judge, key, given, test, study.threads)
+
+
+def _judge(key: str, given: Given, test: data.Images, threads: int) -> Record:
+    row = ROWS[key]
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder, silent():
+        made = row.make(given, Path(folder))
+        runtime = row.open(made.opens, threads)
+        decided = [runtime.run(batch).argmax(1) for batch in _batches(row, test, given)]
+        weight = sum(file.stat().st_size for file in made.ships)
+    right = np.concatenate(decided) == test.labels.numpy()
+    found = {"bytes": weight, "right": pack(right), "test_images": len(test), "said": made.said}
+    return found | {"resolution": given.prepare.resolution}
+
+
+def _batches(row: Row, test: data.Images, given: Given) -> Iterator[Any]:
+    if row.raw:
+        return (pixels.numpy() for pixels in test.pixels.split(BATCH))
+    return data.batches(test, given.prepare, BATCH)
+
+
+# ---- time
+
+
+def time_rows(study: Study, keys: list[str], said: dict[str, Record], repeats: int) -> Record:
+    """By row, the milliseconds of one image at ``SIDE``, or its error.
+
+    Each row's file is made, opened and tried in a process of its own first, so that what crashes
+    does it there; then this process opens all that came through, and they take turns.
+
+    Args:
+        study: Whose network.
+        keys: Rows to time; one that is timed as another has that one's time.
+        said: What each row said when its accuracy was measured.
+        repeats: Turns that count.
+    """
+    keys = [key for key in keys if not ROWS[key].timed_as]
+    found: dict[str, Record] = {}
+    torch.set_num_threads(study.threads)
+    with tempfile.TemporaryDirectory() as root, givens(study, keys, SIDE) as given, silent():
+        runtimes, image = {}, study.images(1, replace(study.chain.prepare, resolution=SIDE))
+        for key in keys:
+            if isinstance(given[key], dict):
+                found[key] = given[key]
+                continue
+            folder = Path(root) / key
+            folder.mkdir()
+            say(f"latency: {key}")
+            mine = replace(given[key], said=said.get(key, {}))
+            found[key] = apart(_try, key, mine, image, folder, study.threads)
+            if "error" not in found[key]:
+                try:
+                    runtimes[key] = ROWS[key].open(Path(found[key].pop("opens")), study.threads)
+                    runtimes[key].run(image)
+                except Exception as error:
+                    found[key] = {"error": in_one_line(error)}
+                    runtimes.pop(key, None)
+        for key, samples in take_turns(runtimes, image, repeats, REST).items():
+            found[key]["milliseconds"] = [round(float(sample), 4) for sample in samples]
+    return found
+
+
+def _try(key: str, given: Given, image: np.ndarray, folder: Path, threads: int) -> Record:
+    torch.set_num_threads(threads)
+    with silent():
+        made = ROWS[key].make(given, folder)
+        ROWS[key].open(made.opens, threads).run(image)
+    return {"opens": str(made.opens)}

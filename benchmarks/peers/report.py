@@ -1,0 +1,241 @@
+"""The tables of all peers, and what they say of the aims, all of it computed from the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import json_lines
+import numpy as np
+import numpy.typing as npt
+from json_lines import Record
+from markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
+from turns import WARMUP, speedup
+
+from peers.rows import ROWS
+from secateur.report.numbers import NONE, fixed, size, times
+from secateur.statistics import Interval, paired_drop, proportion, spread
+
+BASE = "eager"
+LOST = 0.5
+"""Points of top-1 that may be lost where speeds are compared."""
+EAGER_AIM = {"mobilenet_v2": 12.0, "shufflenet_v2_x1_0": 10.0, "alexnet": 30.0}
+"""How many times faster than eager fp32 is aimed at."""
+PEER_AIM = {"mobilenet_v2": 1.8, "shufflenet_v2_x1_0": 1.8, "alexnet": 5.0}
+"""How many times faster than the best unpruned int8 of others is aimed at."""
+
+HEAD = """# Secateur beside its peers
+
+Made by `python benchmarks/peers report --out results/peers` from the records beside it, which
+`python benchmarks/peers run RECIPE` appends: one command for every row of one trained network, on
+the same data, machine and run. Peers need the dependency group `peers`, and torch.compile a C++
+compiler. A row that fails says so with its own error.
+
+Accuracy is of the recipe's own geometry on its test images; top-1 has Wilson's interval, the drop
+is eager fp32 minus the row on the same images, with Agresti and Min's. Bytes are of what would be
+shipped: a state, an exported program, an ONNX file, OpenVINO's two files, a packed file. Time is
+that of one image at 224x224 with the same weights, every file made anew for it; all rows take turns
+in one process, each turn runs twice after a rest, and counts the second. Ratios are of medians,
+with a bootstrap interval over whole turns. Every interval is at 95 %.
+
+Every tool gets the same float network and calibration images, used as its manual asks: torch.ao
+calibrates on one batch of 50, as published, with torchvision's ReLU for ReLU6; where the processor
+has no VNNI, ONNX Runtime's `per_channel` and torchao have `reduce_range`; NNCF's accuracy control
+looks at 2,000 validation images and may lose 0.3 points on them; Torch-Pruning removes the recipe's
+fraction by magnitude, and trains afterward exactly as Secateur's rounds do.
+"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Everything measured of one trained network.
+
+    Attributes:
+        rows: The newest record of accuracy of each row, by key.
+        latency: The newest record of time, or empty.
+    """
+
+    rows: dict[str, Record]
+    latency: Record
+
+    @property
+    def about(self) -> Record:
+        """A record that says which network this is."""
+        return next(iter(self.rows.values()), self.latency)
+
+    @property
+    def keys(self) -> list[str]:
+        """Rows of which anything is known, in the order of the table."""
+        return [key for key in ROWS if key in self.rows or key in self.latency.get("rows", {})]
+
+    def right(self, key: str) -> npt.NDArray[np.bool_] | None:
+        """On which test images a row is right."""
+        record = self.rows.get(key, {})
+        if "right" not in record:
+            return None
+        return json_lines.unpack(record["right"], record["test_images"])
+
+    def drop(self, key: str) -> Interval | None:
+        """Points lost against eager fp32."""
+        base, row = self.right(BASE), self.right(key)
+        return None if base is None or row is None else in_points(paired_drop(base, row))
+
+    def timed(self, key: str) -> Record:
+        """What is known of a row's time."""
+        return self.latency.get("rows", {}).get(ROWS[key].timed_as or key, {})
+
+    def milliseconds(self, key: str) -> npt.NDArray[np.float64] | None:
+        """Samples of a row, shape (turns,)."""
+        found = self.timed(key).get("milliseconds")
+        return None if found is None else np.array(found)
+
+    def ratio(self, slow: str | None, fast: str) -> Interval | None:
+        """How many times faster one row is than another."""
+        if slow is None:
+            return None
+        theirs, mine = self.milliseconds(slow), self.milliseconds(fast)
+        return None if theirs is None or mine is None else speedup(theirs, mine)
+
+    def fastest(self, kind: str, allowed: float = LOST) -> str | None:
+        """The fastest row of a kind among those that lost at most so many points."""
+        medians = {}
+        for key in self.keys:
+            samples, drop = self.milliseconds(key), self.drop(key)
+            if ROWS[key].kind != kind or ROWS[key].timed_as or samples is None or drop is None:
+                continue
+            if drop.value <= allowed + 1e-9:
+                medians[key] = float(np.median(samples))
+        return min(medians, key=medians.__getitem__) if medians else None
+
+
+def named(key: str) -> str:
+    """A row's title and what it runs on."""
+    return f"{ROWS[key].title} ({ROWS[key].engine})"
+
+
+# ---- the table
+
+
+def accuracy_cells(network: Network, key: str) -> list[str]:
+    """Bytes, top-1, drop, and whether at most ``LOST`` points are lost at 95 %."""
+    record, right = network.rows.get(key, {}), network.right(key)
+    if right is None:
+        return [NONE, failure(record), NONE, NONE]
+    found = in_points(proportion(int(right.sum()), right.size))
+    top = f"{fixed(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
+    drop = network.drop(key)
+    if drop is None or key == BASE:
+        return [size(record["bytes"]), top, NONE, NONE]
+    return [size(record["bytes"]), top, drop_text(drop), "yes" if drop.high <= LOST else "no"]
+
+
+def time_cells(network: Network, key: str, peer: str | None) -> list[str]:
+    """Median with p10 to p90, and both ratios."""
+    samples = network.milliseconds(key)
+    if samples is None:
+        return [failure(network.timed(key)), NONE, NONE]
+    typical = spread(samples)
+    shown = f"{fixed(typical.value)} ({fixed(typical.low)} to {fixed(typical.high)})"
+    if ROWS[key].timed_as:
+        shown += ", that of the file inside"
+    ratios = (network.ratio(BASE, key) if key != BASE else None, network.ratio(peer, key))
+    return [shown, *(NONE if ratio is None else ratio_text(ratio) for ratio in ratios)]
+
+
+def failure(record: Record) -> str:
+    """Why there is no number."""
+    if "error" not in record:
+        return NONE
+    return "failed: " + record["error"].replace("|", "/").replace("`", "'")
+
+
+def network_table(network: Network) -> Iterator[str]:
+    """A line for each row."""
+    peer = network.fastest("int8")
+    header = ["Row", "Bytes", "Top-1, %", "Drop, points"]
+    header += [f"No worse than {LOST} points at 95 %", "Median, ms (p10 to p90)"]
+    header += ["eager fp32 / it", "best int8 peer / it"]
+    body = [
+        [named(key), *accuracy_cells(network, key), *time_cells(network, key, peer)]
+        for key in network.keys
+    ]
+    yield from table(header, body)
+
+
+# ---- verdicts
+
+
+def verdicts(network: Network) -> Iterator[str]:
+    """Whether the aims are reached, or by how much not."""
+    mine, peer, name = network.fastest("ours"), network.fastest("int8"), network.about["network"]
+    if mine is None:
+        yield f"- No row of Secateur with a time lost at most {LOST} points: both aims missed."
+        return
+    drop = network.drop(mine)
+    assert drop is not None
+    shown = "shown" if drop.high <= LOST else "not shown"
+    yield (
+        f"- The fastest of Secateur that lost at most {LOST} points is {named(mine)}: "
+        f"{drop_text(drop)} points, {shown} at 95 %."
+    )
+    yield verdict(network, "eager fp32", BASE, mine, EAGER_AIM[name])
+    if peer is None:
+        yield f"- No unpruned int8 peer with a time lost at most {LOST} points."
+    else:
+        said = f"the best unpruned int8 peer, {named(peer)}"
+        yield verdict(network, said, peer, mine, PEER_AIM[name])
+
+
+def verdict(network: Network, said: str, slow: str, fast: str, aim: float) -> str:
+    """One aim in a line."""
+    found = network.ratio(slow, fast)
+    if found is None:
+        return f"- Against {said}: no time to compare with."
+    end = aim_text(found.value >= aim, times(aim - found.value))
+    return f"- Against {said}: {ratio_text(found)} as fast, aim {times(aim)}: {end}."
+
+
+# ---- the page
+
+
+def networks(records: list[Record]) -> list[Network]:
+    """Records by trained network, in the order they were first met, the newest of each kind."""
+    found: dict[tuple[str, ...], dict[str, Record]] = {}
+    for record in records:
+        fields = ("recipe_id", "calibration", "images", "threads")
+        cell = tuple(str(record[name]) for name in fields)
+        found.setdefault(cell, {})[record["row"]] = record
+    return [
+        Network({k: r for k, r in rows.items() if k in ROWS}, rows.get("latency", {}))
+        for rows in found.values()
+    ]
+
+
+def _command(recipe: str, sets: list[str]) -> str:
+    changes = "".join(f" --set {change}" for change in sets)
+    return f"python benchmarks/peers run {recipe}{changes} --data DIR --out FILE"
+
+
+def section(network: Network) -> Iterator[str]:
+    """Everything about one trained network."""
+    about = network.about
+    yield from (f"## {about['network']}, `{about['recipe']}`", "")
+    yield from (f"`{_command(about['recipe'], about['sets'])}`", "")
+    tested = {r["test_images"] for r in network.rows.values() if "test_images" in r}
+    n = " or ".join(f"{count:,}" for count in sorted(tested)) or "no"
+    said = f"{about['data']}, {about['geometry']}, seed {about['seed']}, n = {n} test images"
+    yield f"{said}, {about['calibration']} images to calibrate on."
+    if network.latency:
+        n = network.latency["repeats"]
+        yield f"Time: n = {n} turns a row, after {WARMUP} that do not count."
+    yield from ("", *network_table(network), "", *verdicts(network), "")
+    every = [*network.rows.values(), *([network.latency] if network.latency else [])]
+    yield from (made_with(every), "")
+
+
+def write_report(folder: Path) -> None:
+    """Write README.md from the records beside it."""
+    records = [r for path in sorted(folder.glob("*.jsonl")) for r in json_lines.read(path)]
+    lines = [HEAD, *(line for network in networks(records) for line in section(network))]
+    (folder / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

@@ -1,0 +1,222 @@
+"""What runs inside PyTorch: eager float, torch.ao's eager int8, torchao's and Neural Compressor's.
+
+The compiled ones are exported at batch 1, the batch they are timed at, and decide test images one
+by one: what is timed is what was found to be that accurate.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from int8_peers import Array
+from torch import nn
+
+from peers.given import CALIBRATED_ON, Given, Made, has_vnni
+
+
+class Eager:
+    """A pickled module, called as it is, channels last."""
+
+    name, version = "eager", torch.__version__
+
+    def __init__(self, path: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.backends.quantized.engine = "fbgemm"
+        network = torch.load(path, weights_only=False).eval()
+        self._network = network.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(self, images: Array) -> Array:
+        """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R)."""
+        given = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+        return self._network(given).numpy()
+
+
+class EagerInt8(Eager):
+    """torch.ao's quantized module, built anew from the float one, with the state that ships.
+
+    A quantized module that was pickled whole cannot be opened again.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        torch.set_num_threads(threads)
+        network = _observed(torch.load(path.with_name("float.pt"), weights_only=False))
+        self._network = _converted(network)
+        self._network.load_state_dict(torch.load(path, weights_only=True))
+
+
+class Compiled:
+    """An exported program under ``torch.compile`` with frozen weights, at batch 1."""
+
+    name, version = "torch.compile", torch.__version__
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import torch._inductor.config as inductor
+
+        torch.set_num_threads(threads)
+        inductor.freezing = True  # without it weights stay float, and nothing runs in int8
+        inductor.cpp.threads = threads
+        self._network = torch.compile(torch.export.load(path).module())
+
+    @torch.no_grad()
+    def run(self, images: Array) -> Array:
+        """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R)."""
+        ones = torch.from_numpy(images).split(1)
+        return torch.cat([self._network(one) for one in ones]).numpy()
+
+
+def eager_float(given: Given, folder: Path) -> Made:
+    """The trained module itself; its state is what ships."""
+    return _pickled(given.module, folder)
+
+
+def _pickled(network: nn.Module, folder: Path) -> Made:
+    opened, ships = folder / "network.pt", folder / "state.pt"
+    torch.save(network, opened)
+    torch.save(network.state_dict(), ships)
+    return Made(opened, [ships])
+
+
+# ---- torch.ao, eager
+
+
+def torch_ao_eager(given: Given, folder: Path) -> Made:
+    """The published route: fuse, observe one batch, convert, fbgemm's own configuration."""
+    network = _observed(given.module)
+    with torch.no_grad():
+        network(torch.from_numpy(given.images[:CALIBRATED_ON]))
+    torch.save(given.module, folder / "float.pt")
+    path = folder / "state.pt"
+    torch.save(_converted(network).state_dict(), path)
+    return Made(path, [path])
+
+
+def _observed(network: nn.Module) -> nn.Module:
+    from torch.ao import quantization
+
+    torch.backends.quantized.engine = "fbgemm"
+    made = quantizable(network)
+    made.qconfig = quantization.get_default_qconfig("fbgemm")
+    return quantization.prepare(made)
+
+
+def _converted(network: nn.Module) -> nn.Module:
+    from torch.ao import quantization
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that observers saw nothing, where a state is to come
+        return quantization.convert(network)
+
+
+def quantizable(network: nn.Module) -> nn.Module:
+    """A copy of ``network`` that eager mode can quantize, its layers fused.
+
+    torchvision has one for each network with residuals or concatenations, with ReLU for ReLU6,
+    which eager mode cannot fuse.
+    """
+    from torch.ao.quantization import QuantWrapper, fuse_modules
+    from torchvision.models import quantization as prepared
+
+    name = type(network).__name__
+    if name == "AlexNet":
+        return QuantWrapper(fuse_modules(copy.deepcopy(network), _pairs(network)))
+    build = {"MobileNetV2": prepared.mobilenet_v2, "ShuffleNetV2": prepared.shufflenet_v2_x1_0}
+    made = build[name](num_classes=10, quantize=False).eval()
+    _adopt(made, network)
+    made.fuse_model(is_qat=False)
+    if name == "ShuffleNetV2":
+        made.conv5.append(Plain())
+    return made
+
+
+class Plain(nn.Module):
+    """Lays a map of one pixel out anew.
+
+    Without it the quantized mean over such a map fails: torch keeps calling it channels last, which
+    the (N, C) that comes out cannot be.
+    """
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """From (N, C, H, W) to the same values."""
+        one_pixel = images.shape[-1] == 1
+        return images.clone(memory_format=torch.contiguous_format) if one_pixel else images
+
+
+def _adopt(made: nn.Module, network: nn.Module) -> None:
+    """Put the trained layers in, the first convolution and the strides of its stem included."""
+    for name, module in network.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.Identity)):
+            setattr(made.get_submodule(parent), leaf, copy.deepcopy(module))
+
+
+def _pairs(network: nn.Module) -> list[list[str]]:
+    """Names of each layer with weights and the ReLU that follows it."""
+    names = [(name, module) for name, module in network.named_modules() if not [*module.children()]]
+    return [
+        [name, after]
+        for (name, module), (after, activation) in pairwise(names)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and isinstance(activation, nn.ReLU)
+    ]
+
+
+# ---- PT2E
+
+
+def torchao_pt2e(given: Given, folder: Path) -> Made:
+    """Torchao's PT2E for x86; activations to 7 bits where it advises so, without VNNI."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    quantizer = x86.X86InductorQuantizer()
+    config = x86.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
+    quantizer.set_global(config)
+    with torch.no_grad():
+        exported = torch.export.export(given.module, _example(given)).module()
+        prepared = _observe(prepare_pt2e(exported, quantizer), given)
+        return _exported(convert_pt2e(prepared), given, folder)
+
+
+def neural_compressor(given: Given, folder: Path) -> Made:
+    """Neural Compressor's static quantization of PyTorch on the CPU, which is PT2E as well."""
+    from neural_compressor.torch.export import export
+    from neural_compressor.torch.quantization import (
+        convert,
+        get_default_static_config,
+        prepare,
+    )
+
+    with torch.no_grad():
+        exported = export(given.module, example_inputs=_example(given))
+        prepared = _observe(prepare(exported, get_default_static_config()), given)
+        return _exported(convert(prepared), given, folder)
+
+
+def _example(given: Given) -> tuple[torch.Tensor]:
+    return (torch.from_numpy(given.images[:1]),)
+
+
+def _observe(prepared: Callable[..., torch.Tensor], given: Given) -> Callable[..., torch.Tensor]:
+    for image in torch.from_numpy(given.images).split(1):
+        prepared(image)
+    return prepared
+
+
+def _exported(converted: nn.Module, given: Given, folder: Path) -> Made:
+    _forget_unused(converted)
+    path = folder / "quantized.pt2"
+    torch.export.save(torch.export.export(converted, _example(given)), path)
+    return Made(path, [path])
+
+
+def _forget_unused(graph: nn.Module) -> None:
+    """Drop the float weights whose integers took their place; they would be saved as well."""
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in {name for name, _ in graph.named_parameters()} - used:
+        parent, _, leaf = name.rpartition(".")
+        delattr(graph.get_submodule(parent), leaf)
