@@ -135,11 +135,11 @@ def depthwise(network: Network) -> Found:
 
 
 def _depthwise(width: int) -> Found:
-    image = np.random.default_rng(0).standard_normal((1, width, 28, 28)).astype(np.float32)
+    image = np.random.default_rng(0).integers(0, 256, (1, width, 28, 28), np.uint8)
     layer = Layer("conv", width, width, width, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     graph = layer_graph(layer, "int8", 1)
     rivals = {"fbgemm": _Fbgemm(width), "onnxruntime": OnnxRuntime(graph.SerializeToString(), 1)}
-    turns = latencies(rivals, image, 5, 60, settle=1)  # type: ignore[arg-type]
+    turns = latencies(rivals, image, 5, 60, settle=1)
     return {name: float(spent.min()) for name, spent in turns.items()}
 
 
@@ -163,7 +163,7 @@ class _Fbgemm:
 
     def run(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the layer on its own quantized image."""
-        torch.ops.quantized.conv2d(self._layer, self._image, 0.1, 64)
+        torch.ops.quantized.conv2d.new(self._image, self._layer, 0.1, 64)
         return images
 
 
@@ -221,9 +221,9 @@ HEAD = """# What alone makes numbers differ
 
 Made by `python benchmarks/differences.py report --out results/differences` from `measured.jsonl`
 beside it, which `python benchmarks/differences.py measure RECIPE --data DIR --out
-results/differences` appends. One trained network a section; each line changes one thing. Points lost
-are of the float reference on the same test images, with Agresti and Min's 95 % interval; below zero
-is a gain. [docs/differences.md](../../docs/differences.md) says what it means.
+results/differences` appends. One trained network a section; each line changes one thing. Points
+lost are of the float reference on the same test images, with Agresti and Min's 95 % interval; below
+zero is a gain. [docs/differences.md](../../docs/differences.md) says what it means.
 """
 
 
