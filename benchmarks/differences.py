@@ -9,7 +9,6 @@ A cell that is in measured.jsonl is not made again. docs/differences.md reads th
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from ladder_report import read, table
+from json_lines import append, is_there, read
+from markdown import table
 
-from secateur import environment
 from secateur.benchmark import latencies
 from secateur.data import Images, load
 from secateur.evaluate import correctness, judge
@@ -197,10 +196,9 @@ def measure(said: argparse.Namespace) -> None:
     """Measure what is not there yet of one recipe."""
     recipe = load_recipe(said.recipe, said.set)
     path, network = said.out / "measured.jsonl", None
-    said.out.mkdir(parents=True, exist_ok=True)
     for name in said.cells or CELLS:
         cell = {"recipe": said.recipe, "recipe_id": recipe.id, "cell": name}
-        if any(cell.items() <= record.items() for record in read(path)):
+        if is_there(path, cell):
             continue
         store = Store(said.runs / "stages", wait=True)
         network = network or Network(Pipeline(recipe, store, said.data, torch.device("cpu")))
@@ -209,12 +207,8 @@ def measure(said: argparse.Namespace) -> None:
             "dataset": recipe.data.name,
             "seed": recipe.seed,
             "reference_percent": 100 * float(network.right.mean()),
-            "processor": environment.processor(),
-            "versions": environment.versions(),
-            "commit": environment.commit(),
         }
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cell | about | {"found": CELLS[name](network)}) + "\n")
+        append(path, cell | about | {"found": CELLS[name](network)}, ())
 
 
 HEAD = """# What alone makes numbers differ

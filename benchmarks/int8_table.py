@@ -32,9 +32,9 @@ from int8_peers import FLOAT, PEERS, Array, OpenVino, Row
 from json_lines import Record, append, is_there, pack, read
 from markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
 from torch import nn
-from turns import WARMUP, speedup, take_turns
 
 from secateur import data, recipe
+from secateur.benchmark import latencies
 from secateur.export import export_onnx
 from secateur.networks import build_network
 from secateur.onnx_graph import read_model, write_model
@@ -45,9 +45,17 @@ from secateur.recipe import load_recipe
 from secateur.report.numbers import NONE, fixed, probability, size, times
 from secateur.routes import straighten
 from secateur.runtimes import OnnxRuntime
-from secateur.statistics import Interval, mcnemar, paired_drop, proportion, spread
+from secateur.statistics import (
+    Interval,
+    mcnemar,
+    paired_drop,
+    proportion,
+    ratio_of_medians,
+    spread,
+)
 from secateur.store import Store
 
+WARMUP = 20
 NETWORKS = ("mobilenet_v2", "shufflenet_v2_x1_0", "alexnet")
 FASTER = {"mobilenet_v2": 2.2, "shufflenet_v2_x1_0": 1.8, "alexnet": 3.5}
 """What is aimed at: how many times faster than fp32 on ONNX Runtime."""
@@ -136,7 +144,7 @@ def time_network(name: str, said: argparse.Namespace) -> dict[str, Record]:
             found[key] = apart(make_and_try, key, float_path, images, folder, said.threads)
         files = {key: made.pop("files")[0] for key, made in found.items() if "files" in made}
         runtimes = {key: rows[key].open(file, said.threads) for key, file in files.items()}
-        for key, samples in take_turns(runtimes, images[:1], said.repeats).items():
+        for key, samples in latencies(runtimes, images[:1], WARMUP, said.repeats, settle=1).items():
             found[key]["milliseconds"] = [round(float(sample), 3) for sample in samples]
     return found
 
@@ -255,7 +263,7 @@ def latency_table(record: Record) -> Iterator[str]:
     for key, spent in samples.items():
         typical, engine = spread(spent), rows[key].engine
         ratios = {
-            base: speedup(samples[f"fp32-{base}"], spent)
+            base: ratio_of_medians(samples[f"fp32-{base}"], spent)
             for base in dict.fromkeys((engine, "onnxruntime"))
             if f"fp32-{base}" in samples and key != f"fp32-{base}"
         }
@@ -306,7 +314,7 @@ def faster_verdicts(record: Record) -> Iterator[str]:
     """Whether ours is as fast as the peers, or by how much not."""
     samples = milliseconds(record)
     for said, mine, theirs in pairs(samples, lambda key: float(np.median(samples[key]))):
-        found = speedup(samples[theirs], samples[mine])
+        found = ratio_of_medians(samples[theirs], samples[mine])
         slower = f"slower by {100 / found.value - 100:.1f} %"
         how = "at least as fast" if found.value >= 1 else slower
         shown = "" if not found.low <= 1 <= found.high else ", no difference shown"

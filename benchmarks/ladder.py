@@ -12,7 +12,6 @@ that is there is not made again without --again.
 from __future__ import annotations
 
 import argparse
-import base64
 import dataclasses
 import json
 import tempfile
@@ -22,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ladder_report import Record, read, write_report
+from json_lines import Record, append, is_there, pack
+from ladder_report import write_report
 from torch import nn
 
-from secateur import environment, recipe
-from secateur.artifact.packing import pack
+from secateur import recipe
+from secateur.artifact import packing
 from secateur.benchmark import latencies
 from secateur.cost import macs
 from secateur.explain import explain
@@ -46,6 +46,8 @@ SIDE = 224
 CALIBRATION = 64
 """Training images, resized; time depends on none of them, bytes on ranges hardly."""
 WARMUP = 20
+REST = 0.01
+"""Seconds before each turn, in which the threads of the one before stop to spin."""
 CEILING = Layer("conv", 256, 256, 1, (56, 56), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 """A large 3x3 convolution: as many multiply-accumulates a second as a network can hope for."""
 MEMORY = 2**28
@@ -78,7 +80,7 @@ def make_files(pipeline: Pipeline, folder: Path) -> dict[str, Path]:
     found = quantize(files["pruned"], images, at_its_price(pipeline))
     write_qdq(found.model, found.scheme, files["int8"])
     files["packed"] = folder / "net.sec"
-    files["packed"].write_bytes(pack(files["int8"].read_bytes(), {}))
+    files["packed"].write_bytes(packing.pack(files["int8"].read_bytes(), {}))
     return files
 
 
@@ -106,7 +108,7 @@ def measure_time(pipeline: Pipeline, said: argparse.Namespace) -> Record:
             if name != "packed":  # it decodes to the int8 file, bit for bit
                 runtimes[name] = OnnxRuntime(path, said.threads)
         drawn = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
-        samples = latencies(runtimes, drawn, WARMUP, said.repeats, settle=1)
+        samples = latencies(runtimes, drawn, WARMUP, said.repeats, settle=1, rest=REST)
         sizes = {"eager": bytes_of(dense)} | {k: p.stat().st_size for k, p in files.items()}
         explained = explain(files["int8"], said.threads, 50)
     return {
@@ -147,11 +149,8 @@ def ceilings(threads: int) -> dict[str, float]:
 def measure_accuracy(pipeline: Pipeline) -> Record:
     """Which test images each file that ships gets right, from the recipe's own bench."""
     right = pipeline.bench.tensors("right.safetensors")
-    packed = {
-        k: base64.b64encode(np.packbits(v.numpy()).tobytes()).decode() for k, v in right.items()
-    }
     return {
-        "right": packed,
+        "right": {variant: pack(found.numpy()) for variant, found in right.items()},
         "test_images": len(right["reference"]),
         "geometry": pipeline.recipe.geometry,
         "shipped_bytes": {
@@ -165,21 +164,17 @@ def measure(said: argparse.Namespace) -> None:
     """Measure one recipe's ladder, one record."""
     chosen = load_recipe(said.recipe, said.set, said.seed)
     cell = {"recipe": said.recipe, "recipe_id": chosen.id, "seed": chosen.seed}
-    if not said.again and any(cell.items() <= record.items() for record in read(said.out)):
+    if not said.again and is_there(said.out, cell):
         return
     store = Store(said.runs / "stages")
     pipeline = Pipeline(chosen, store, said.data, torch.device("cpu"))
     about: dict[str, Any] = {
         "network": chosen.network.name,
         "dataset": chosen.data.name,
-        "processor": environment.processor(),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
+        "sets": said.set or [],
     }
     record = cell | about | measure_accuracy(pipeline) | measure_time(pipeline, said)
-    said.out.parent.mkdir(parents=True, exist_ok=True)
-    with said.out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append(said.out, record, ())
 
 
 def main() -> None:

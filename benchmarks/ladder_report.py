@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from json_lines import Record, read, unpack
+from markdown import drop_text, in_points, made_with, ratio_text, table
 from matplotlib.figure import Figure
 
 from secateur.report.numbers import (
@@ -34,7 +33,6 @@ from secateur.statistics import (
     spread,
 )
 
-Record = dict[str, Any]
 AIMS = {"mobilenet_v2": 12.0, "shufflenet_v2_x1_0": 10.0, "alexnet": 30.0}
 """How many times faster than eager fp32 is aimed at."""
 MARGIN = 0.005
@@ -65,13 +63,6 @@ the same images, the seed at hand.
 """
 
 
-def read(path: Path) -> list[Record]:
-    """The records of a file, none where there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def samples(record: Record) -> dict[str, npt.NDArray[np.float64]]:
     """Milliseconds of each rung's turns; packed is int8 once decoded."""
     found = {key: np.array(spent) for key, spent in record["samples_ms"].items()}
@@ -81,23 +72,7 @@ def samples(record: Record) -> dict[str, npt.NDArray[np.float64]]:
 def rights(record: Record) -> dict[str, npt.NDArray[np.bool_]]:
     """Whether each variant is right, image by image."""
     n = record["test_images"]
-    return {
-        key: np.unpackbits(np.frombuffer(base64.b64decode(said), np.uint8))[:n].astype(bool)
-        for key, said in record["right"].items()
-    }
-
-
-def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A Markdown table."""
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + " --- |" + " ---: |" * (len(header) - 1)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-
-
-def ratio(found: Interval) -> str:
-    """``1.87× [1.80, 1.93]``."""
-    return f"{times(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
+    return {key: unpack(said, n) for key, said in record["right"].items()}
 
 
 def ladder_table(record: Record) -> Iterator[str]:
@@ -109,12 +84,12 @@ def ladder_table(record: Record) -> Iterator[str]:
         took = [fixed(typical.value, 3), f"{fixed(typical.low, 3)} to {fixed(typical.high, 3)}"]
         step = whole = step_bytes = NONE
         if before is not None:
-            whole = ratio(ratio_of_medians(spent["eager"], spent[rung]))
+            whole = ratio_text(ratio_of_medians(spent["eager"], spent[rung]))
             step_bytes = times(bytes_[before] / bytes_[rung])
             if rung == "packed":
                 step = "same"
             else:
-                step = ratio(ratio_of_medians(spent[before], spent[rung]))
+                step = ratio_text(ratio_of_medians(spent[before], spent[rung]))
         all_bytes = times(bytes_["eager"] / bytes_[rung])
         rows.append([title, *took, step, whole, size(bytes_[rung]), step_bytes, all_bytes])
         before = rung
@@ -134,14 +109,14 @@ def accuracy_line(record: Record) -> str:
     base, ours = right["reference"], right["quantized"]
     found = proportion(int(ours.sum()), ours.size)
     was = proportion(int(base.sum()), base.size)
-    drop = Interval(*(100 * bound for bound in paired_drop(base, ours)))
+    drop = in_points(paired_drop(base, ours))
     verdict = no_worse(base, ours, MARGIN)
     answer = "yes" if verdict.holds else "no"
     return (
         f"Accuracy ({record['geometry']}, n = {ours.size:,} test images): "
         f"{fixed(100 * was.value)} → {fixed(100 * found.value)} "
         f"[{fixed(100 * found.low)}, {fixed(100 * found.high)}] %, "
-        f"{signed(drop.value)} [{signed(drop.low)}, {signed(drop.high)}] points lost, McNemar "
+        f"{drop_text(drop)} points lost, McNemar "
         f"p = {significant(mcnemar(base, ours), 2)}. No worse than {fixed(100 * MARGIN, 1)} points "
         f"at 95 %: **{answer}** (bound {signed(100 * verdict.bound)})."
     )
@@ -151,14 +126,14 @@ def aim_line(record: Record) -> str:
     """Whether the aim is reached, and where not, what the time goes into."""
     found, aim = reached(record)
     if found.value >= aim:
-        return f"Aim: {times(aim)} over eager fp32: **reached**, {ratio(found)}."
+        return f"Aim: {times(aim)} over eager fp32: **reached**, {ratio_text(found)}."
     operators, said = record["operators"], []
     for name, sums in list(operators.items())[:4]:
         said.append(f"{name} {percent(sums['share'])} in {sums['count']} nodes")
     nodes = sum(sums["count"] for sums in operators.values())
     return (
-        f"Aim: {times(aim)} over eager fp32: **missed**, {ratio(found)}. `secateur explain` of the "
-        f"int8 file, {nodes} nodes: {'; '.join(said)}."
+        f"Aim: {times(aim)} over eager fp32: **missed**, {ratio_text(found)}. `secateur explain` of "
+        f"the int8 file, {nodes} nodes: {'; '.join(said)}."
     )
 
 
@@ -169,7 +144,7 @@ def ceiling_lines(record: Record) -> Iterator[str]:
     measured = ratio_of_medians(spent["folded"], spent["pruned"])
     yield (
         f"- Pruning: {short_count(done['dense'])} → {short_count(done['pruned'])} MACs, "
-        f"{times(theory)} in theory, {ratio(measured)} measured in fp32; parameters "
+        f"{times(theory)} in theory, {ratio_text(measured)} measured in fp32; parameters "
         f"{short_count(record['parameters']['dense'])} → "
         f"{short_count(record['parameters']['pruned'])}."
     )
@@ -189,13 +164,11 @@ def ceiling_lines(record: Record) -> Iterator[str]:
 def provenance(record: Record) -> str:
     """Hardware, versions, commit, n and unrest."""
     spent = samples(record)
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     worst = max(noise(found) for found in spent.values())
     machine = "quiet" if worst <= QUIET else "**noisy**"
     return (
-        f"{record['processor']}; {record['threads']} threads; n = {len(spent['eager'])} turns; "
-        f"machine {machine} (p10 to p90 within {percent(worst)} of the median); seed "
-        f"{record['seed']}, recipe {record['recipe_id']}; {versions}; commit {record['commit']}."
+        f"n = {len(spent['eager'])} turns; machine {machine} (p10 to p90 within {percent(worst)} of "
+        f"the median); seed {record['seed']}, recipe {record['recipe_id']}; {made_with([record])}"
     )
 
 
@@ -231,11 +204,9 @@ def write_report(out: Path) -> None:
     records = [newest[name] for name in AIMS if name in newest]
     lines = [HEAD]
     for record in records:
-        lines += [f"## {record['network']}, `{record['recipe']}`", ""]
+        changes = "".join(f" --set {change}" for change in record["sets"])
+        lines += [f"## {record['network']}, `{record['recipe']}{changes}`", ""]
         lines += [*ladder_table(record), "", aim_line(record), "", accuracy_line(record), ""]
         lines += [*ceiling_lines(record), "", provenance(record), ""]
     draw(records, out / "ladder.svg")
     (out / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-
-
-__all__ = ["Record", "read", "write_report"]

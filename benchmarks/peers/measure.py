@@ -16,13 +16,13 @@ import torch
 from apart import apart, in_one_line, silent
 from json_lines import Record, pack
 from torch import nn
-from turns import take_turns
 
 from peers.given import Given, Row
 from peers.onnx_rows import BATCH
 from peers.rows import ROWS
 from peers.torch_pruning_row import prune_and_train
 from secateur import data
+from secateur.benchmark import latencies
 from secateur.console import say
 from secateur.export import export_onnx
 from secateur.networks import build_network
@@ -32,6 +32,8 @@ SIDE = 224
 """Pixels, where time is measured."""
 TIME_CALIBRATION = 32
 """Training images that files are calibrated on for time alone."""
+WARMUP = 20
+"""Turns that do not count."""
 REST = 0.01
 """Seconds before each turn, in which the last one's threads stop to spin."""
 
@@ -192,7 +194,8 @@ def time_rows(study: Study, keys: list[str], said: dict[str, Record], repeats: i
                 except Exception as error:
                     found[key] = {"error": in_one_line(error)}
                     runtimes.pop(key, None)
-        for key, samples in take_turns(runtimes, image, repeats, REST).items():
+        turns = latencies(runtimes, image, WARMUP, repeats, settle=1, rest=REST)
+        for key, samples in turns.items():
             found[key]["milliseconds"] = [round(float(sample), 4) for sample in samples]
     return found
 

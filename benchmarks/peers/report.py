@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from json_lines import Record
 from markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
-from turns import WARMUP, speedup
 
 from peers.rows import ROWS
 from secateur.report.numbers import NONE, fixed, size, times
-from secateur.statistics import Interval, paired_drop, proportion, spread
+from secateur.statistics import Interval, paired_drop, proportion, ratio_of_medians, spread
 
+WARMUP = 20
+"""Turns that did not count."""
 BASE = "eager"
 LOST = 0.5
 """Points of top-1 that may be lost where speeds are compared."""
@@ -95,7 +96,7 @@ class Network:
         if slow is None:
             return None
         theirs, mine = self.milliseconds(slow), self.milliseconds(fast)
-        return None if theirs is None or mine is None else speedup(theirs, mine)
+        return None if theirs is None or mine is None else ratio_of_medians(theirs, mine)
 
     def fastest(self, kind: str, allowed: float = LOST) -> str | None:
         """The fastest row of a kind among those that lost at most so many points."""
@@ -203,7 +204,7 @@ def networks(records: list[Record]) -> list[Network]:
     """Records by trained network, in the order they were first met, the newest of each kind."""
     found: dict[tuple[str, ...], dict[str, Record]] = {}
     for record in records:
-        fields = ("recipe_id", "calibration", "images", "threads")
+        fields = ("recipe_id", "calibration", "images")
         cell = tuple(str(record[name]) for name in fields)
         found.setdefault(cell, {})[record["row"]] = record
     return [

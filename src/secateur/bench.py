@@ -19,6 +19,9 @@ from secateur.report import numbers
 from secateur.statistics import QUIET, noise, ratio_of_medians, spread
 from secateur.store import write_json
 
+REST = 0.01
+"""Seconds before each turn, in which the threads of the one before stop to spin."""
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -99,7 +102,7 @@ def bench(
     with progress("bench", len(batches)) as tick:
         for size in batches:
             turns = repeats if size == 1 else max(1, repeats // 4)
-            samples[size] = latencies(runtimes, images[:size], warmup, turns, settle=1)
+            samples[size] = latencies(runtimes, images[:size], warmup, turns, settle=1, rest=REST)
             tick.advance(note=f"batch {size}")
     rows = [
         Timed(one.title, one.size_bytes, {b: s[str(i)] for b, s in samples.items()}, starts[i])

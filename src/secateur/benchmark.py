@@ -22,6 +22,7 @@ def latencies(
     warmup: int,
     repeats: int,
     settle: int = 0,
+    rest: float = 0.0,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Time each runtime on one batch, taking turns: A B C A B C ...
 
@@ -34,6 +35,7 @@ def latencies(
         repeats: Rounds that are counted.
         settle: Runs at the start of each turn that are not counted, so that what the one before
             left in the caches, and its threads that still spin, are not put down to this one.
+        rest: Seconds before each turn, in which threads of OpenMP, which spin longer, come to rest.
 
     Returns:
         For each name, the milliseconds of each counted round, shape (repeats,), in order.
@@ -51,6 +53,8 @@ def latencies(
     samples = {name: np.empty(repeats) for name in runtimes}
     for turn in range(-warmup, repeats):
         for name, runtime in runtimes.items():
+            if rest:
+                time.sleep(rest)
             for _ in range(settle):
                 runtime.run(images)
             start = time.perf_counter_ns()
