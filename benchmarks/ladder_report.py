@@ -132,8 +132,8 @@ def aim_line(record: Record) -> str:
         said.append(f"{name} {percent(sums['share'])} in {sums['count']} nodes")
     nodes = sum(sums["count"] for sums in operators.values())
     return (
-        f"Aim: {times(aim)} over eager fp32: **missed**, {ratio_text(found)}. `secateur explain` of "
-        f"the int8 file, {nodes} nodes: {'; '.join(said)}."
+        f"Aim: {times(aim)} over eager fp32: **missed**, {ratio_text(found)}. `secateur explain` "
+        f"of the int8 file, {nodes} nodes: {'; '.join(said)}."
     )
 
 
@@ -167,8 +167,9 @@ def provenance(record: Record) -> str:
     worst = max(noise(found) for found in spent.values())
     machine = "quiet" if worst <= QUIET else "**noisy**"
     return (
-        f"n = {len(spent['eager'])} turns; machine {machine} (p10 to p90 within {percent(worst)} of "
-        f"the median); seed {record['seed']}, recipe {record['recipe_id']}; {made_with([record])}"
+        f"n = {len(spent['eager'])} turns; machine {machine} (p10 to p90 within {percent(worst)} "
+        f"of the median); seed {record['seed']}, recipe {record['recipe_id']}; "
+        f"{made_with([record])}"
     )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from secateur import forecast
+from secateur import cli, forecast
 from secateur.errors import SecateurError
 from secateur.forecast import in_all
-from secateur.grid import Cell, cells, demonstrate, run_cells
+from secateur.grid import Cell, cells, demonstrate, run_cell, run_cells
 from secateur.recipe import load_recipe
 from secateur.records import read_records
 from secateur.reproduce import Study, study
@@ -66,6 +66,39 @@ def test_cells_run_side_by_side_once_and_merge_by_copying(
     shutil.copytree(tiny[0].folder(here), tiny[0].folder(there))
     assert [cell.is_done(there) for cell in tiny] == [True, False]
     assert Study(tiny, there, ["cpu"]).todo == [tiny[1]]
+
+
+TIMES = ("seconds", "epoch_seconds", "latency_ms", "unpack_seconds")
+
+
+def test_the_same_seed_gives_the_same_records_but_for_times(
+    tiny: list[Cell], image_folder: Path, tmp_path: Path
+) -> None:
+    found, sizes = [], []
+    for name in ("one", "two"):
+        records = run_cell(tiny[0], tmp_path / name, image_folder, "cpu")
+        packed = [r for r in records if r.at.get("stage") == "pack"]
+        sizes += [r.value for r in packed if r.metric == "size_bytes"]
+        found.append([r.to_json() for r in records if r.metric not in TIMES and r not in packed])
+        assert len(records) > len(found[-1]) > 20
+    assert found[0] == found[1]
+    # A packed file says how long it took: its size is the same but for those digits.
+    assert abs(sizes[0] - sizes[1]) < 64
+    one, two = (tiny[0].folder(tmp_path / name) for name in ("one", "two"))
+    assert (one / "right.safetensors").read_bytes() == (two / "right.safetensors").read_bytes()
+
+
+def test_the_plan_is_printed_and_nothing_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forecast, "_seconds_an_image", lambda *_: 0.001)
+    command = ["reproduce", "--network", "alexnet", "--tables", "1,5", "--plan", "--device", "cpu"]
+    cli.app([*command, "--jobs", "2", "--out", str(tmp_path)], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if "to do" in line]) == 2 + 3
+    assert "overfit-alexnet-fashionmnist-quick-noise20-seed0" in out
+    assert "0 of 5 cells done; 2 at a time on cpu: about" in out
+    assert not (tmp_path / "stages").exists()
 
 
 def test_a_cell_of_another_recipe_is_not_done(tiny: list[Cell], tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""Take the study's cells into results/, write its pages there, and set the README's first screen.
+
+Run: python tools/publish_study.py [OUT]
+OUT is the folder of `secateur reproduce`; without it, only the pages and the README are made anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from secateur.report import numbers
+from secateur.reproduction import write_reproduction
+from secateur.reproduction.cells import Cells, Group, read_cells
+from secateur.reproduction.formats import Entry
+from secateur.reproduction.measured import accuracy, difference, mean, rate
+from secateur.reproduction.published import NETWORKS, QUANTIZATION, TITLES, row_of
+from secateur.reproduction.tables import best_group
+
+ROOT = Path(__file__).parent.parent
+STUDY = ROOT / "results" / "study"
+BEGIN, END = "<!-- study: made by tools/publish_study.py -->", "<!-- end of study -->"
+DATASET = "fashionmnist"
+KEPT = ("recipe.toml", "records.jsonl", "right.safetensors", "demonstration.jsonl", "net.sec")
+COLORS = {"mobilenet_v2": "#2f8f6b", "shufflenet_v2": "#c0702a", "alexnet": "#5b6fb0"}
+
+
+def publish(out: Path) -> None:
+    """Copy every finished cell: what its numbers are made from, and the file that ships."""
+    for cell in sorted((out / "cells").iterdir()):
+        if (cell / "records.jsonl").is_file():
+            target = STUDY / "cells" / cell.name
+            target.mkdir(parents=True, exist_ok=True)
+            for name in KEPT:
+                if (cell / name).is_file():
+                    shutil.copyfile(cell / name, target / name)
+
+
+def groups(cells: Cells) -> dict[str, Group]:
+    """By network, its cells on FashionMNIST."""
+    found = {network: best_group(cells, DATASET, network) for network in NETWORKS}
+    return {network: group for network, group in found.items() if group is not None}
+
+
+def cell_text(entry: Entry) -> str:
+    """The number with its bounds and seeds, without how many where that is said elsewhere."""
+    return f"{entry.text} {entry.note}".strip()
+
+
+def table(cells: Cells) -> list[str]:
+    """The outcome in a table: a row a network."""
+    head = ["FashionMNIST", "Reference, %", "Pruned, %", "Packed int8, %", "Drop, points",
+            "Parameters", "File", "Paper: reference, int8, file"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for network, group in groups(cells).items():
+        theirs, quantized = (
+            row_of(QUANTIZATION, "paper", DATASET, network, variant)
+            for variant in ("reference", "quantized")
+        )
+        assert theirs is not None
+        assert quantized is not None
+        printed = f"{theirs.top1_percent.text}, {quantized.top1_percent.text}, "
+        row = [
+            f"{TITLES[network]}",
+            cell_text(accuracy(group, "reference")),
+            accuracy(group, "pruned").text,
+            cell_text(accuracy(group, "packed")),
+            cell_text(difference(group, "reference", "packed")),
+            f"{rate(group, 'packed', 'parameters').text} fewer",
+            f"**{numbers.size(mean(group, 'packed', 'size_bytes').value or 0)}**, "
+            f"{rate(group, 'packed', 'size_bytes').text} smaller",
+            f"{printed}{quantized.size_mb.text} MB",
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    return lines
+
+
+def draw(cells: Cells, path: Path) -> None:
+    """Top-1 against bytes on a logarithmic scale: the paper's two points, and our chain."""
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for network, group in groups(cells).items():
+        color, variants = COLORS[network], ("reference", "pruned", "quantized", "packed")
+        ours = [(mean(group, v, "size_bytes").value, accuracy(group, v)) for v in variants]
+        sizes = [size for size, _ in ours]
+        values = [entry.value for _, entry in ours]
+        reach = [[e.value - e.low for _, e in ours], [e.high - e.value for _, e in ours]]
+        axes.errorbar(
+            sizes, values, reach, color=color, marker="o", label=TITLES[network], capsize=2
+        )
+        for variant, size, value in zip(variants, sizes, values, strict=True):
+            axes.annotate(variant, (size, value), (3, 6), textcoords="offset points", fontsize=7)
+        rows = [
+            row_of(QUANTIZATION, "paper", DATASET, network, v) for v in ("reference", "quantized")
+        ]
+        axes.plot(
+            [1e6 * row.size_mb.value for row in rows],
+            [row.top1_percent.value for row in rows],
+            color=color, marker="D", mfc="none", linestyle=(0, (3, 3)), linewidth=1,
+        )  # fmt: skip
+    axes.plot(
+        [], [], color="#747b85", marker="D", mfc="none", linestyle=(0, (3, 3)), label="the paper"
+    )
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("bytes of the file (smaller to the right)")
+    axes.set_ylabel("top-1 on the 10,000 test images, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def readme(text: str) -> str:
+    """Return the README with the study's outcome between the two marks made anew."""
+    cells = read_cells(STUDY)
+    seeds = {TITLES[network]: group.seeds for network, group in groups(cells).items()}
+    said = ", ".join(f"{name} {len(of)}" for name, of in seeds.items())
+    about = next(iter(groups(cells).values())).cells[0].records[0]
+    lines = [
+        "![Accuracy against bytes: the paper's networks and ours](results/study/outcome.svg)",
+        "",
+        *table(cells),
+        "",
+        f"Seeds: {said}; 10,000 test images; 95 % intervals over seeds and images. "
+        f"{about.processor}; torch {about.versions['torch']}. All tables, figures, controls and "
+        "what is missing: [results/study](results/study/reproduction/report.md).",
+    ]
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    return f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}"
+
+
+def main() -> None:
+    """Publish the study named on the command line, then make pages and README anew."""
+    for out in sys.argv[1:]:
+        publish(Path(out))
+    write_reproduction(STUDY)
+    draw(read_cells(STUDY), STUDY / "outcome.svg")
+    path = ROOT / "README.md"
+    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
