@@ -14,7 +14,7 @@ from secateur.errors import SecateurError
 from secateur.forecast import in_all
 from secateur.grid import Cell, cells, demonstrate, run_cell, run_cells
 from secateur.recipe import load_recipe
-from secateur.records import read_records
+from secateur.records import Record, read_records
 from secateur.reproduce import Study, study
 from secateur.reproduction.cells import read_cells
 from secateur.reproduction.curves import NOT_IN_FORCE, scan_points
@@ -44,48 +44,47 @@ def test_names_that_are_not_known_are_refused() -> None:
             study(device="cpu", **said)  # type: ignore[arg-type]
 
 
-def test_cells_run_side_by_side_once_and_merge_by_copying(
-    tiny: list[Cell], image_folder: Path, tmp_path: Path
-) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    ended: dict[str, str | None] = {}
-    run_cells(tiny, here, image_folder, ["cpu", "cpu"], lambda c, e: ended.__setitem__(c.name, e))
-    assert ended == {"tiny-seed0": None, "tiny-seed1": None}
-    assert len(list((here / "stages").glob("data-*"))) == 1  # the second waited for the first
-    assert all(cell.is_done(here) for cell in tiny)
-    for cell in tiny:
-        folder = cell.folder(here)
-        assert {r.seed for r in read_records(folder / "records.jsonl")} == {cell.recipe.seed}
-        assert (folder / "right.safetensors").is_file()
-        assert "train" in (folder / "log.txt").read_text()
-    demonstrate(tiny[0], here, image_folder, "cpu")
-    (flat,) = {r.value for r in read_records(tiny[0].folder(here) / "demonstration.jsonl")}
-    (group,) = read_cells(here).groups
-    assert [p.fraction for p in scan_points(group, NOT_IN_FORCE)] == [0.2, 0.5]
-    assert flat == scan_points(group, NOT_IN_FORCE)[0].percent.value
-    shutil.copytree(tiny[0].folder(here), tiny[0].folder(there))
-    assert [cell.is_done(there) for cell in tiny] == [True, False]
-    assert Study(tiny, there, ["cpu"]).todo == [tiny[1]]
-
-
 TIMES = ("seconds", "epoch_seconds", "latency_ms", "unpack_seconds")
 
 
-def test_the_same_seed_gives_the_same_records_but_for_times(
+def timeless(records: list[Record]) -> list[str]:
+    """Everything but times, and the packed file, which says how long it took."""
+    kept = [r for r in records if r.metric not in TIMES and r.at.get("stage") != "pack"]
+    return [record.to_json() for record in kept]
+
+
+def test_cells_run_side_by_side_alike_and_merge_by_copying(
     tiny: list[Cell], image_folder: Path, tmp_path: Path
 ) -> None:
-    found, sizes = [], []
-    for name in ("one", "two"):
-        records = run_cell(tiny[0], tmp_path / name, image_folder, "cpu")
-        packed = [r for r in records if r.at.get("stage") == "pack"]
-        sizes += [r.value for r in packed if r.metric == "size_bytes"]
-        found.append([r.to_json() for r in records if r.metric not in TIMES and r not in packed])
-        assert len(records) > len(found[-1]) > 20
-    assert found[0] == found[1]
-    # A packed file says how long it took: its size is the same but for those digits.
-    assert abs(sizes[0] - sizes[1]) < 64
-    one, two = (tiny[0].folder(tmp_path / name) for name in ("one", "two"))
+    here, there, cell = tmp_path / "here", tmp_path / "there", tiny[0]
+    twin = Cell("twin", cell.recipe)
+    ended: dict[str, str | None] = {}
+    run_cells(
+        [cell, twin], here, image_folder, ["cpu", "cpu"], lambda c, e: ended.__setitem__(c.name, e)
+    )
+    assert ended == {"tiny-seed0": None, "twin": None}
+    assert cell.is_done(here)
+    assert twin.is_done(here)
+    assert len(list((here / "stages").glob("train-*"))) == 1  # the second waited for the first
+    assert "train" in (cell.folder(here) / "log.txt").read_text()
+
+    # Another process, the same seed: the same records but for times, the same decisions.
+    run_cell(cell, there, image_folder, "cpu")
+    one, two = (cell.folder(out) for out in (here, there))
+    records = [read_records(folder / "records.jsonl") for folder in (one, two)]
+    assert timeless(records[0]) == timeless(records[1])
+    assert len(timeless(records[0])) > 20
     assert (one / "right.safetensors").read_bytes() == (two / "right.safetensors").read_bytes()
+
+    demonstrate(cell, there, image_folder, "cpu")
+    (flat,) = {r.value for r in read_records(two / "demonstration.jsonl")}
+    (group,) = read_cells(there).groups
+    assert [p.fraction for p in scan_points(group, NOT_IN_FORCE)] == [0.2, 0.5]
+    assert flat == scan_points(group, NOT_IN_FORCE)[0].percent.value
+
+    shutil.copytree(one, cell.folder(tmp_path / "merged"))
+    assert [c.is_done(tmp_path / "merged") for c in tiny] == [True, False]
+    assert Study(tiny, tmp_path / "merged", ["cpu"]).todo == [tiny[1]]
 
 
 def test_the_plan_is_printed_and_nothing_run(
