@@ -96,6 +96,7 @@ def test_a_store_may_wait_for_another_process(tmp_path: Path) -> None:
     other.join()
     assert not stage.fresh
     assert (stage.folder / "out.txt").read_text() == "a"
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def _hold_then_put(made: Path, folder: Path, held: Any, release: Any) -> None:

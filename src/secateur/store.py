@@ -121,14 +121,16 @@ class Store:
                 where=folder,
                 remedy="wait for it, or choose another --out",
             ) from None
-        with lock:
+        try:
             if (folder / MANIFEST).exists():  # made by the one that was waited for
                 return Stage(name, _verified(folder, identity), folder)
             partial.mkdir(exist_ok=True)
             start = time.monotonic()
             make(partial)
             self._finish(name, identity, key, partial, folder, time.monotonic() - start)
-        Path(lock.lock_file).unlink(missing_ok=True)
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
         self.made_any = True
         return Stage(name, identity, folder, fresh=True)
 
