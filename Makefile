@@ -9,7 +9,7 @@ run: $(READY)  ## the main job: the quickstart recipe, with a report
 	$(BIN)/secateur run
 
 test: $(READY)  ## every test
-	$(BIN)/pytest -q -n 2
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 check: $(READY)  ## lint, format, types
 	$(BIN)/ruff check

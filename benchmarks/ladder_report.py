@@ -195,14 +195,14 @@ def draw(records: list[Record], path: Path) -> None:
             panel.spines[["top", "right"]].set_visible(False)
             panel.set_xlabel(unit)
             if row == 0:
-                panel.set_title(record["network"])
+                panel.set_title("\n".join([record["network"], *record["sets"]]), fontsize=9)
     figure.savefig(path, metadata={"Date": None})
 
 
 def write_report(out: Path) -> None:
     """Write the tables and the figure."""
-    newest = {record["network"]: record for record in read(out / "measured.jsonl")}
-    records = [newest[name] for name in AIMS if name in newest]
+    newest = {(r["network"], r["recipe_id"]): r for r in read(out / "measured.jsonl")}
+    records = sorted(newest.values(), key=lambda record: list(AIMS).index(record["network"]))
     lines = [HEAD]
     for record in records:
         changes = "".join(f" --set {change}" for change in record["sets"])
