@@ -37,9 +37,9 @@ def run(said: argparse.Namespace) -> None:
     chain = Pipeline(recipe, Store(said.runs / "stages"), said.data, torch.device("cpu"))
     study = Study(chain, said.runs / "peers" / recipe.id, said.calibration, said.threads)
     cell = {"network": recipe.network.name, "recipe_id": recipe.id, "seed": recipe.seed}
-    cell |= {"calibration": said.calibration, "images": said.images, "threads": said.threads}
+    cell |= {"calibration": said.calibration, "images": said.images}
     about = {"recipe": said.recipe, "sets": said.set, "data": recipe.data.name}
-    about |= {"geometry": recipe.geometry}
+    about |= {"geometry": recipe.geometry, "threads": said.threads}
     torch.set_num_threads(said.threads)
     run_accuracy(said, study, cell, about)
     if LATENCY in said.rows:
@@ -67,7 +67,7 @@ def run_accuracy(said: argparse.Namespace, study: Study, cell: Record, about: Re
 
 def run_latency(said: argparse.Namespace, study: Study, cell: Record, about: Record) -> None:
     """One record for all rows, which take turns."""
-    cell = cell | {"row": LATENCY, "repeats": said.repeats}
+    cell = cell | {"row": LATENCY, "repeats": said.repeats, "threads": said.threads}
     if not wanted(said, cell):
         return
     same = {key: cell[key] for key in ("recipe_id", "calibration", "images")}
