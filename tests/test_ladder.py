@@ -22,7 +22,8 @@ def record(int8_ms: float, lost: int) -> dict[str, Any]:
     """A network whose rungs take 8, 4, 4, 2 and ``int8_ms``, and that loses some images."""
     turns = np.linspace(0.99, 1.01, 40)
     spent = {"eager": 8.0, "runtime": 4.0, "folded": 4.0, "pruned": 2.0, "int8": int8_ms}
-    right = {"reference": np.arange(N) < 9200, "quantized": np.arange(N) < 9200 - lost}
+    right = {name: np.arange(N) < 9200 - less
+             for name, less in (("reference", 0), ("pruned", 0), ("quantized", lost))}  # fmt: skip
     return {
         "recipe": "mobilenet_v2-fashionmnist-quick", "recipe_id": "0", "seed": 0,
         "network": "mobilenet_v2", "dataset": "fashionmnist", "processor": "A CPU",
@@ -64,8 +65,10 @@ def test_each_step_has_its_own_factor_and_they_multiply(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("int8_ms", "lost", "said"),
     [
-        (0.5, 10, "**reached**, 16.0× [16.00, 16.00]"),
-        (1.0, 10, "**missed**, 8.00× [8.00, 8.00]. `secateur explain`"),
+        (0.5, 10, "**reached**: the fastest rung is *int8*, 16.0× [16.00, 16.00], +0.10 points"),
+        (0.5, 80, "**missed**: the fastest rung is *int8*, 16.0× [16.00, 16.00], +0.80 points"),
+        (1.0, 10, "**missed**: the fastest rung is *int8*, 8.00× [8.00, 8.00], +0.10 points lost."),
+        (4.0, 10, "**missed**: the fastest rung is *pruned*, 4.00× [4.00, 4.00], 0.00 points"),
         (0.5, 10, "No worse than 0.5 points at 95 %: **yes**"),
         (0.5, 80, "No worse than 0.5 points at 95 %: **no**"),
     ],
