@@ -7,6 +7,7 @@ by one: what is timed is what was found to be that accurate.
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -58,6 +59,8 @@ class Compiled:
     def __init__(self, path: Path, threads: int) -> None:
         import torch._inductor.config as inductor
 
+        # A program can be read only where the operators in it are known.
+        importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
         torch.set_num_threads(threads)
         inductor.freezing = True  # without it weights stay float, and nothing runs in int8
         inductor.cpp.threads = threads
