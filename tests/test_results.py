@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 RESULTS = sorted((ROOT / "results").glob("*/records.jsonl"))
 
 
-@pytest.mark.parametrize("script", ["tools/publish_results.py", "benchmarks/artifact_report.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["tools/publish_results.py", "tools/publish_study.py", "benchmarks/artifact_report.py"],
+)
 def test_readme_is_made_from_the_records(script: str) -> None:
     spec = importlib.util.spec_from_file_location("script", ROOT / script)
     assert spec is not None
