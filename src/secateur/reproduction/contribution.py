@@ -27,7 +27,7 @@ def contribution(group: Group) -> str:
     """What pruning itself contributes to the test accuracy of one overfitted network.
 
     Pruned is held against dense, retrained as long, because against the overfitted network it would
-    take credit for its retraining. Where an interval covers 0, no difference is shown.
+    take credit for its retraining. Where an interval covers 0, nothing is claimed.
 
     Args:
         group: Of one network, over its seeds.
@@ -65,5 +65,5 @@ def _said(gain: Interval) -> str:
     """``+0.31 points (95 % interval +0.05 to +0.57)``."""
     interval = f"95 % interval {signed(gain.low)} to {signed(gain.high)}"
     if gain.low <= 0 <= gain.high:
-        return f"no difference shown ({signed(gain.value)} points, {interval})"
+        return f"nothing that can be shown ({signed(gain.value)} points, {interval})"
     return f"{signed(gain.value)} points of test accuracy ({interval})"
