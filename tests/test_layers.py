@@ -67,7 +67,7 @@ ARTIFACT = [
 ]
 REPRODUCTION = [
     {"published", "cells", "formats"},
-    {"measured", "curves"},
+    {"measured", "curves", "contribution"},
     {"tables"},
     {"figures", "outcome"},
     {"page"},
