@@ -112,6 +112,18 @@ def test_a_cell_of_another_recipe_is_not_done(tiny: list[Cell], tmp_path: Path) 
     assert tiny[0].is_done(tmp_path)
 
 
+def test_a_cell_killed_after_its_recipe_changed_is_not_done(
+    tiny: list[Cell], tmp_path: Path
+) -> None:
+    folder = tiny[0].folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "records.jsonl").touch()
+    (folder / "recipe.toml").write_text(tiny[1].recipe.to_toml())
+    with pytest.raises(SecateurError, match="no such data folder"):
+        run_cell(tiny[0], tmp_path, tmp_path / "missing", "cpu")
+    assert not tiny[0].is_done(tmp_path)
+
+
 def test_one_failure_stops_no_other(tiny: list[Cell], tmp_path: Path) -> None:
     ended: dict[str, str | None] = {}
     run_cells(

@@ -24,10 +24,9 @@ from secateur.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
 from secateur.records import Record, write_records
 from secateur.report import write_report
 from secateur.reproduction.cells import DEMONSTRATION
+from secateur.reproduction.published import DATASETS, NETWORKS
 from secateur.store import Store, save_tensors, write_bytes, write_text
 
-NETWORKS = ("mobilenet_v2", "shufflenet_v2", "alexnet")
-DATASETS = ("cifar10", "fashionmnist")
 NOISES = (0.0, 0.2, 0.4)
 """Fractions of wrong training labels with which networks are made to overfit."""
 CHAIN_TABLES, OVERFIT_TABLES = frozenset({1, 2, 3, 4}), frozenset({5, 6})
@@ -122,6 +121,8 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
     keep_freed_memory()
     folder, store = cell.folder(out), Store(out / "stages", wait=True)
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in (RECORDS, DEMONSTRATION):  # of another recipe: killed now, it must not look done
+        (folder / stale).unlink(missing_ok=True)
     write_text(folder / "recipe.toml", cell.recipe.to_toml())
     if cell.overfit:
         records, right = run_overfit(cell.recipe, store, data, choose_device(device))

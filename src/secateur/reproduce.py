@@ -14,9 +14,10 @@ from secateur.console import say
 from secateur.environment import choose_device
 from secateur.errors import SecateurError
 from secateur.forecast import forecast, in_all
-from secateur.grid import DATASETS, NETWORKS, Cell, cells, demonstrate, run_cells
+from secateur.grid import Cell, cells, demonstrate, run_cells
 from secateur.report.numbers import duration
 from secateur.reproduction import write_reproduction
+from secateur.reproduction.published import DATASETS, NETWORKS
 
 PRESETS = ("quick", "fast", "paper")
 TABLES = (1, 2, 3, 4, 5, 6)
@@ -103,8 +104,8 @@ def study(
     """Settle what to run.
 
     Args:
-        networks: Of :data:`secateur.grid.NETWORKS`; none for all.
-        datasets: Of :data:`secateur.grid.DATASETS`; none for all.
+        networks: Of :data:`secateur.reproduction.published.NETWORKS`; none for all.
+        datasets: Of :data:`secateur.reproduction.published.DATASETS`; none for all.
         preset: Of :data:`PRESETS`.
         seeds: How many, from 0.
         tables: Numbers with commas between, as published; empty for all six.
