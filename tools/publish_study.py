@@ -12,6 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from secateur.records import read_records
 from secateur.report import numbers
 from secateur.reproduction import write_reproduction
 from secateur.reproduction.cells import Cells, Group, read_cells
@@ -133,12 +134,39 @@ def readme(text: str) -> str:
     return f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}"
 
 
+GEOMETRY = """# The same networks with a first convolution of stride 1
+
+Written by `python tools/publish_study.py` from the records beside it: `secateur run` of an earlier
+commit, ShuffleNetV2 and MobileNetV2 on FashionMNIST at 28x28 with `network.stem = "stride1"`, eight
+epochs each. Only the references are evidence here, of what the stem alone is worth; pruning was that
+of the first engine.
+
+| Reference | Top-1, % (95 % interval) | Parameters | MACs | Commit |
+| --- | ---: | ---: | ---: | --- |
+"""
+
+
+def geometry() -> str:
+    """The page of the networks with another stem."""
+    lines = []
+    for folder in sorted((ROOT / "results" / "geometry").glob("*/")):
+        records = read_records(folder / "records.jsonl")
+        found = {r.metric: r for r in records if r.variant == "reference" and not r.at}
+        top1, macs = found["top1_percent"], numbers.short_count(found["macs"].value)
+        bounds = f"[{numbers.fixed(top1.low or 0)}, {numbers.fixed(top1.high or 0)}]"
+        parameters = numbers.count(found["parameters"].value)
+        accuracy = f"{numbers.fixed(top1.value)} {bounds}"
+        lines.append(f"| {folder.name} | {accuracy} | {parameters} | {macs} | {top1.commit} |\n")
+    return GEOMETRY + "".join(lines)
+
+
 def main() -> None:
     """Publish the study named on the command line, then make pages and README anew."""
     for out in sys.argv[1:]:
         publish(Path(out))
     write_reproduction(STUDY)
     draw(read_cells(STUDY), STUDY / "outcome.svg")
+    (ROOT / "results" / "geometry" / "README.md").write_text(geometry(), encoding="utf-8")
     path = ROOT / "README.md"
     path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
 
