@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from json_lines import Record, read, unpack
@@ -206,7 +207,8 @@ def draw(records: list[Record], path: Path) -> None:
             panel.set_xlabel(unit)
             if row == 0:
                 panel.set_title("\n".join([record["network"], *record["sets"]]), fontsize=9)
-    figure.savefig(path, metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "secateur"}):  # the same file every time
+        figure.savefig(path, metadata={"Date": None})
 
 
 def write_report(out: Path) -> None:

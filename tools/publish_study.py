@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from secateur.records import read_records
@@ -111,7 +112,8 @@ def draw(cells: Cells, path: Path) -> None:
     axes.set_ylabel("top-1 on the 10,000 test images, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower left")
-    figure.savefig(path, metadata={"Date": None})
+    with mpl.rc_context({"svg.hashsalt": "secateur"}):  # the same file every time
+        figure.savefig(path, metadata={"Date": None})
 
 
 def readme(text: str) -> str:
@@ -156,7 +158,8 @@ def geometry() -> str:
         bounds = f"[{numbers.fixed(top1.low or 0)}, {numbers.fixed(top1.high or 0)}]"
         parameters = numbers.count(found["parameters"].value)
         accuracy = f"{numbers.fixed(top1.value)} {bounds}"
-        lines.append(f"| {folder.name} | {accuracy} | {parameters} | {macs} | {top1.commit} |\n")
+        cells = (folder.name, accuracy, parameters, macs, top1.commit)
+        lines.append("| " + " | ".join(cells) + " |\n")
     return GEOMETRY + "".join(lines)
 
 
