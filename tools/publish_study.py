@@ -140,8 +140,8 @@ GEOMETRY = """# The same networks with a first convolution of stride 1
 
 Written by `python tools/publish_study.py` from the records beside it: `secateur run` of an earlier
 commit, ShuffleNetV2 and MobileNetV2 on FashionMNIST at 28x28 with `network.stem = "stride1"`, eight
-epochs each. Only the references are evidence here, of what the stem alone is worth; pruning was that
-of the first engine.
+epochs each. Only the references are evidence here, of what the stem alone is worth; pruning was
+that of the first engine.
 
 | Reference | Top-1, % (95 % interval) | Parameters | MACs | Commit |
 | --- | ---: | ---: | ---: | --- |
