@@ -33,7 +33,8 @@ def test_the_grid_is_what_the_tables_need() -> None:
     assert names[0] == "mobilenet_v2-cifar10-quick-seed0"
     assert "alexnet-fashionmnist-quick-seed1" in names
     overfit = cells(["shufflenet_v2"], seeds=1, tables=(5,))
-    assert [cell.recipe.data.label_noise for cell in overfit] == [0.0, 0.2, 0.4]
+    made = [(cell.recipe.data.images, cell.recipe.data.label_noise) for cell in overfit]
+    assert made == [(None, 0.0), (5000, 0.0), (5000, 0.2), (5000, 0.4)]
     assert all(cell.overfit for cell in overfit)
     assert not cells(datasets=["cifar10"], tables=(6,))  # FashionMNIST alone, as published
 
@@ -94,7 +95,7 @@ def test_the_plan_is_printed_and_nothing_run(
     command = ["reproduce", "--network", "alexnet", "--tables", "1,5", "--plan", "--device", "cpu"]
     cli.app([*command, "--jobs", "2", "--out", str(tmp_path)], standalone_mode=False)
     out = capsys.readouterr().out
-    assert len([line for line in out.splitlines() if "to do" in line]) == 2 + 3
+    assert len([line for line in out.splitlines() if "to do" in line]) == 2 + 4
     assert "overfit-alexnet-fashionmnist-quick-noise20-seed0" in out
     assert "0 of 5 cells done; 2 at a time on cpu: about" in out
     assert not (tmp_path / "stages").exists()

@@ -16,7 +16,7 @@ def test_three_presets_for_each_network_and_data_set_and_overfitting() -> None:
         for preset in ("paper", "fast", "quick")
     } | {"quickstart"}
     networks = ("mobilenet_v2", "shufflenet_v2", "alexnet")
-    expected |= {f"overfit-{network}-fashionmnist-quick" for network in networks}
+    expected |= {f"overfit-{n}-fashionmnist-{size}" for n in networks for size in ("quick", "full")}
     assert set(builtin_recipes()) == expected
 
 
@@ -28,7 +28,7 @@ def test_builtin_recipe_is_what_its_name_says(name: str) -> None:
     if name != "quickstart":
         network, dataset, preset = name.removeprefix("overfit-").split("-")
         assert recipe.network.name.startswith(network)
-        assert (recipe.data.name, recipe.preset) == (dataset, preset)
+        assert (recipe.data.name, recipe.preset) == (dataset, preset.replace("full", "quick"))
 
 
 @pytest.mark.parametrize("name", [n for n in builtin_recipes() if n.startswith("overfit-")])

@@ -28,7 +28,7 @@ from secateur.reproduction.published import DATASETS, NETWORKS
 from secateur.store import Store, save_tensors, write_bytes, write_text
 
 NOISES = (0.0, 0.2, 0.4)
-"""Fractions of wrong training labels with which networks are made to overfit."""
+"""Fractions of wrong training labels with which networks are made to overfit an excerpt."""
 CHAIN_TABLES, OVERFIT_TABLES = frozenset({1, 2, 3, 4}), frozenset({5, 6})
 RECORDS = "records.jsonl"
 """Written last: a cell that has it is done."""
@@ -98,10 +98,10 @@ def cells(
 
 
 def _overfit_cells(network: str, preset: str, seed: int, sets: list[str]) -> Iterator[Cell]:
-    name = f"overfit-{network}-fashionmnist-{preset}"
-    if name not in builtin_recipes():
-        name = f"overfit-{network}-fashionmnist-quick"
-    for noise in NOISES:
+    every, some = (f"overfit-{network}-fashionmnist-{size}" for size in ("full", preset))
+    if some not in builtin_recipes():
+        some = f"overfit-{network}-fashionmnist-quick"
+    for name, noise in [(every, 0.0), *((some, noise) for noise in NOISES)]:
         recipe = load_recipe(name, [f"data.label_noise={noise}", *sets], seed)
         yield Cell(f"{name}-noise{round(100 * noise)}-seed{seed}", recipe, overfit=True)
 

@@ -301,8 +301,9 @@ def _images(cell: Cell) -> int:
     return next((decided.size for decided in cell.right.values()), 0)
 
 
-def _closeness(group: Group) -> tuple[int, int, Setting]:
-    """The published preset first, then where more seeds are."""
+def _closeness(group: Group) -> tuple[int, float, int, Setting]:
+    """The published preset first, then more training images, then where more seeds are."""
     preset = group.setting.preset
     rank = PRESETS.index(preset) if preset in PRESETS else len(PRESETS)
-    return rank, -len(group.seeds), group.setting
+    images = dict(group.setting.conditions).get("training_images", 0)
+    return rank, -images, -len(group.seeds), group.setting
