@@ -34,7 +34,7 @@ def test_the_grid_is_what_the_tables_need() -> None:
     assert "alexnet-fashionmnist-quick-seed1" in names
     overfit = cells(["shufflenet_v2"], seeds=1, tables=(5,))
     made = [(cell.recipe.data.images, cell.recipe.data.label_noise) for cell in overfit]
-    assert made == [(None, 0.0), (5000, 0.0), (5000, 0.2), (5000, 0.4)]
+    assert made == [(0, 0.0), (5000, 0.0), (5000, 0.2), (5000, 0.4)]
     assert all(cell.overfit for cell in overfit)
     assert not cells(datasets=["cifar10"], tables=(6,))  # FashionMNIST alone, as published
 
@@ -97,7 +97,7 @@ def test_the_plan_is_printed_and_nothing_run(
     out = capsys.readouterr().out
     assert len([line for line in out.splitlines() if "to do" in line]) == 2 + 4
     assert "overfit-alexnet-fashionmnist-quick-noise20-seed0" in out
-    assert "0 of 5 cells done; 2 at a time on cpu: about" in out
+    assert "0 of 6 cells done; 2 at a time on cpu: about" in out
     assert not (tmp_path / "stages").exists()
 
 
