@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.reproduction.cells import Cell, Cells, Group, Setting
-from secateur.reproduction.contribution import contribution, contributions
+from secateur.reproduction.contribution import contribution, contributions, verdict
 
 N = 10_000
 
@@ -46,3 +46,13 @@ def test_a_sentence_for_each_share_of_wrong_labels_and_none_without_its_control(
         "MobileNetV2, 20 % wrong labels, 5,000 training images, 2 seeds",
     ]
     assert "pruning contributes +1.00 points" in said[1]
+
+
+def test_one_sentence_counts_what_is_shown() -> None:
+    won, lost = arms(9100, 9000, 9000, 8900), arms(9000, 9060, 9000, 8900, noise=0.2)
+    level, lone = arms(9100, 9100, 9100, 9000, noise=0.3), group(noise=0.4, pruned=9000)
+    said = verdict(Cells((won, lost, level, lone), {}))
+    assert said.startswith("Of 3 networks made to overfit, pruning itself")
+    assert "gained test accuracy in 1, cost some in 1, and did nothing" in said
+    assert said.endswith("shown in 1")
+    assert verdict(Cells((lone,), {})) == ""

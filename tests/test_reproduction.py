@@ -135,6 +135,16 @@ def test_latencies_of_different_machines_stay_apart(tables: tuple[Table, ...]) -
     assert accuracy.value is None  # it stands in the first row, over all seeds
 
 
+def test_a_lone_machine_is_named_once(tmp_path: Path, tables: tuple[Table, ...]) -> None:
+    study.a_cell(tmp_path, MOBILE, 0)
+    table = make_tables(read_cells(tmp_path))[1]
+    for text in (table.to_markdown(), table.to_latex(), table.to_html()):
+        assert text.count(study.CPU.replace("&", "")) == 1
+        assert "Latency of ours on" not in text
+    assert table.to_csv().count(study.CPU) == 3  # reference, quantized, packed
+    assert "Latency of ours on" in tables[1].to_markdown()  # two machines: each row says which
+
+
 def test_what_is_printed_stands_as_printed(tables: tuple[Table, ...]) -> None:
     place = {"dataset": "CIFAR-10", "network": "MobileNetV2", "variant": "pruned"}
     for key, text in (

@@ -10,6 +10,21 @@ from secateur.statistics import Interval, drop_across_seeds
 PRUNED, RANDOM, DENSE = (f"{OVERFITTED}-{arm}" for arm in ("pruned", "random", "dense"))
 
 
+def verdict(cells: Cells) -> str:
+    """What pruning itself contributes to all of them, in one sentence; empty where none is run."""
+    gains = [_gain(group, PRUNED, DENSE) for group in cells.groups if group.overfitting]
+    known = [gain for gain in gains if gain is not None]
+    if not known:
+        return ""
+    won = sum(gain.low > 0 for gain in known)
+    cost = sum(gain.high < 0 for gain in known)
+    return (
+        f"Of {len(known)} network{'s' * (len(known) != 1)} made to overfit, pruning itself, "
+        f"against the same network retrained as long without it, gained test accuracy in {won}, "
+        f"cost some in {cost}, and did nothing that can be shown in {len(known) - won - cost}"
+    )
+
+
 def contributions(cells: Cells) -> list[str]:
     """A sentence for each network and share of wrong labels, in the published order."""
     titles: dict[str, str] = {

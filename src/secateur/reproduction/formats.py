@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -65,6 +65,7 @@ class Table:
         rows: An entry for each column.
         footnotes: Number of a mark to what it says.
         notes: How to read it, a sentence or two each.
+        csv_only: Keys of columns that people need not see, because a note says what they hold.
     """
 
     name: str
@@ -73,6 +74,18 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     footnotes: dict[int, str]
     notes: tuple[str, ...]
+    csv_only: tuple[str, ...] = ()
+
+    @property
+    def for_people(self) -> Table:
+        """Without the columns that stand in CSV alone."""
+        shown = [i for i, column in enumerate(self.columns) if column.key not in self.csv_only]
+        return replace(
+            self,
+            columns=tuple(self.columns[i] for i in shown),
+            rows=tuple(tuple(row[i] for i in shown) for row in self.rows),
+            csv_only=(),
+        )
 
     @property
     def labels(self) -> int:
@@ -81,6 +94,8 @@ class Table:
 
     def to_markdown(self) -> str:
         """A table of GitHub's Markdown, with its title and notes."""
+        if self.csv_only:
+            return self.for_people.to_markdown()
         headings = [markdown(_heading(column)) for column in self.columns]
         rules = ["---" if column.who == "label" else "---:" for column in self.columns]
         rows = [[_markdown_entry(entry) for entry in row] for row in self.rows]
@@ -109,6 +124,8 @@ class Table:
 
     def to_latex(self) -> str:
         """A ``table*`` that needs the packages booktabs and graphicx."""
+        if self.csv_only:
+            return self.for_people.to_latex()
         layout = "l" * self.labels + "r" * (len(self.columns) - self.labels)
         blocks = (self._latex_rows(block) for block in self._blocks())
         notes = [f"$^{{{_latex_mark(k)}}}$ {_latex(text)}" for k, text in self.footnotes.items()]
@@ -132,6 +149,8 @@ class Table:
 
     def to_html(self) -> str:
         """A ``table`` in a box that scrolls, with its footnotes; everything escaped."""
+        if self.csv_only:
+            return self.for_people.to_html()
         head = "".join(self._html_head())
         body = "\n".join(self._html_block(block) for block in self._blocks())
         marks = "".join(

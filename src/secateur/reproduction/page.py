@@ -12,7 +12,7 @@ from markupsafe import Markup
 from secateur.report import numbers
 from secateur.report.render import markdown, write_text
 from secateur.reproduction.cells import Cells, read_cells
-from secateur.reproduction.contribution import contributions
+from secateur.reproduction.contribution import contributions, verdict
 from secateur.reproduction.figures import Sensitivity, draw_sensitivity, say
 from secateur.reproduction.formats import Table
 from secateur.reproduction.outcome import missing, outcome, provenance
@@ -72,6 +72,7 @@ def _says(
         "demonstrated": any(c.demonstration for drawn in figures for c in drawn.curves),
         "contradictions": contradictions(),
         "contributions": contributions(cells),
+        "verdict": verdict(cells),
         "missing": missing(cells, tables, planned),
         "provenance": provenance(cells),
         "cells": cells.cells,

@@ -29,6 +29,7 @@ from secateur.reproduction.published import (
 )
 
 REFERENCE = "reference"
+MACHINE = "machine"
 
 
 class Ours(NamedTuple):
@@ -169,7 +170,7 @@ def _make(plan: Plan, cells: Cells) -> Table:
     columns = [Column(*label, "label") for label in _LABELS]
     timed = any(quantity.on_machine for quantity in plan.quantities)
     if timed:
-        columns.append(Column("machine", "Latency of ours on", "label"))
+        columns.append(Column(MACHINE, "Latency of ours on", "label"))
     columns += [
         Column(quantity.key, quantity.heading, who)
         for quantity in plan.quantities
@@ -182,7 +183,18 @@ def _make(plan: Plan, cells: Cells) -> Table:
         for network in NETWORKS
         for row in _rows(plan, cells, dataset, network, timed, marks)
     ]
-    return Table(plan.name, plan.title, tuple(columns), tuple(rows), marks.footnotes, plan.notes)
+    table = Table(plan.name, plan.title, tuple(columns), tuple(rows), marks.footnotes, plan.notes)
+    return _on_one_machine(table) if timed else table
+
+
+def _on_one_machine(table: Table) -> Table:
+    """Say once where latencies were measured, if that was on one machine."""
+    at = [column.key for column in table.columns].index(MACHINE)
+    machines = {row[at].text for row in table.rows} - {NOTHING.text}
+    if len(machines) != 1:
+        return table
+    note = f"Latencies of ours were measured on {machines.pop()}."
+    return replace(table, notes=(*table.notes, note), csv_only=(MACHINE,))
 
 
 _LABELS = (
