@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from secateur import environment
 from secateur.errors import SecateurError
 from secateur.quantization.qdq import quantize_onnx
 from secateur.runtimes import RUNTIMES, OnnxRuntime, OpenVino, Runtime, open_file, session_options
@@ -135,7 +136,10 @@ def test_unknown_runtime_names_the_known_ones(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "exact"), [("true", False), ("false", True), (None, True)])
-def test_metadata_decides_whether_sums_are_kept_from_saturating(value, exact, tmp_path):
+def test_metadata_decides_whether_sums_are_kept_from_saturating(
+    value, exact, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(environment, "processor", lambda: "Some CPU, 2 cores, avx2")
     files(tmp_path)
     model = onnx.load(tmp_path / "int8.onnx")
     del model.metadata_props[:]
@@ -145,8 +149,20 @@ def test_metadata_decides_whether_sums_are_kept_from_saturating(value, exact, tm
     assert is_exact(OnnxRuntime(tmp_path / "int8.onnx", 1)._session.get_session_options()) == exact
 
 
-def test_options_are_exact_unless_told_otherwise():
-    assert is_exact(session_options(1))
+@pytest.mark.parametrize(
+    ("processor", "may_saturate"),
+    [
+        ("Some CPU, 2 cores, avx2 avx512f", True),
+        ("arm64", True),  # what its instructions are is not known
+        ("Some CPU, 2 cores, avx2 avx512f avx512_vnni", False),
+        ("Some CPU, 2 cores, avx2 avx_vnni", False),
+    ],
+)
+def test_slow_exact_kernels_are_asked_for_where_quick_ones_saturate(
+    processor, may_saturate, monkeypatch
+):
+    monkeypatch.setattr(environment, "processor", lambda: processor)
+    assert is_exact(session_options(1)) == may_saturate
     assert not is_exact(session_options(1, saturation_free=True))
 
 

@@ -34,6 +34,14 @@ def processor() -> str:
     return f"{model}, {os.cpu_count()} cores" + (f", {' '.join(vector)}" if vector else "")
 
 
+def may_saturate() -> bool:
+    """Tell whether int8 kernels may add two products in 16 bits here: on x86 without VNNI.
+
+    Where the instruction sets are not known, they may.
+    """
+    return "vnni" not in processor()
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python, Secateur and the libraries whose numerics matter."""

@@ -30,7 +30,7 @@ from onnx import helper, numpy_helper
 from secateur import environment
 from secateur.onnx_graph import IR_VERSION, OPSET
 from secateur.recipe import content_id
-from secateur.runtimes import Array, Runtime, session_options
+from secateur.runtimes import SATURATION_FREE, Array, Runtime, session_options
 from secateur.store import write_json
 
 Precision = Literal["fp32", "int8"]
@@ -129,6 +129,7 @@ class LayerClock:
             "threads": threads,
             "onnxruntime": onnxruntime.__version__,
             "precision": precision,
+            "saturation_free": True,  # files of before were not
         }
         self.path = (folder or cache_folder()) / f"latency-{content_id(about)}.json"
         self.fresh = 0
@@ -210,7 +211,7 @@ class _Stopwatch:
     def _runner(self, model: onnx.ModelProto) -> Callable[[], object]:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(),
-            session_options(self.threads),
+            session_options(self.threads, saturation_free=True),
             providers=["CPUExecutionProvider"],
         )
         value = model.graph.input[0].type.tensor_type
@@ -269,12 +270,14 @@ def layer_graph(layer: Layer, precision: Precision, copies: int) -> onnx.ModelPr
     shape = [1, layer.inputs, *layer.size] if convolves else [*layer.size, layer.inputs]
     small = [1, layer.outputs, *[1] * len(layer.size)]
     result = small if convolves else [*layer.size, layer.outputs]
-    return _model(
+    model = _model(
         writer.nodes,
         [helper.make_tensor_value_info("x", kind, shape)],
         [helper.make_tensor_value_info(name, kind, result) for name in results],
         writer.constants,
     )
+    onnx.helper.set_model_props(model, {SATURATION_FREE: "true"})
+    return model
 
 
 def _empty_graph() -> onnx.ModelProto:
@@ -321,8 +324,9 @@ class _Writer:
     def weighted(self, layer: Layer, source: str, tag: str) -> str:
         """One copy of the layer."""
         shape = (layer.outputs, layer.inputs // layer.groups, *layer.kernel)
-        # Which values does not matter; denormal ones alone would be slower.
-        values = (np.arange(math.prod(shape)) % 201 - 100).astype(np.int8).reshape(shape)
+        # Which values does not matter but that they cannot saturate, as those of a file that ships;
+        # denormal ones alone would be slower.
+        values = (np.arange(math.prod(shape)) % 129 - 64).astype(np.int8).reshape(shape)
         if self.quantized:
             biases = np.zeros(len(values), np.int32)
             scales = 0.01, 0.01 * SCALE

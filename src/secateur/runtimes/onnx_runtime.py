@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from secateur import environment
 from secateur.errors import SecateurError
 from secateur.runtimes.protocol import Array
 
@@ -78,8 +79,9 @@ def session_options(threads: int, saturation_free: bool = False) -> onnxruntime.
     On x86 without VNNI, ONNX Runtime by default multiplies uint8 by int8 with ``vpmaddubsw``, which
     saturates the sum of two products at 16 bits and silently changes results. The option
     ``session.x64quantprecision`` makes it store int8 weights as uint8 at load, whose kernels are
-    exact; with VNNI it changes nothing. It costs up to a third of the time of a small network, so a
-    file whose weights cannot saturate goes without.
+    exact. It costs up to a third of the time of a small network, so a file whose weights cannot
+    saturate goes without. So does every file where there is VNNI: its sums have 32 bits, and the
+    option takes several times as long there, because it gives VNNI's kernels up.
 
     Args:
         threads: Threads inside one operator.
@@ -90,7 +92,7 @@ def session_options(threads: int, saturation_free: bool = False) -> onnxruntime.
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 4
-    if not saturation_free:
+    if not saturation_free and environment.may_saturate():
         options.add_session_config_entry("session.x64quantprecision", "1")
     # Variants are timed in turns: the threads of one must not spin into the time of the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
