@@ -59,8 +59,9 @@ class Compiled:
     def __init__(self, path: Path, threads: int) -> None:
         import torch._inductor.config as inductor
 
-        # A program can be read only where the operators in it are known.
-        importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+        # Makes the operators of a program known, so that it can be read, and registers the passes
+        # that give it integer kernels: without them every run dequantizes the weights.
+        importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
         torch.set_num_threads(threads)
         inductor.freezing = True  # without it weights stay float, and nothing runs in int8
         inductor.cpp.threads = threads
