@@ -27,7 +27,7 @@ from torch import nn
 
 from secateur import recipe
 from secateur.artifact import packing
-from secateur.benchmark import latencies
+from secateur.benchmark import REST, SETTLE, latencies
 from secateur.cost import macs
 from secateur.explain import explain
 from secateur.export import export_onnx
@@ -46,8 +46,6 @@ SIDE = 224
 CALIBRATION = 64
 """Training images, resized; time depends on none of them, bytes on ranges hardly."""
 WARMUP = 20
-REST = 0.01
-"""Seconds before each turn, in which the threads of the one before stop to spin."""
 CEILING = Layer("conv", 256, 256, 1, (56, 56), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 """A large 3x3 convolution: as many multiply-accumulates a second as a network can hope for."""
 MEMORY = 2**28
@@ -108,7 +106,7 @@ def measure_time(pipeline: Pipeline, said: argparse.Namespace) -> Record:
             if name != "packed":  # it decodes to the int8 file, bit for bit
                 runtimes[name] = OnnxRuntime(path, said.threads)
         drawn = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
-        samples = latencies(runtimes, drawn, WARMUP, said.repeats, settle=1, rest=REST)
+        samples = latencies(runtimes, drawn, WARMUP, said.repeats, settle=SETTLE, rest=REST)
         sizes = {"eager": bytes_of(dense)} | {k: p.stat().st_size for k, p in files.items()}
         explained = explain(files["int8"], said.threads, 50)
     return {

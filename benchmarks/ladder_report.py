@@ -12,6 +12,7 @@ from json_lines import Record, read, unpack
 from markdown import drop_text, in_points, made_with, ratio_text, table
 from matplotlib.figure import Figure
 
+from secateur.benchmark import SETTLE
 from secateur.report.numbers import (
     NONE,
     fixed,
@@ -45,16 +46,16 @@ RUNGS = {
     "int8": "... int8",
     "packed": "... packed",
 }
-HEAD = """# Where the speed and the bytes come from
+HEAD = f"""# Where the speed and the bytes come from
 
 Made by `python benchmarks/ladder.py report --out results/ladder` from `measured.jsonl` beside it,
 which `python benchmarks/ladder.py measure RECIPE --data DIR --out results/ladder/measured.jsonl`
 appends for each network.
 
 One image at 224x224, torchvision's own strides, the weights of the recipe's trained, pruned and
-retrained network. Rungs take turns in one process; each turn runs the image twice and counts the
-second. Each rung's factor is the one before it divided by it, of medians, with a 95 % bootstrap
-interval over whole turns; the factors of all rungs multiply to the whole. The packed file decodes
+retrained network. Rungs take turns in one process; each turn rests, then runs the image
+{SETTLE + 1} times and counts the last. Each rung's factor is the one before it divided by it, of
+medians, with a 95 % bootstrap interval over whole turns; the factors of all rungs multiply to the whole. The packed file decodes
 to the int8 file bit for bit, so its time is the same. Accuracy is of the files that ship, in the
 recipe's own geometry, on all test images. *No worse than 0.5 points* is a one-sided test at 95 % on
 the same images, the seed at hand.

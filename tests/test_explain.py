@@ -10,9 +10,11 @@ import pytest
 import torchvision.models
 
 import secateur.cli as cli
-from secateur import explain as explaining
 from secateur.errors import SecateurError
 from secateur.explain import Node, Width, explain, float_islands, optimized_graph, render
+from secateur.explain.nodes import WARMUP, gather
+from secateur.explain.operators import MOVERS
+from secateur.explain.widths import _integer_blocks
 from secateur.export import export_onnx
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
@@ -157,10 +159,10 @@ def test_times_are_medians_after_the_warm_up():
         }
         return {"cat": "Node", "name": name, "dur": dur, "args": arguments}
 
-    runs = [event(1e6)] * explaining.WARMUP + [event(dur) for dur in (3000, 1000, 90000)]
-    others = [event(1000, "last_kernel_time", "1")] * (explaining.WARMUP + 3)
+    runs = [event(1e6)] * WARMUP + [event(dur) for dur in (3000, 1000, 90000)]
+    others = [event(1000, "last_kernel_time", "1")] * (WARMUP + 3)
     ignored = [{"cat": "Session", "name": "model_run", "dur": 5, "args": {}}]
-    first, last = explaining._nodes([*ignored, *others, *runs])
+    first, last = gather([*ignored, *others, *runs])
     assert first == Node("conv", "QLinearConcat", "int8", (1, 4, 4, 58), (1, 4, 4, 116), 3.0, 0.75)
     assert (last.name, last.ms, last.share) == ("last", 1.0, 0.25)
 
@@ -190,7 +192,7 @@ def test_widths_of_an_int8_file(tmp_path, monkeypatch):
 
 
 def test_a_direct_kernel_is_for_int8_weights_alone():
-    blocks = explaining._integer_blocks
+    blocks = _integer_blocks
     assert {(end, block) for end, _, block, _ in blocks(58, 64, 1, signed=True, wide=False)} == {
         ("outputs", 16), ("inputs", 4)
     }  # fmt: skip
@@ -204,7 +206,7 @@ def test_fewer_than_a_block_can_only_widen():
 
 def test_a_shuffle_moves_data(tmp_path):
     found = explain(written(tmp_path / "float.onnx", SHUFFLE), 1, 2)
-    moving = found.operators(explaining.MOVERS)
+    moving = found.operators(MOVERS)
     assert moving["Transpose"]["count"] == 1
     assert moving["Reshape"]["count"] == 2
     assert sum(sums["share"] for sums in found.operators().values()) == pytest.approx(1)

@@ -68,10 +68,12 @@ ARTIFACT = [
 REPRODUCTION = [
     {"published", "cells", "formats"},
     {"measured", "curves", "contribution"},
+    {"plans"},
     {"tables"},
     {"figures", "outcome"},
     {"page"},
 ]
+EXPLAIN = [{"operators", "nodes"}, {"islands", "widths"}, {"explanation"}, {"render"}]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
@@ -112,6 +114,7 @@ def test_imports_go_down_only() -> None:
         ("quantization", QUANTIZATION),
         ("artifact", ARTIFACT),
         ("reproduction", REPRODUCTION),
+        ("explain", EXPLAIN),
     ],
 )
 def test_packages_are_in_layers_too(package: str, layers: list[set[str]]) -> None:

@@ -136,15 +136,15 @@ def readme(text: str) -> str:
     return f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}"
 
 
-GEOMETRY = """# The same networks with a first convolution of stride 1
+GEOMETRY = """# The same networks with another first convolution
 
-Written by `python tools/publish_study.py` from the records beside it: `secateur run` of an earlier
-commit, ShuffleNetV2 and MobileNetV2 on FashionMNIST at 28x28 with `network.stem = "stride1"`, eight
-epochs each. Only the references are evidence here, of what the stem alone is worth; pruning was
-that of the first engine.
+Written by `python tools/publish_study.py` from the records beside it. The study has the published
+strides on FashionMNIST and a first convolution of stride 1 on CIFAR-10; here it is the other way
+round, `secateur run` with another `network.stem`. Runs are of earlier commits and other epochs than
+the study's, so that only the references are evidence here, of what the stem alone is worth.
 
-| Reference | Top-1, % (95 % interval) | Parameters | MACs | Commit |
-| --- | ---: | ---: | ---: | --- |
+| Reference | Data set | Geometry | Epochs | Top-1, % (95 % interval) | Parameters | MACs | Commit |
+| --- | --- | --- | ---: | ---: | ---: | ---: | --- |
 """
 
 
@@ -158,7 +158,9 @@ def geometry() -> str:
         bounds = f"[{numbers.fixed(top1.low or 0)}, {numbers.fixed(top1.high or 0)}]"
         parameters = numbers.count(found["parameters"].value)
         accuracy = f"{numbers.fixed(top1.value)} {bounds}"
-        cells = (folder.name, accuracy, parameters, macs, top1.commit)
+        epochs = sum((r.metric, r.at.get("stage")) == ("train_loss", "train") for r in records)
+        place = (top1.network, top1.dataset, top1.geometry, str(epochs))
+        cells = (*place, accuracy, parameters, macs, top1.commit)
         lines.append("| " + " | ".join(cells) + " |\n")
     return GEOMETRY + "".join(lines)
 

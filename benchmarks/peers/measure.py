@@ -22,7 +22,7 @@ from peers.onnx_rows import BATCH
 from peers.rows import ROWS
 from peers.torch_pruning_row import prune_and_train
 from secateur import data
-from secateur.benchmark import latencies
+from secateur.benchmark import REST, SETTLE, latencies
 from secateur.console import say
 from secateur.export import export_onnx
 from secateur.networks import build_network
@@ -34,8 +34,6 @@ TIME_CALIBRATION = 32
 """Training images that files are calibrated on for time alone."""
 WARMUP = 20
 """Turns that do not count."""
-REST = 0.01
-"""Seconds before each turn, in which the last one's threads stop to spin."""
 
 
 @dataclass
@@ -194,7 +192,7 @@ def time_rows(study: Study, keys: list[str], said: dict[str, Record], repeats: i
                 except Exception as error:
                     found[key] = {"error": in_one_line(error)}
                     runtimes.pop(key, None)
-        turns = latencies(runtimes, image, WARMUP, repeats, settle=1, rest=REST)
+        turns = latencies(runtimes, image, WARMUP, repeats, settle=SETTLE, rest=REST)
         for key, samples in turns.items():
             found[key]["milliseconds"] = [round(float(sample), 4) for sample in samples]
     return found

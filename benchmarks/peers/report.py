@@ -13,6 +13,7 @@ from json_lines import Record
 from markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
 
 from peers.rows import ROWS
+from secateur.benchmark import SETTLE
 from secateur.report.numbers import NONE, fixed, size, times
 from secateur.statistics import (
     Interval,
@@ -33,7 +34,7 @@ EAGER_AIM = {"mobilenet_v2": 12.0, "shufflenet_v2_x1_0": 10.0, "alexnet": 30.0}
 PEER_AIM = {"mobilenet_v2": 1.8, "shufflenet_v2_x1_0": 1.8, "alexnet": 5.0}
 """How many times faster than the best unpruned int8 of others is aimed at."""
 
-HEAD = """# Secateur beside its peers
+HEAD = f"""# Secateur beside its peers
 
 Made by `python benchmarks/peers report --out results/peers` from the records beside it, which
 `python benchmarks/peers run RECIPE` appends: one command for every row of one trained network, on
@@ -44,7 +45,7 @@ Accuracy is of the recipe's own geometry on its test images; top-1 has Wilson's 
 is eager fp32 minus the row on the same images, with Agresti and Min's. Bytes are of what would be
 shipped: a state, an exported program, an ONNX file, OpenVINO's two files, a packed file. Time is
 that of one image at 224x224 with the same weights, every file made anew for it; all rows take turns
-in one process, each turn runs twice after a rest, and counts the second. Ratios are of medians,
+in one process, each turn rests, runs {SETTLE + 1} times and counts the last. Ratios are of medians,
 with a bootstrap interval over whole turns. Every interval is at 95 %; *no worse* is a one-sided
 test at 95 %, of the seed at hand.
 

@@ -12,15 +12,12 @@ import numpy.typing as npt
 from rich.table import Table
 
 from secateur import environment
-from secateur.benchmark import Start, cold_start, latencies
+from secateur.benchmark import REST, SETTLE, Start, cold_start, latencies
 from secateur.console import progress
 from secateur.contenders import Form, contenders, form_of
 from secateur.report import numbers
 from secateur.statistics import QUIET, noise, ratio_of_medians, spread
 from secateur.store import write_json
-
-REST = 0.01
-"""Seconds before each turn, in which the threads of the one before stop to spin."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,9 @@ def bench(
     with progress("bench", len(batches)) as tick:
         for size in batches:
             turns = repeats if size == 1 else max(1, repeats // 4)
-            samples[size] = latencies(runtimes, images[:size], warmup, turns, settle=1, rest=REST)
+            samples[size] = latencies(
+                runtimes, images[:size], warmup, turns, settle=SETTLE, rest=REST
+            )
             tick.advance(note=f"batch {size}")
     rows = [
         Timed(one.title, one.size_bytes, {b: s[str(i)] for b, s in samples.items()}, starts[i])

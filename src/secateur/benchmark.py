@@ -15,6 +15,12 @@ import numpy.typing as npt
 
 from secateur.runtimes import Runtime
 
+REST = 0.01
+"""Seconds before a turn in which OpenMP's threads, which spin on for milliseconds, come to rest."""
+SETTLE = 5
+"""Runs after it that do not count: a core that fell asleep meanwhile wakes late, and after one run
+alone some turns of a small network on two threads still come out several times too long."""
+
 
 def latencies(
     runtimes: Mapping[str, Runtime],
@@ -35,7 +41,8 @@ def latencies(
         repeats: Rounds that are counted.
         settle: Runs at the start of each turn that are not counted, so that what the one before
             left in the caches, and its threads that still spin, are not put down to this one.
-        rest: Seconds before each turn, in which threads of OpenMP, which spin longer, come to rest.
+        rest: Seconds before each turn, in which nothing runs; see :data:`REST`, and with it settle
+            for :data:`SETTLE` runs.
 
     Returns:
         For each name, the milliseconds of each counted round, shape (repeats,), in order.

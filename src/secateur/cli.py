@@ -161,6 +161,10 @@ def reproduce(
         bool,
         typer.Option("--demonstrate", help="Also scan with masks not in force, labeled so."),
     ] = False,
+    time_again: Annotated[
+        bool,
+        typer.Option("--time-again", help="Then measure finished cells again, one at a time."),
+    ] = False,
     data: DataFolder = None,
     out: OutFolder = Path("runs/reproduce"),
     device: Device = "auto",
@@ -193,6 +197,8 @@ def reproduce(
         return
     try:
         errors = wanted.run(data)
+        if time_again:
+            errors += wanted.time_again(data)
         if demonstration:
             wanted.demonstrate(data)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from secateur.collect import collect
 from secateur.demonstration import scan_without_masks
 from secateur.environment import choose_device
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, StoreError
 from secateur.kernels import keep_freed_memory
 from secateur.overfit import run_overfit
 from secateur.pipeline import Pipeline
@@ -148,6 +149,26 @@ def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
         store = Store(out / "stages", wait=True)
         pipeline = Pipeline(cell.recipe, store, data, choose_device(device))
         write_records(path, scan_without_masks(pipeline))
+
+
+def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
+    """Drop a finished cell's measurements, so that :func:`run_cell` makes them anew.
+
+    Its networks and files stay. A cell whose stages are not here, because it was made on another
+    machine, is left as it is.
+
+    Returns:
+        Whether there was anything to drop.
+    """
+    store = Store(out / "stages", find_only=True)
+    pipeline = Pipeline(cell.recipe, store, data, torch.device("cpu"))
+    try:
+        stages = pipeline.pack, pipeline.bench
+    except StoreError:
+        return False
+    for stage in stages:
+        shutil.rmtree(stage.folder)
+    return True
 
 
 Finished = Callable[[Cell, str | None], None]

@@ -14,7 +14,7 @@ from secateur.console import say
 from secateur.environment import choose_device
 from secateur.errors import SecateurError
 from secateur.forecast import forecast, in_all
-from secateur.grid import Cell, cells, demonstrate, run_cells
+from secateur.grid import Cell, cells, demonstrate, forget_times, run_cells
 from secateur.report.numbers import duration
 from secateur.reproduction import write_reproduction
 from secateur.reproduction.published import DATASETS, NETWORKS
@@ -67,7 +67,19 @@ class Study:
         Args:
             data: Folder with the data sets' files, or None.
         """
-        todo, ended = self.todo, dict[str, str | None]()
+        return self._run(self.todo, data, self.devices)
+
+    def time_again(self, data: Path | None) -> list[str]:
+        """Measure finished cells again, one at a time and nothing beside; errors, a line each.
+
+        Times of cells that ran side by side are of a busy machine. Cells made elsewhere stay.
+        """
+        chains = [c for c in self.cells if not c.overfit and c.is_done(self.out)]
+        again = [cell for cell in chains if forget_times(cell, self.out, data)]
+        return self._run(again, data, self.devices[:1])
+
+    def _run(self, todo: list[Cell], data: Path | None, devices: list[str]) -> list[str]:
+        ended = dict[str, str | None]()
 
         def finished(cell: Cell, error: str | None) -> None:
             ended[cell.name] = error
@@ -75,7 +87,7 @@ class Study:
 
         if todo:
             say(f"{len(todo)} cells to run; each writes {self.out / 'cells'}/NAME/log.txt")
-            run_cells(todo, self.out, data, self.devices, finished)
+            run_cells(todo, self.out, data, devices, finished)
         return [f"{name}: {error}" for name, error in ended.items() if error]
 
     def demonstrate(self, data: Path | None) -> None:

@@ -63,6 +63,7 @@ class Store:
     Args:
         root: Created where missing.
         wait: Where another process makes a stage, wait until it is there; else that is an error.
+        find_only: A stage that is not there is an error, instead of being made.
 
     Attributes:
         made_any: Whether any stage was made, rather than found, so far.
@@ -71,8 +72,8 @@ class Store:
         StoreError: The folder cannot be written.
     """
 
-    def __init__(self, root: Path, wait: bool = False) -> None:
-        self.root, self.wait = root, wait
+    def __init__(self, root: Path, wait: bool = False, find_only: bool = False) -> None:
+        self.root, self.wait, self.find_only = root, wait, find_only
         self.made_any = False
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -104,13 +105,16 @@ class Store:
                 earlier, killed attempt left.
 
         Raises:
-            StoreError: The stored files are damaged, or another process is making the same stage.
+            StoreError: The stored files are damaged, another process is making the same stage, or
+                the stage is not there and this store only finds.
         """
         key = {"says": dict(says), "upstream": {k: stage.id for k, stage in upstream.items()}}
         identity = content_id({"stage": name.split("-")[0], **key})
         folder = self.root / f"{name}-{identity}"
         if (folder / MANIFEST).exists():
             return Stage(name, _verified(folder, identity), folder)
+        if self.find_only:
+            raise StoreError("no such stage", where=folder, remedy="make it where it was made")
         partial = folder.with_name(folder.name + ".partial")
         lock = FileLock(folder.with_name(folder.name + ".lock"))
         try:

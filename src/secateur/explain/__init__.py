@@ -1,0 +1,23 @@
+"""Where a file's time goes, node by node, and what of it can be saved.
+
+The graph that runs is not the graph in the file: ONNX Runtime fuses operators, changes layouts, and
+takes integer kernels where it has them. So the graph it makes of the file is read back, and each of
+its nodes is timed while it runs.
+"""
+
+from secateur.explain.explanation import Explanation, explain
+from secateur.explain.islands import Island, float_islands
+from secateur.explain.nodes import Node, optimized_graph
+from secateur.explain.render import render
+from secateur.explain.widths import Width
+
+__all__ = [
+    "Explanation",
+    "Island",
+    "Node",
+    "Width",
+    "explain",
+    "float_islands",
+    "optimized_graph",
+    "render",
+]

@@ -1,0 +1,104 @@
+"""Nodes of the graph that runs, and the time of each while it runs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from secateur.onnx_graph import read_model
+from secateur.runtimes import Array, session_options
+from secateur.runtimes.onnx_runtime import is_saturation_free
+
+WARMUP = 5
+"""Runs that are not counted."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the graph that runs.
+
+    Attributes:
+        name: As in the optimized graph, which begins it with the name in the file.
+        operator: What it does.
+        element: What it computes in, ``int8`` or ``float``; with ``>`` what it reads and gives.
+        reads: Shape of its first image or matrix. Integer layers keep channels last.
+        gives: Shape of its first output.
+        ms: Median milliseconds of a run.
+        share: Of the time of all nodes, in [0, 1].
+    """
+
+    name: str
+    operator: str
+    element: str
+    reads: tuple[int, ...]
+    gives: tuple[int, ...]
+    ms: float
+    share: float
+
+
+def profile(
+    path: Path, options: onnxruntime.SessionOptions, image: Array, repeats: int
+) -> list[dict[str, Any]]:
+    """Return the profiler's events of warm-up and ``repeats`` runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{folder}/profile"
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = {session.get_inputs()[0].name: image}
+        for _ in range(WARMUP + repeats):
+            session.run(None, feed)
+        return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+
+
+def optimized_graph(path: Path) -> onnx.ModelProto:
+    """Return the graph that ONNX Runtime makes of a file on this processor.
+
+    Raises:
+        SecateurError: The file is not ONNX.
+    """
+    options = session_options(threads=1, saturation_free=is_saturation_free(read_model(path)))
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = f"{folder}/optimized.onnx"
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnx.load(f"{folder}/optimized.onnx")
+
+
+def gather(events: list[dict[str, Any]]) -> tuple[Node, ...]:
+    """Gather the events of each node, longest first."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            runs.setdefault(event["args"]["node_index"], []).append(event)
+    spent = {key: float(np.median([e["dur"] for e in of[WARMUP:]])) for key, of in runs.items()}
+    total = sum(spent.values())
+    nodes = [_node(runs[key][0], spent[key] / 1e3, spent[key] / total) for key in runs]
+    return tuple(sorted(nodes, key=lambda node: -node.ms))
+
+
+def _node(event: dict[str, Any], ms: float, share: float) -> Node:
+    read = [next(iter(each.items())) for each in event["args"]["input_type_shape"] if each]
+    given = [next(iter(each.items())) for each in event["args"]["output_type_shape"] if each]
+    # Scales and zero points may stand before the activation, but have fewer dimensions.
+    kind, reads = max(read, key=lambda each: len(each[1]), default=("float", []))
+    kind_given, gives = given[0] if given else (kind, [])
+    kinds = [_element(kind), _element(kind_given)]
+    return Node(
+        name=event["name"].removesuffix("_kernel_time"),
+        operator=event["args"]["op_name"],
+        element=">".join(dict.fromkeys(kinds)),
+        reads=tuple(reads),
+        gives=tuple(gives),
+        ms=ms,
+        share=share,
+    )
+
+
+def _element(kind: str) -> str:
+    return "int8" if kind in ("uint8", "int8") else kind

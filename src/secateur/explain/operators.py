@@ -1,0 +1,22 @@
+"""Which operators convert, which only move data, and which compute in integers."""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+
+CONVERTERS = ("QuantizeLinear", "DequantizeLinear")
+MOVERS = (
+    "Concat", "Flatten", "Gather", "Identity", "Pad", "QLinearConcat", "ReorderInput",
+    "ReorderOutput", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+INTEGER = re.compile(r"QLinear.*|QGemm|ConvInteger|MatMulInteger.*|DynamicQuantize.*")
+"""Operators that compute in integers whatever they give."""
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Tell whether anything in a graph is in integers."""
+    return any(
+        node.op_type in CONVERTERS or INTEGER.fullmatch(node.op_type) for node in model.graph.node
+    )
