@@ -55,10 +55,10 @@ appends for each network.
 One image at 224x224, torchvision's own strides, the weights of the recipe's trained, pruned and
 retrained network. Rungs take turns in one process; each turn rests, then runs the image
 {SETTLE + 1} times and counts the last. Each rung's factor is the one before it divided by it, of
-medians, with a 95 % bootstrap interval over whole turns; the factors of all rungs multiply to the whole. The packed file decodes
-to the int8 file bit for bit, so its time is the same. Accuracy is of the files that ship, in the
-recipe's own geometry, on all test images. *No worse than 0.5 points* is a one-sided test at 95 % on
-the same images, the seed at hand.
+medians, with a 95 % bootstrap interval over whole turns; the factors of all rungs multiply to the
+whole. The packed file decodes to the int8 file bit for bit, so its time is the same. Accuracy is of
+the files that ship, in the recipe's own geometry, on all test images. *No worse than 0.5 points* is
+a one-sided test at 95 % on the same images, the seed at hand.
 
 ![The ladder](ladder.svg)
 """

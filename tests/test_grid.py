@@ -95,7 +95,7 @@ def test_cells_run_side_by_side_alike_and_merge_by_copying(
     assert timeless(again) == timeless(records[1])
     assert latencies_of(again) != latencies_of(records[1])
     assert next((there / "stages").glob("train-*/manifest.json")).stat().st_mtime_ns == trained
-    assert merged.time_again(None) == []
+    assert merged.time_again(image_folder) == []
     assert read_records(cell.folder(merged.out) / "records.jsonl") == records[0]
 
 
