@@ -18,8 +18,8 @@ from secateur.report import numbers
 from secateur.reproduction import write_reproduction
 from secateur.reproduction.cells import Cells, Group, read_cells
 from secateur.reproduction.formats import Entry
-from secateur.reproduction.measured import accuracy, difference, mean, rate
-from secateur.reproduction.published import NETWORKS, QUANTIZATION, TITLES, row_of
+from secateur.reproduction.measured import accuracy, difference, machines, mean, rate, speed_up
+from secateur.reproduction.published import DATASETS, NETWORKS, QUANTIZATION, TITLES, row_of
 from secateur.reproduction.tables import best_group
 
 ROOT = Path(__file__).parent.parent
@@ -41,9 +41,9 @@ def publish(out: Path) -> None:
                     shutil.copyfile(cell / name, target / name)
 
 
-def groups(cells: Cells) -> dict[str, Group]:
-    """By network, its cells on FashionMNIST."""
-    found = {network: best_group(cells, DATASET, network) for network in NETWORKS}
+def groups(cells: Cells, dataset: str = DATASET) -> dict[str, Group]:
+    """By network, its cells on a data set."""
+    found = {network: best_group(cells, dataset, network) for network in NETWORKS}
     return {network: group for network, group in found.items() if group is not None}
 
 
@@ -53,31 +53,38 @@ def cell_text(entry: Entry) -> str:
 
 
 def table(cells: Cells) -> list[str]:
-    """The outcome in a table: a row a network."""
-    head = ["FashionMNIST", "Reference, %", "Pruned, %", "Packed int8, %", "Drop, points",
-            "Parameters", "File", "Paper: reference, int8, file"]  # fmt: skip
+    """The outcome in a table: a row for each network and data set that has cells."""
+    head = ["", "Reference, %", "Pruned, %", "Packed int8, %", "Drop, points", "Parameters", "Time",
+            "File", "Paper: reference, int8, file"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for network, group in groups(cells).items():
-        theirs, quantized = (
-            row_of(QUANTIZATION, "paper", DATASET, network, variant)
-            for variant in ("reference", "quantized")
-        )
-        assert theirs is not None
-        assert quantized is not None
-        printed = f"{theirs.top1_percent.text}, {quantized.top1_percent.text}, "
-        row = [
-            f"{TITLES[network]}",
-            cell_text(accuracy(group, "reference")),
-            accuracy(group, "pruned").text,
-            cell_text(accuracy(group, "packed")),
-            cell_text(difference(group, "reference", "packed")),
-            f"{rate(group, 'packed', 'parameters').text} fewer",
-            f"**{numbers.size(mean(group, 'packed', 'size_bytes').value or 0)}**, "
-            f"{rate(group, 'packed', 'size_bytes').text} smaller",
-            f"{printed}{quantized.size_mb.text} MB",
-        ]
-        lines.append("| " + " | ".join(row) + " |")
+    for dataset in reversed(DATASETS):
+        for network, group in groups(cells, dataset).items():
+            lines.append("| " + " | ".join(row(dataset, network, group)) + " |")
     return lines
+
+
+def row(dataset: str, network: str, group: Group) -> list[str]:
+    """One row of it."""
+    theirs, quantized = (
+        row_of(QUANTIZATION, "paper", dataset, network, variant)
+        for variant in ("reference", "quantized")
+    )
+    assert theirs is not None
+    assert quantized is not None
+    printed = f"{theirs.top1_percent.text}, {quantized.top1_percent.text}, "
+    faster = speed_up(group, "packed", machines(group)[0])
+    return [
+        f"{TITLES[network]}, {TITLES[dataset]}, {group.setting.geometry.removesuffix(' stem=paper')}",
+        cell_text(accuracy(group, "reference")),
+        accuracy(group, "pruned").text,
+        cell_text(accuracy(group, "packed")),
+        cell_text(difference(group, "reference", "packed")),
+        f"{rate(group, 'packed', 'parameters').text} fewer",
+        f"{faster.text} faster",
+        f"**{numbers.size(mean(group, 'packed', 'size_bytes').value or 0)}**, "
+        f"{rate(group, 'packed', 'size_bytes').text} smaller",
+        f"{printed}{quantized.size_mb.text} MB",
+    ]
 
 
 def draw(cells: Cells, path: Path) -> None:
@@ -119,16 +126,15 @@ def draw(cells: Cells, path: Path) -> None:
 def readme(text: str) -> str:
     """Return the README with the study's outcome between the two marks made anew."""
     cells = read_cells(STUDY)
-    seeds = {TITLES[network]: group.seeds for network, group in groups(cells).items()}
-    said = ", ".join(f"{name} {len(of)}" for name, of in seeds.items())
     about = next(iter(groups(cells).values())).cells[0].records[0]
     lines = [
         "![Accuracy against bytes: the paper's networks and ours](results/study/outcome.svg)",
         "",
         *table(cells),
         "",
-        f"Seeds: {said}; 10,000 test images; 95 % intervals over seeds and images. "
-        f"{about.processor}; torch {about.versions['torch']}. All tables, figures, controls and "
+        "10,000 test images; 95 % intervals over seeds and images; time of one image on ONNX "
+        f"Runtime, against the reference there. {about.processor}; torch "
+        f"{about.versions['torch']}. All tables, figures, controls and "
         "what is missing: [results/study](results/study/reproduction/report.md).",
     ]
     head, rest = text.split(BEGIN)
