@@ -116,6 +116,8 @@ def _overfitting(right: dict[str, np.ndarray], common: dict) -> Iterator[Record]
             ("top1_percent", 100 * float(decided.mean())),
             ("parameters", 2_000_000.0 if variant == "overfitted" else 1_500_000.0),
             ("train_top1_percent", 99.5),
+            ("train_loss_nats", 0.01),
+            ("test_loss_nats", 0.91),
             ("loss_gap_nats", 0.9),
         ):
             yield a_record(common, variant, metric, value, decided.size, at=CONDITIONS)

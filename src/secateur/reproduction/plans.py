@@ -289,6 +289,8 @@ PLANS = (
             _gain("random"),
             _gain("dense"),
             _TRAIN_TOP1,
+            _nats("train_loss_nats", "Loss in training, nats"),
+            _nats("test_loss_nats", "Loss on test, nats"),
             _nats("loss_gap_nats", "Loss gap, nats"),
         ),
         ("fashionmnist",),
