@@ -73,8 +73,9 @@ def row(dataset: str, network: str, group: Group) -> list[str]:
     assert quantized is not None
     printed = f"{theirs.top1_percent.text}, {quantized.top1_percent.text}, "
     faster = speed_up(group, "packed", machines(group)[0])
+    geometry = group.setting.geometry.removesuffix(" stem=paper")
     return [
-        f"{TITLES[network]}, {TITLES[dataset]}, {group.setting.geometry.removesuffix(' stem=paper')}",
+        f"{TITLES[network]}, {TITLES[dataset]}, {geometry}",
         cell_text(accuracy(group, "reference")),
         accuracy(group, "pruned").text,
         cell_text(accuracy(group, "packed")),
