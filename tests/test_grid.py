@@ -18,6 +18,7 @@ from secateur.records import Record, read_records
 from secateur.reproduce import Study, study
 from secateur.reproduction.cells import read_cells
 from secateur.reproduction.curves import NOT_IN_FORCE, scan_points
+from secateur.store import MANIFEST
 
 
 @pytest.fixture
@@ -92,12 +93,12 @@ def test_cells_run_side_by_side_alike_and_merge_by_copying(
     assert merged.todo == [tiny[1]]
 
     # Measured again, all but times is as it was; what was made elsewhere cannot be.
-    trained = next((there / "stages").glob("train-*/manifest.json")).stat().st_mtime_ns
+    trained = next((there / "stages").glob(f"train-*/{MANIFEST}")).stat().st_mtime_ns
     assert Study(tiny, there, ["cpu"]).time_again(image_folder) == []
     again = read_records(two / "records.jsonl")
     assert timeless(again) == timeless(records[1])
     assert latencies_of(again) != latencies_of(records[1])
-    assert next((there / "stages").glob("train-*/manifest.json")).stat().st_mtime_ns == trained
+    assert next((there / "stages").glob(f"train-*/{MANIFEST}")).stat().st_mtime_ns == trained
     assert merged.time_again(image_folder) == []
     assert read_records(cell.folder(merged.out) / "records.jsonl") == records[0]
 
