@@ -99,3 +99,9 @@ def test_a_newer_record_of_a_row_replaces_the_older(report: Any, tmp_path: Path)
     report.write_report(tmp_path)
     page = (tmp_path / "README.md").read_text()
     assert line_of(page, "| **Secateur** pruned and int8").split(" | ")[2].startswith("95.00 [")
+
+
+def test_the_readme_says_what_the_records_say(report: Any) -> None:
+    root = BENCHMARKS.parent
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert report.readme(text, root / "results" / "peers") == text

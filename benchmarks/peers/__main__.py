@@ -20,7 +20,7 @@ import torch  # noqa: E402
 from json_lines import Record, append, is_there, read  # noqa: E402
 
 from peers.measure import Study, givens, judge, time_rows  # noqa: E402
-from peers.report import write_report  # noqa: E402
+from peers.report import readme, write_report  # noqa: E402
 from peers.rows import PACKAGES, ROWS  # noqa: E402
 from secateur import data  # noqa: E402
 from secateur.console import say  # noqa: E402
@@ -29,6 +29,7 @@ from secateur.recipe import load_recipe  # noqa: E402
 from secateur.store import Store  # noqa: E402
 
 LATENCY = "latency"
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def run(said: argparse.Namespace) -> None:
@@ -77,6 +78,14 @@ def run_latency(said: argparse.Namespace, study: Study, cell: Record, about: Rec
     append(said.out, cell | {"rows": found} | about, PACKAGES)
 
 
+def report(said: argparse.Namespace) -> None:
+    """Write the page, and its summary into the project's README if it is the page that ships."""
+    write_report(said.out)
+    if said.out.resolve() == ROOT / "results" / "peers":
+        path = ROOT / "README.md"
+        path.write_text(readme(path.read_text(encoding="utf-8"), said.out), encoding="utf-8")
+
+
 def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
@@ -97,9 +106,9 @@ def arguments() -> argparse.Namespace:
     running.add_argument("--repeats", type=int, default=200, help="turns that count")
     running.add_argument("--threads", type=int, default=2)
     running.set_defaults(run=run)
-    reporting = commands.add_parser("report", help=write_report.__doc__)
+    reporting = commands.add_parser("report", help=report.__doc__)
     reporting.add_argument("--out", type=Path, required=True, help="folder of records")
-    reporting.set_defaults(run=lambda said: write_report(said.out))
+    reporting.set_defaults(run=report)
     return parser.parse_args()
 
 

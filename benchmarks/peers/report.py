@@ -249,8 +249,47 @@ def section(network: Network) -> Iterator[str]:
     yield from (made_with(every), "")
 
 
+BEGIN, END = "<!-- peers: made by benchmarks/peers report -->", "<!-- end of peers -->"
+
+
+def summary(found: list[Network]) -> list[str]:
+    """The fastest of Secateur beside the fastest int8 of others, a row a network that was timed."""
+    rows = []
+    for network in found:
+        mine, peer = network.fastest("ours"), network.fastest("int8")
+        drop = network.drop(mine) if mine else None
+        if mine is None or peer is None or drop is None:
+            continue
+        ratios = (network.ratio(BASE, mine), network.ratio(peer, mine))
+        rows.append(
+            [
+                f"{network.about['network']}, {network.about['data']}",
+                ROWS[mine].engine,
+                drop_text(drop),
+                *(NONE if ratio is None else ratio_text(ratio) for ratio in ratios),
+                named(peer),
+                f"{size(network.rows[peer]['bytes'])}, {size(network.rows[mine]['bytes'])}",
+            ]
+        )
+    header = ["Secateur's fastest", "on", "Lost, points", "Faster than eager fp32"]
+    header += ["Faster than the best int8 peer", "which is", "Files, theirs and ours"]
+    return list(table(header, rows))
+
+
+def readme(text: str, folder: Path) -> str:
+    """Return the project's README with the summary between the two marks made anew."""
+    head, rest = text.split(BEGIN)
+    lines = "\n".join(summary(networks(read(folder))))
+    return f"{head}{BEGIN}\n\n{lines}\n\n{END}{rest.split(END)[1]}"
+
+
+def read(folder: Path) -> list[Record]:
+    """All records of a folder."""
+    return [r for path in sorted(folder.glob("*.jsonl")) for r in json_lines.read(path)]
+
+
 def write_report(folder: Path) -> None:
     """Write README.md from the records beside it."""
-    records = [r for path in sorted(folder.glob("*.jsonl")) for r in json_lines.read(path)]
-    lines = [HEAD, *(line for network in networks(records) for line in section(network))]
+    found = networks(read(folder))
+    lines = [HEAD, *summary(found), "", *(line for network in found for line in section(network))]
     (folder / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
