@@ -50,9 +50,17 @@ def test_a_sentence_for_each_share_of_wrong_labels_and_none_without_its_control(
 
 def test_one_sentence_counts_what_is_shown() -> None:
     won, lost = arms(9100, 9000, 9000, 8900), arms(9000, 9060, 9000, 8900, noise=0.2)
-    level, lone = arms(9100, 9100, 9100, 9000, noise=0.3), group(noise=0.4, pruned=9000)
+    level, lone = arms(9101, 9100, 9100, 9000, noise=0.3), group(noise=0.4, pruned=9000)
     said = verdict(Cells((won, lost, level, lone), {}))
     assert said.startswith("Of 3 networks made to overfit, pruning itself")
     assert "gained test accuracy in 1, cost some in 1, and did nothing" in said
     assert said.endswith("shown in 1")
     assert verdict(Cells((lone,), {})) == ""
+
+
+def test_networks_that_overfit_all_images_come_before_those_of_an_excerpt() -> None:
+    some = group(pruned=9000, seeds=3)
+    whole = (("label_noise", 0.0), ("training_images", 48_000.0))
+    every = Group(some.setting._replace(conditions=whole), True, some.cells[:1])
+    found = Cells((some, every), {}).of(*some.setting[1::-1], "28x28 stem=paper", overfitting=True)
+    assert found == [every, some]

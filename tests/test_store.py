@@ -31,6 +31,16 @@ def test_a_stage_is_made_once(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [first.folder.name]
 
 
+def test_a_store_that_only_finds_makes_nothing(tmp_path: Path) -> None:
+    made = Store(tmp_path).stage("train", {"epochs": 1}, {}, _write("a"))  # type: ignore[arg-type]
+    store = Store(tmp_path, find_only=True)
+    found = store.stage("train", {"epochs": 1}, {}, _write("b"))  # type: ignore[arg-type]
+    assert found.folder == made.folder
+    with pytest.raises(StoreError, match="no such stage"):
+        store.stage("train", {"epochs": 2}, {}, _write("b"))  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == [made.folder.name]
+
+
 def test_the_id_is_the_hash_of_what_is_said_and_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
     data = store.stage("data", {}, {}, _write("a"))  # type: ignore[arg-type]
