@@ -73,6 +73,7 @@ REPRODUCTION = [
     {"figures", "outcome"},
     {"page"},
 ]
+DATA = [{"images"}, {"choose", "sources"}]
 EXPLAIN = [{"operators", "nodes"}, {"islands", "widths"}, {"explanation"}, {"render"}]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -114,6 +115,7 @@ def test_imports_go_down_only() -> None:
         ("quantization", QUANTIZATION),
         ("artifact", ARTIFACT),
         ("reproduction", REPRODUCTION),
+        ("data", DATA),
         ("explain", EXPLAIN),
     ],
 )

@@ -1,0 +1,128 @@
+"""Which images train, which validate, under which labels, and their mean: all by seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur.data.images import Images
+from secateur.errors import DataError
+
+
+def split(labels: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split into training and validation, class by class.
+
+    Args:
+        labels: int64, shape (N,).
+        validation: Fraction of each class that is held out, rounded, at least one image.
+        seed: Decides which.
+
+    Returns:
+        Two sorted, disjoint int64 tensors of indices: training, validation.
+
+    Raises:
+        DataError: A class has fewer than two images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    training, held = [], []
+    for label in labels.unique().tolist():
+        members = torch.where(labels == label)[0]
+        if len(members) < 2:
+            raise DataError(
+                "too few images to split",
+                where=f"class {label}",
+                expected="at least 2 training images",
+                found=len(members),
+            )
+        order = members[torch.randperm(len(members), generator=generator)]
+        count = min(max(1, round(validation * len(members))), len(members) - 1)
+        held.append(order[:count])
+        training.append(order[count:])
+    return torch.cat(training).sort().values, torch.cat(held).sort().values
+
+
+def draw(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Draw some images, of each class as many as its share, to within one.
+
+    Args:
+        labels: int64, shape (N,).
+        count: How many, at least 1.
+        seed: Decides which.
+
+    Returns:
+        Sorted int64 tensor of ``count`` distinct indices into ``labels``.
+
+    Raises:
+        DataError: There are fewer images.
+    """
+    if count > len(labels):
+        raise DataError(
+            "too few training images",
+            where="data.images",
+            expected=f"at most {len(labels)}",
+            found=count,
+            remedy="lower data.images or data.validation",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    # Each image gets a place in (0, 1) among its class; the lowest places are drawn, so that every
+    # class gives up its images at the same pace and the total is exact.
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique().tolist():
+        members = order[labels[order] == label]
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    ranked = order[place[order].argsort(stable=True)]
+    return ranked[:count].sort().values
+
+
+def mislabel(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor:
+    """Replace a fraction of labels by another class, each other class being equally likely.
+
+    Of one seed, the images that a smaller fraction mislabels are among those of a larger one.
+
+    Args:
+        labels: int64, shape (N,), each in [0, classes).
+        fraction: In [0, 1); ``round(fraction * N)`` labels change.
+        classes: 2 or more where any label changes.
+        seed: Decides which, and to what.
+
+    Returns:
+        int64, shape (N,); a new tensor.
+
+    Raises:
+        DataError: There is no other class.
+    """
+    count = round(fraction * len(labels))
+    if count and classes < 2:
+        raise DataError(
+            "no other class to mislabel as",
+            where="data.label_noise",
+            expected="at least 2 classes",
+            found=classes,
+            remedy="set data.label_noise = 0",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(labels), generator=generator)[:count]
+    noisy = labels.clone()
+    if count:
+        shift = torch.randint(1, classes, (len(labels),), generator=generator)[:count]
+        noisy[chosen] = (labels[chosen] + shift) % classes
+    return noisy
+
+
+def normalization(images: Images, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, in units of [0, 1].
+
+    ``half`` gives 0.5 and 0.5, that is [-1, 1]; ``dataset`` measures ``images``.
+    """
+    channels = images.pixels.shape[1]
+    if kind == "half":
+        return (0.5,) * channels, (0.5,) * channels
+    values = images.pixels.transpose(0, 1).reshape(channels, -1)
+    # A histogram is exact, needs no float copy of the set, and is the same on every device.
+    counts = torch.stack([torch.bincount(row.long(), minlength=256) for row in values]).double()
+    level = torch.arange(256, dtype=torch.float64, device=counts.device) / 255
+    mean = (counts * level).sum(1) / counts.sum(1)
+    variance = (counts * (level - mean.unsqueeze(1)) ** 2).sum(1) / counts.sum(1)
+    std = variance.sqrt().clamp_min(1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
