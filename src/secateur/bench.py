@@ -99,8 +99,9 @@ def bench(
     with progress("bench", len(batches)) as tick:
         for size in batches:
             turns = repeats if size == 1 else max(1, repeats // 4)
+            settle = SETTLE if size == 1 else 1  # a whole batch takes longer than a core wakes
             samples[size] = latencies(
-                runtimes, images[:size], warmup, turns, settle=SETTLE, rest=REST
+                runtimes, images[:size], warmup, turns, settle=settle, rest=REST
             )
             tick.advance(note=f"batch {size}")
     rows = [
