@@ -105,3 +105,14 @@ def test_the_readme_says_what_the_records_say(report: Any) -> None:
     root = BENCHMARKS.parent
     text = (root / "README.md").read_text(encoding="utf-8")
     assert report.readme(text, root / "results" / "peers") == text
+
+
+def test_aims_of_speed_are_not_missed_where_no_time_was_measured(
+    report: Any, tmp_path: Path
+) -> None:
+    rows = [accuracy(report, "eager", 100), accuracy(report, "ours-int8", 101)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report.write_report(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "Accuracy alone: no time was measured." in text
+    assert "missed" not in text
