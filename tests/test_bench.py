@@ -13,7 +13,7 @@ from rich.console import Console
 import tiny_networks
 from secateur.artifact.packing import pack
 from secateur.bench import Bench, Timed, bench, render, save
-from secateur.benchmark import Start
+from secateur.benchmark import REST, SETTLE, Start
 from secateur.contenders import EagerContender, FileContender, Form, contenders, form_of
 from secateur.errors import SecateurError
 
@@ -49,6 +49,19 @@ def test_a_packed_file_competes_with_what_it_decodes_to(files: tuple[Path, Path]
     assert [row.size_bytes for row in found.rows] == [path.stat().st_size for path in files]
     assert [{b: len(s) for b, s in row.samples.items()} for row in found.rows] == [{1: 8, 4: 2}] * 2
     assert all(row.start.open_ms > 0 and row.start.first_ms > 0 for row in found.rows)
+
+
+def test_turns_rest_and_settle(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[tuple[int, int]] = []
+
+    def timed(runtimes, images, warmup, repeats, settle=0, rest=0.0):  # type: ignore[no-untyped-def]
+        assert rest == REST
+        settled.append((len(images), settle))
+        return {name: np.ones(repeats) for name in runtimes}
+
+    monkeypatch.setattr("secateur.bench.latencies", timed)
+    bench([files[0]], [], threads=1, batches=(1, 4), repeats=8, warmup=1)
+    assert settled == [(1, SETTLE), (4, 1)]
 
 
 def test_raw_samples_are_kept(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_cells_run_side_by_side_alike_and_merge_by_copying(
 
     # Measured again, all but times is as it was; what was made elsewhere cannot be.
     trained = next((there / "stages").glob(f"train-*/{MANIFEST}")).stat().st_mtime_ns
+    shutil.rmtree(next((there / "stages").glob("pack-*")))  # killed when it had forgotten half
     assert Study(tiny, there, ["cpu"]).time_again(image_folder) == []
     again = read_records(two / "records.jsonl")
     assert timeless(again) == timeless(records[1])
@@ -179,6 +180,10 @@ def test_a_cell_without_its_like_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_p
     recipe = cell.recipe
     epochs = recipe.train.epochs + recipe.prune.rounds * recipe.prune.epochs
     assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(48 * epochs)
+    every, some, *_ = cells(["shufflenet_v2"], ["fashionmnist"], tables=(5,))
+    for cell, images in ((every, 48), (some, 5)):
+        epochs = cell.recipe.train.epochs + 3 * cell.recipe.prune.epochs
+        assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(images * epochs)
 
 
 def test_processes_take_the_next_cell_when_free() -> None:

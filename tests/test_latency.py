@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur import remove
+from secateur import layer_latency, remove
 from secateur.errors import NetworkError
 from secateur.layer_latency import Layer, LayerClock, copies_of, layer_graph
 from secateur.pruning.find import find_prunable
@@ -20,6 +20,7 @@ from secateur.pruning.geometry import Geometry, list_calls
 from secateur.pruning.importance import channel_importance
 from secateur.pruning.latency import Choice, candidates, losses, reach_latency
 from secateur.pruning.removal import plan_removal, plan_widths
+from secateur.quantization.weights import is_saturation_free
 
 SHAPE = (3, 16, 16)
 FIXED = 0.5
@@ -289,6 +290,21 @@ def test_int8_layers_run_on_integers(tmp_path):
         ran = onnx.load(tmp_path / "optimized.onnx").graph.node
         assert sum(node.op_type == kernel for node in ran) == 2
         assert not any(node.op_type in ("Conv", "Gemm", "DequantizeLinear") for node in ran)
+
+
+def test_layers_run_on_the_kernels_of_files_that_ship(monkeypatch, tmp_path):
+    model = layer_graph(LAYERS[1], "int8", copies=1)
+    weight = next(t for t in model.graph.initializer if t.name == "w0")
+    assert is_saturation_free(onnx.numpy_helper.to_array(weight))  # as its metadata says
+    asked = []
+
+    def session_options(threads, saturation_free=False):
+        asked.append(saturation_free)
+        return onnxruntime.SessionOptions()
+
+    monkeypatch.setattr(layer_latency, "session_options", session_options)
+    LayerClock("int8", 1, tmp_path)(LAYERS[1])
+    assert asked.count(True) == 2  # the layer and the yardstick
 
 
 def test_copies_lift_small_layers_and_spare_memory():

@@ -77,7 +77,7 @@ def bench(
 ) -> Bench:
     """Time files beside one another.
 
-    Each turn runs a batch twice and counts the second, see
+    Each turn rests, runs until it has settled, and counts the run after, see
     :func:`secateur.benchmark.latencies`; the images are noise, on which no time depends.
 
     Args:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
@@ -158,16 +159,17 @@ def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
     machine, is left as it is.
 
     Returns:
-        Whether there was anything to drop.
+        Whether its files are here, to be measured anew.
     """
     store = Store(out / "stages", find_only=True)
     pipeline = Pipeline(cell.recipe, store, data, torch.device("cpu"))
     try:
-        stages = pipeline.pack, pipeline.bench
+        _ = pipeline.quantize
     except StoreError:
         return False
-    for stage in stages:
-        shutil.rmtree(stage.folder)
+    for name in ("pack", "bench"):  # the later one first: killed in between, it goes on from here
+        with suppress(StoreError):
+            shutil.rmtree(getattr(pipeline, name).folder)
     return True
 
 

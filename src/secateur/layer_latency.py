@@ -31,6 +31,7 @@ from secateur import environment
 from secateur.onnx_graph import IR_VERSION, OPSET
 from secateur.recipe import content_id
 from secateur.runtimes import SATURATION_FREE, Array, Runtime, session_options
+from secateur.runtimes.onnx_runtime import is_saturation_free
 from secateur.store import write_json
 
 Precision = Literal["fp32", "int8"]
@@ -211,7 +212,7 @@ class _Stopwatch:
     def _runner(self, model: onnx.ModelProto) -> Callable[[], object]:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(),
-            session_options(self.threads, saturation_free=True),
+            session_options(self.threads, is_saturation_free(model)),
             providers=["CPUExecutionProvider"],
         )
         value = model.graph.input[0].type.tensor_type

@@ -76,6 +76,9 @@ class Study:
         """
         chains = [c for c in self.cells if not c.overfit and c.is_done(self.out)]
         again = [cell for cell in chains if forget_times(cell, self.out, data)]
+        for cell in chains:
+            if cell not in again:
+                say(f"{cell.name}: made elsewhere, so that its times stay")
         return self._run(again, data, self.devices[:1])
 
     def _run(self, todo: list[Cell], data: Path | None, devices: list[str]) -> list[str]:

@@ -18,10 +18,11 @@ def verdict(cells: Cells) -> str:
         return ""
     won = sum(gain.low > 0 for gain in known)
     cost = sum(gain.high < 0 for gain in known)
+    cases = f"{len(known)} case{'s' * (len(known) != 1)} of a network made to overfit"
     return (
-        f"Of {len(known)} network{'s' * (len(known) != 1)} made to overfit, pruning itself, "
-        f"against the same network retrained as long without it, gained test accuracy in {won}, "
-        f"cost some in {cost}, and did nothing that can be shown in {len(known) - won - cost}"
+        f"Of {cases}, pruning itself, against the same network retrained as long without it, "
+        f"gained test accuracy in {won}, cost some in {cost}, and did nothing that can be shown "
+        f"in {len(known) - won - cost}"
     )
 
 
