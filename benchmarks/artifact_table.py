@@ -30,9 +30,9 @@ from secateur.artifact.container import read_sections
 from secateur.artifact.packing import TAGS, pack, unpack
 from secateur.artifact.stream import Writer
 from secateur.artifact.tensors import Banks, code_tensor
-from secateur.benchmark import latencies
+from secateur.benchmark.timing import latencies
 from secateur.data import batches, load
-from secateur.onnx_graph import read_model
+from secateur.onnx_ir.model import read_model
 from secateur.pipeline import Pipeline
 from secateur.quantization.pricing import PRICES, scheme_by_price
 from secateur.quantization.qdq import read_scheme, write_qdq

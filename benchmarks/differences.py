@@ -19,11 +19,10 @@ import torch
 from json_lines import append, is_there, read
 from markdown import table
 
-from secateur.benchmark import latencies
+from secateur.benchmark.layer_timer import Layer, layer_graph
+from secateur.benchmark.timing import latencies
 from secateur.data import Images, load
-from secateur.evaluate import correctness, judge
-from secateur.layer_latency import Layer, layer_graph
-from secateur.onnx_graph import read_model
+from secateur.onnx_ir.model import read_model
 from secateur.pipeline import Pipeline
 from secateur.quantization.affine import Grid, from_range
 from secateur.quantization.calibrate import calibrate
@@ -35,6 +34,7 @@ from secateur.report.numbers import fixed, signed, significant
 from secateur.runtimes import OnnxRuntime
 from secateur.statistics import paired_drop, proportion
 from secateur.store import Store
+from secateur.training.evaluation import correctness, judge
 
 Found = dict[str, Any]
 DRAWS = 5

@@ -20,23 +20,23 @@ import torch
 
 from secateur import environment, recipe
 from secateur.data import Images, Preparation, batches, load
-from secateur.export import export_onnx
-from secateur.onnx_graph import Graph, read_model
+from secateur.onnx_ir.export import export_onnx
+from secateur.onnx_ir.model import Graph, read_model
 from secateur.pipeline import Pipeline
 from secateur.quantization.aware import Trainable
 from secateur.quantization.bits import BitPoint, scan_bits
-from secateur.quantization.judge import Judge
 from secateur.quantization.parity import compare
 from secateur.quantization.qdq import read_scheme, write_qdq
 from secateur.quantization.quantize import Quantized, quantize, weight_rule
 from secateur.quantization.scheme import make_scheme, weighted_nodes
 from secateur.quantization.simulate import Simulated
+from secateur.quantization.validation import Judge
 from secateur.recipe import load_recipe
 from secateur.report.numbers import NONE, fixed, probability, signed
 from secateur.runtimes import OnnxRuntime
 from secateur.statistics import mcnemar, paired_drop, proportion
 from secateur.store import Store
-from secateur.train import train
+from secateur.training.trainer import train
 
 PLAIN: dict[str, Any] = {"rounding": "nearest", "correct_bias": False}
 CORRECTED: dict[str, Any] = {"correct_bias": True}

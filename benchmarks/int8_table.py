@@ -34,16 +34,16 @@ from markdown import aim_text, drop_text, in_points, made_with, ratio_text, tabl
 from torch import nn
 
 from secateur import data, recipe
-from secateur.benchmark import latencies
-from secateur.export import export_onnx
-from secateur.networks import build_network
-from secateur.onnx_graph import read_model, write_model
+from secateur.benchmark.timing import latencies
+from secateur.models.build import build_network
+from secateur.onnx_ir.export import export_onnx
+from secateur.onnx_ir.model import read_model, write_model
+from secateur.onnx_ir.shuffles import straighten
 from secateur.pipeline import Pipeline
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize
 from secateur.recipe import load_recipe
 from secateur.report.numbers import NONE, fixed, probability, size, times
-from secateur.routes import straighten
 from secateur.runtimes import OnnxRuntime
 from secateur.statistics import (
     Interval,

@@ -27,14 +27,14 @@ from torch import nn
 
 from secateur import recipe
 from secateur.artifact import packing
-from secateur.benchmark import REST, SETTLE, latencies
-from secateur.cost import macs
+from secateur.benchmark.cost import macs
+from secateur.benchmark.layer_timer import Layer, layer_graph
+from secateur.benchmark.timing import REST, SETTLE, latencies
 from secateur.explain import explain
-from secateur.export import export_onnx
-from secateur.layer_latency import Layer, layer_graph
-from secateur.networks import build_network
+from secateur.models.build import build_network
+from secateur.onnx_ir.export import export_onnx
 from secateur.pipeline import Pipeline
-from secateur.pipeline.training import plan_of
+from secateur.pipeline.training_stages import plan_of
 from secateur.pruning.surgery import rebuild
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize

@@ -31,17 +31,17 @@ import torch
 from torch import nn
 
 from secateur import environment, recipe
-from secateur.cost import macs, parameters
+from secateur.benchmark.cost import macs, parameters
 from secateur.data import load
-from secateur.evaluate import correctness
-from secateur.kernels import keep_freed_memory
 from secateur.pipeline import Pipeline
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import plan_removal
 from secateur.pruning.surgery import rebuild, remove
 from secateur.recipe import Recipe, load_recipe
 from secateur.store import Store
-from secateur.train import train
+from secateur.training.cpu import keep_freed_memory
+from secateur.training.evaluation import correctness
+from secateur.training.trainer import train
 
 FOLDER = Path(__file__).parent.parent / "results" / "pruning_grid"
 NETWORKS = {

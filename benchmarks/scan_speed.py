@@ -21,14 +21,14 @@ import torch
 
 from secateur import environment
 from secateur.data import Images, Preparation, load
-from secateur.kernels import keep_freed_memory
-from secateur.networks import build_network
+from secateur.models.build import build_network
 from secateur.pruning.channels import Prunable
 from secateur.pruning.find import find_prunable
 from secateur.recipe import Network, Train
-from secateur.scanning.engine import EagerEngine
-from secateur.sensitivity import ScanPoint, scan_layers
-from secateur.train import train
+from secateur.sensitivity.engine import EagerEngine
+from secateur.sensitivity.scan import ScanPoint, scan_layers
+from secateur.training.cpu import keep_freed_memory
+from secateur.training.trainer import train
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 PREPARE = Preparation((0.5,), (0.5,), 28)

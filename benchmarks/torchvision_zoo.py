@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import environment
-from secateur.cost import macs, parameters
-from secateur.export import export_onnx
+from secateur.benchmark.cost import macs, parameters
+from secateur.onnx_ir.export import export_onnx
 from secateur.pruning.find import find_prunable
-from secateur.pruning.trace import weightless
+from secateur.pruning.tracing.trace import weightless
 from secateur.runtimes import OnnxRuntime
 
 FAMILIES = {

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from secateur import environment
-from secateur.kernels import fast_small_maps, keep_freed_memory
-from secateur.networks import build_network
+from secateur.models.build import build_network
 from secateur.recipe import Network, Train
-from secateur.train import Trainer
+from secateur.training.cpu import fast_small_maps, keep_freed_memory
+from secateur.training.trainer import Trainer
 
 CASES = [
     ("mobilenet_v2", "paper"),

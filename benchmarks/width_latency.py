@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from secateur import environment
-from secateur.benchmark import latencies
-from secateur.cost import macs, parameters
+from secateur.benchmark.cost import macs, parameters
+from secateur.benchmark.layer_timer import LayerClock, Precision
+from secateur.benchmark.network_timer import NetworkClock
+from secateur.benchmark.timing import latencies
 from secateur.errors import NetworkError
-from secateur.layer_latency import LayerClock, Precision
-from secateur.network_latency import NetworkClock
-from secateur.networks import build_network
+from secateur.models.build import build_network
 from secateur.pruning.channels import Prunable, Scores
 from secateur.pruning.find import find_prunable
 from secateur.pruning.geometry import Geometry

@@ -1,8 +1,9 @@
-"""Imports go down only: the layers of docs/architecture.md, held against the code."""
+"""Imports go down only: the code agrees with the layers that docs/architecture.md lists."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,124 +12,62 @@ import pytest
 import secateur
 
 PACKAGE = Path(secateur.__file__).parent
-LAYERS = [
-    {"errors", "__init__"},
-    {"recipe", "console", "environment"},
-    {"store", "data", "networks", "records", "statistics", "onnx_graph"},
-    {"runtimes", "routes", "cost", "kernels", "evaluate"},
-    {"widths"},
-    {"benchmark", "quantization", "export", "layer_latency"},
-    {"network_latency"},
-    {"train", "pruning"},
-    {"scanning", "measure"},
-    {"sensitivity", "artifact"},
-    {"pipeline", "report", "contenders"},
-    {"collect", "reproduction"},
-    {"overfit", "demonstration"},
-    {"run", "show", "explain", "bench"},
-    {"ship", "grid"},
-    {"forecast"},
-    {"reproduce"},
-    {"cli"},
-    {"__main__"},
-]
-PRUNING = [
-    *(
-        {"wiring"},
-        {"labels"},
-        {"rules"},
-        {"moves", "computations", "layers"},
-        {"trace"},
-        {"channels"},
-        {"plan"},
-    ),
-    *({"importance", "allocation", "schedule", "geometry"}, {"masks"}, {"surgery", "reinit"}),
-    *({"arrange"}, {"find"}, {"latency"}, {"removal", "dead"}, {"rounds"}),
-]
-QUANTIZATION = [
-    {"affine"},
-    {"histogram", "weights"},
-    {"placement"},
-    {"scheme", "calibrate"},
-    {"qdq", "simulate"},
-    {"hessian", "curvature", "judge"},
-    {"rate"},
-    {"equalize", "rounding", "aware", "bits", "parity"},
-    {"pricing"},
-    {"quantize"},
-]
-ARTIFACT = [
-    {"container", "splice", "stream", "bounds"},
-    {"integers"},
-    {"tensors"},
-    {"packing"},
-    {"classifier"},
-    {"verify"},
-]
-REPRODUCTION = [
-    {"published", "cells", "formats"},
-    {"measured", "curves", "contribution"},
-    {"plans"},
-    {"tables"},
-    {"figures", "outcome"},
-    {"page"},
-]
-DATA = [{"images"}, {"choose", "sources"}]
-EXPLAIN = [{"operators", "nodes"}, {"islands", "widths"}, {"explanation"}, {"render"}]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
 
 
-def _top(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def documented_layers() -> dict[str, list[set[str]]]:
+    """Package path (``.`` for the root) to its layers, lowest first."""
+    blocks = re.findall(r"```layers (\S+)\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.S)
+    return {name: [set(line.split()) for line in body.splitlines()] for name, body in blocks}
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("secateur"):
-            *_, first = node.module.split(".", 1)
-            if node.module == "secateur":
-                for alias in node.names:
-                    yield alias.name if alias.name in LEVEL else "__init__"
-            else:
-                yield first.split(".")[0]
+LAYERS = documented_layers()
 
 
-def test_every_module_has_a_layer() -> None:
-    assert {_top(path) for path in PACKAGE.rglob("*.py")} == set(LEVEL)
+def packages() -> list[str]:
+    """Paths of all packages below the root, and of the root itself."""
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    return sorted(folders)
 
 
-def test_imports_go_down_only() -> None:
+def members(folder: Path) -> dict[str, list[Path]]:
+    """Modules and packages directly inside a package, with their files."""
+    files = {path.stem: [path] for path in folder.glob("*.py") if path.stem != "__init__"}
+    inner = {path.parent for path in folder.glob("*/*.py")}
+    return files | {path.name: sorted(path.rglob("*.py")) for path in inner}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Dotted names below ``secateur`` that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("secateur"):
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}".partition(".")[2]
+
+
+def test_every_package_is_documented() -> None:
+    assert set(LAYERS) == set(packages())
+
+
+@pytest.mark.parametrize("package", packages())
+def test_imports_go_down_only(package: str) -> None:
+    level = {name: height for height, names in enumerate(LAYERS[package]) for name in names}
+    inside = members(PACKAGE / package)
+    assert set(inside) == set(level)
+    prefix = "" if package == "." else package.replace("/", ".") + "."
     wrong = [
         f"{path.relative_to(PACKAGE)} imports {target}"
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path != PACKAGE / "__init__.py"  # the public face names what it imports when asked
-        for target in _imports(path)
-        if target != _top(path) and LEVEL[target] >= LEVEL[_top(path)]
+        for name, files in inside.items()
+        for path in files
+        for target in imported(path)
+        if target.startswith(prefix)
+        and (other := target.removeprefix(prefix).partition(".")[0]) in level
+        and other != name
+        and level[other] >= level[name]
     ]
     assert wrong == []
 
 
-@pytest.mark.parametrize(
-    ("package", "layers"),
-    [
-        ("pruning", PRUNING),
-        ("quantization", QUANTIZATION),
-        ("artifact", ARTIFACT),
-        ("reproduction", REPRODUCTION),
-        ("data", DATA),
-        ("explain", EXPLAIN),
-    ],
-)
-def test_packages_are_in_layers_too(package: str, layers: list[set[str]]) -> None:
-    level = {name: height for height, names in enumerate(layers) for name in names}
-    files = {path.stem: path for path in (PACKAGE / package).glob("*.py")}
-    del files["__init__"]
-    assert set(files) == set(level)
-    wrong = []
-    for name, path in files.items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            module = node.module if isinstance(node, ast.ImportFrom) and node.module else ""
-            other = module.removeprefix(f"secateur.{package}.")
-            if other in level and level[other] >= level[name]:
-                wrong.append(f"{name} imports {other}")
-    assert wrong == []
+def test_module_names_are_unique() -> None:
+    names = [path.name for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
+    assert sorted(names) == sorted(set(names))

@@ -15,7 +15,7 @@ from secateur.data import Images, load
 
 SEED = 2001_04850
 PER_CLASS = {"train": 800, "t10k": 200}
-TARGET = Path(__file__).parent.parent / "src/secateur/datasets/fashionmnist-mini"
+TARGET = Path(__file__).parent.parent / "src/secateur/data/fashionmnist-mini"
 
 
 def excerpt(images: Images, per_class: int) -> Images:

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 
 from secateur.records import read_records
 from secateur.report import numbers
-from secateur.reproduction import write_reproduction
-from secateur.reproduction.cells import Cells, Group, read_cells
-from secateur.reproduction.formats import Entry
-from secateur.reproduction.measured import accuracy, difference, machines, mean, rate, speed_up
-from secateur.reproduction.published import DATASETS, NETWORKS, QUANTIZATION, TITLES, row_of
-from secateur.reproduction.tables import best_group
+from secateur.study.cells import Cells, Group, read_cells
+from secateur.study.formats import Entry
+from secateur.study.measured import accuracy, difference, machines, mean, rate, speed_up
+from secateur.study.page import write_reproduction
+from secateur.study.published import DATASETS, NETWORKS, QUANTIZATION, TITLES, row_of
+from secateur.study.tables import best_group
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "results" / "study"

@@ -22,10 +22,10 @@ from peers.onnx_rows import BATCH
 from peers.rows import ROWS
 from peers.torch_pruning_row import prune_and_train
 from secateur import data
-from secateur.benchmark import REST, SETTLE, latencies
+from secateur.benchmark.timing import REST, SETTLE, latencies
 from secateur.console import say
-from secateur.export import export_onnx
-from secateur.networks import build_network
+from secateur.models.build import build_network
+from secateur.onnx_ir.export import export_onnx
 from secateur.pipeline import Pipeline
 
 SIDE = 224

@@ -13,10 +13,10 @@ import secateur
 from peers.given import Given, Made, has_vnni
 from secateur import recipe
 from secateur.data import Images, batches
-from secateur.export import export_onnx
-from secateur.quantization.judge import Judge
+from secateur.onnx_ir.export import export_onnx
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize
+from secateur.quantization.validation import Judge
 
 VALIDATED_ON = 2000
 """Validation images that whoever asks may look at."""

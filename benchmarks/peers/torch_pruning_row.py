@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.pipeline import Pipeline
-from secateur.train import train
+from secateur.training.trainer import train
 
 
 def pruned_by_magnitude(chain: Pipeline) -> nn.Module:

@@ -57,7 +57,7 @@ def load(name: str, root: Path | None, *, train: bool) -> Images:
         DataError: Files are missing or corrupt; the message names the file.
     """
     if name == "fashionmnist-mini":
-        folder = Path(str(resources.files("secateur") / "datasets" / "fashionmnist-mini"))
+        folder = Path(str(resources.files("secateur.data") / "fashionmnist-mini"))
         return _read_idx_pair(folder, train, CLASSES[name])
     if root is None and os.environ.get("SECATEUR_DATA"):
         root = Path(os.environ["SECATEUR_DATA"])

@@ -5,11 +5,11 @@ takes integer kernels where it has them. So the graph it makes of the file is re
 its nodes is timed while it runs.
 """
 
+from secateur.explain.block_widths import Width
 from secateur.explain.explanation import Explanation, explain
 from secateur.explain.islands import Island, float_islands
 from secateur.explain.nodes import Node, optimized_graph
-from secateur.explain.render import render
-from secateur.explain.widths import Width
+from secateur.explain.text import render
 
 __all__ = [
     "Explanation",

@@ -8,7 +8,7 @@ import onnx
 
 from secateur.explain.nodes import Node
 from secateur.explain.operators import CONVERTERS, INTEGER, MOVERS, is_quantized
-from secateur.onnx_graph import Graph, attribute
+from secateur.onnx_ir.model import Graph, attribute
 
 UNCOUNTED = {*CONVERTERS, *MOVERS} - {"Concat"}
 """What may be in float without being an island."""

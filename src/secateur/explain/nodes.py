@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from secateur.onnx_graph import read_model
+from secateur.onnx_ir.model import read_model
 from secateur.runtimes import Array, session_options
 from secateur.runtimes.onnx_runtime import is_saturation_free
 

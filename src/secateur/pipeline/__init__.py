@@ -6,6 +6,6 @@ Quantization reads the exported float graph, because the tensors that get rounde
 graph that ships. The test images are read by ``bench`` alone, from the files that ship.
 """
 
-from secateur.pipeline.shipping import VARIANTS, Pipeline, Variant
+from secateur.pipeline.shipping_stages import VARIANTS, Pipeline, Variant
 
 __all__ = ["VARIANTS", "Pipeline", "Variant"]

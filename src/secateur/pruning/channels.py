@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from secateur.errors import NetworkError
-from secateur.pruning.wiring import Axis, Nodes, Wiring
+from secateur.pruning.tracing.channel_graph import Axis, Nodes, Wiring
 
 Ints = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]

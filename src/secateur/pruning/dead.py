@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
-from secateur.pruning.arrange import Unsuited, arrange
 from secateur.pruning.channels import Group, Member, Prunable
 from secateur.pruning.find import find_prunable
 from secateur.pruning.masks import group_masks
 from secateur.pruning.plan import Fold, Plan
+from secateur.pruning.realize import Unsuited, arrange
 from secateur.pruning.surgery import fold_into
-from secateur.pruning.wiring import INPUTS, Axis
+from secateur.pruning.tracing.channel_graph import INPUTS, Axis
 
 Bools = npt.NDArray[np.bool_]
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, nn
 
-from secateur.pruning.arrange import NoRoom, Unsuited, arrange, arrange_exactly
 from secateur.pruning.channels import Group, Prunable, Units, protected_layers
-from secateur.pruning.trace import example_of, first_names, follow_channels, weightless
-from secateur.pruning.wiring import Wiring
+from secateur.pruning.realize import NoRoom, Unsuited, arrange, arrange_exactly
+from secateur.pruning.tracing.channel_graph import Wiring
+from secateur.pruning.tracing.trace import example_of, first_names, follow_channels, weightless
 
 
 def find_prunable(model: nn.Module, example_input: Tensor) -> Prunable:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from secateur.layer_latency import Layer
+from secateur.benchmark.layer_timer import Layer
 from secateur.pruning.channels import Prunable
-from secateur.pruning.trace import first_names, weightless
-from secateur.pruning.wiring import Axis
+from secateur.pruning.tracing.channel_graph import Axis
+from secateur.pruning.tracing.trace import first_names, weightless
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

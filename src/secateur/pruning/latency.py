@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from secateur.benchmark.layer_timer import Layer, LayerClock, Precision
+from secateur.benchmark.network_timer import NetworkClock
 from secateur.console import progress
 from secateur.errors import NetworkError
-from secateur.layer_latency import Layer, LayerClock, Precision
-from secateur.network_latency import NetworkClock
 from secateur.pruning.channels import Group, Prunable, Scores
 from secateur.pruning.geometry import Geometry
 from secateur.pruning.plan import Plan
@@ -83,7 +83,7 @@ class Found:
 
 
 class Clock(Protocol):
-    """What times layers: :class:`secateur.layer_latency.LayerClock`, or a test."""
+    """What times layers: :class:`secateur.benchmark.layer_timer.LayerClock`, or a test."""
 
     def __call__(self, layer: Layer) -> float:
         """Yardsticks that a layer takes."""
@@ -94,7 +94,7 @@ class Clock(Protocol):
 
 
 class Whole(Protocol):
-    """What times whole networks: :class:`secateur.network_latency.NetworkClock`, or a test."""
+    """Times networks: :class:`secateur.benchmark.network_timer.NetworkClock`, or a test's own."""
 
     def load(self, network: nn.Module) -> Runtime:
         """Make a network ready to run."""

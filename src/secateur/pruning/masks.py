@@ -19,7 +19,7 @@ from secateur.errors import NetworkError, StoreError
 from secateur.pruning.channels import Group
 from secateur.pruning.importance import weight_importance
 from secateur.pruning.plan import Plan
-from secateur.pruning.wiring import INPUTS, Axis
+from secateur.pruning.tracing.channel_graph import INPUTS, Axis
 from secateur.store import save_tensors
 
 

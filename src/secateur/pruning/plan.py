@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from secateur.errors import NetworkError
-from secateur.pruning.wiring import INPUTS, Axis
+from secateur.pruning.tracing.channel_graph import INPUTS, Axis
 
 
 class Cut(BaseModel):

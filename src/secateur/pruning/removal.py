@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from secateur import environment
-from secateur.cost import macs, parameters
+from secateur.benchmark.cost import macs, parameters
+from secateur.benchmark.layer_timer import Precision
 from secateur.errors import NetworkError
-from secateur.layer_latency import Precision
 from secateur.pruning.allocation import (
     Curve,
     Scope,
@@ -20,14 +20,14 @@ from secateur.pruning.allocation import (
     local_fractions,
     sensitivity_fractions,
 )
-from secateur.pruning.arrange import Unsuited, arrange
 from secateur.pruning.channels import Prunable, Scores
 from secateur.pruning.find import find_prunable
 from secateur.pruning.importance import Importance, channel_importance
 from secateur.pruning.latency import plan_latency
 from secateur.pruning.plan import Plan
+from secateur.pruning.realize import Unsuited, arrange
 from secateur.pruning.surgery import rebuild
-from secateur.pruning.trace import weightless
+from secateur.pruning.tracing.trace import weightless
 
 Counted = Literal["macs", "parameters"]
 Objective = Literal[Counted, "latency"]

@@ -9,9 +9,9 @@ from functools import partial
 from torch import Tensor, nn
 
 from secateur import recipe
-from secateur.cost import macs, parameters
+from secateur.benchmark.cost import macs, parameters
+from secateur.benchmark.network_timer import NetworkClock
 from secateur.errors import NetworkError
-from secateur.network_latency import NetworkClock
 from secateur.pruning.allocation import Curve, channels_of, global_fractions, sensitivity_fractions
 from secateur.pruning.channels import Group, Prunable
 from secateur.pruning.find import find_prunable

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.pruning.masks import plan_masks
 from secateur.pruning.plan import Cut, Fold, Plan, misfit
-from secateur.pruning.trace import first_names
+from secateur.pruning.tracing.trace import first_names
 
 
 def remove(model: nn.Module, plan: Plan) -> nn.Module:

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.data import Images, Preparation
-from secateur.evaluate import BATCH
-from secateur.onnx_graph import Graph
+from secateur.onnx_ir.model import Graph
 from secateur.quantization.scheme import weighted_nodes
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule, choose_scales, round_weight
 from secateur.statistics import Interval, paired_drop, proportion
+from secateur.training.evaluation import BATCH
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 

@@ -14,7 +14,7 @@ import onnxruntime
 
 from secateur.console import say
 from secateur.errors import DataError, SecateurError
-from secateur.onnx_graph import Graph, read_model
+from secateur.onnx_ir.model import Graph, read_model
 from secateur.quantization.affine import UINT8
 from secateur.quantization.histogram import Histogram, Range
 from secateur.quantization.placement import find_placement
@@ -38,7 +38,7 @@ def calibrate(
     Tensors that share one scale are counted together, and have one range.
 
     Args:
-        source: A float file of :func:`secateur.export.export_onnx`, or its graph.
+        source: A float file of :func:`secateur.onnx_ir.export.export_onnx`, or its graph.
         batches: Normalized images, float32 (N, C, R, R), N of any size.
         method: ``minmax`` takes the extremes seen; ``percentile`` leaves out the same number of
             values at each end, to within 1/8192 of the largest magnitude; ``mse`` takes the range

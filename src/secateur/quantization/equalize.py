@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from secateur.onnx_graph import Graph, attribute
+from secateur.onnx_ir.model import Graph, attribute
 from secateur.quantization.scheme import weighted_nodes
 
 _ROUNDS = 20

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.onnx_graph import attribute
+from secateur.onnx_ir.model import attribute
 
 DAMPING = 0.01
 """Share of the mean of the Hessian's diagonal that is added to it (Frantar et al. 2022)."""

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from secateur.errors import SecateurError
-from secateur.onnx_graph import WEIGHTED, Graph, activation_inputs, attribute, is_layer
+from secateur.onnx_ir.model import WEIGHTED, Graph, activation_inputs, attribute, is_layer
 from secateur.quantization.histogram import Range
 
 COMPUTING = (*WEIGHTED, "Add", "GlobalAveragePool", "AveragePool")

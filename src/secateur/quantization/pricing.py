@@ -9,13 +9,13 @@ import onnx
 from torch import Tensor
 
 from secateur.console import progress, say
-from secateur.onnx_graph import Graph
+from secateur.onnx_ir.model import Graph
 from secateur.quantization.curvature import output_curvature
-from secateur.quantization.judge import Judge
 from secateur.quantization.rate import Rate, priced_layers
 from secateur.quantization.rounding import recover
 from secateur.quantization.scheme import Rules, Scheme
 from secateur.quantization.simulate import Simulated
+from secateur.quantization.validation import Judge
 from secateur.statistics import Interval, paired_drop
 
 PRICES = tuple(round(0.001 * 2 ** (i / 2), 6) for i in range(21))

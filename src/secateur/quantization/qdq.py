@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from secateur.errors import SecateurError
-from secateur.onnx_graph import Graph, read_model, write_model
+from secateur.onnx_ir.model import Graph, read_model, write_model
 from secateur.quantization.affine import INT8_SYMMETRIC, UINT8, Affine
 from secateur.quantization.histogram import Range
 from secateur.quantization.placement import find_placement
@@ -30,7 +30,7 @@ def quantize_onnx(
     """Quantize the float file ``path`` into the QDQ file ``out``, rounding to nearest.
 
     Args:
-        path: A float file of :func:`secateur.export.export_onnx`.
+        path: A float file of :func:`secateur.onnx_ir.export.export_onnx`.
         ranges: Of every tensor to quantize, from
             :func:`secateur.quantization.calibrate.calibrate` on the same file.
         out: The file to write.

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from secateur import recipe
 from secateur.console import progress, say
-from secateur.onnx_graph import read_model
+from secateur.onnx_ir.model import read_model
+from secateur.onnx_ir.padding import pad_widths
 from secateur.quantization.bits import BitPoint, Bits, choose_bits
 from secateur.quantization.calibrate import METHODS, Method, choose_ranges, count_values
 from secateur.quantization.equalize import equalize
 from secateur.quantization.histogram import Histogram, Range
-from secateur.quantization.judge import Judge
 from secateur.quantization.pricing import highest_price, scheme_by_price
 from secateur.quantization.rounding import recover
 from secateur.quantization.scheme import Rules, Scheme, make_scheme
 from secateur.quantization.simulate import Simulated
+from secateur.quantization.validation import Judge
 from secateur.quantization.weights import WeightRule
-from secateur.widths import pad_widths
 
 _BATCH = 64
 _MEMORY = 2**26
@@ -61,7 +61,7 @@ def quantize(
     """Quantize a float file without training.
 
     Args:
-        path: A float file of :func:`secateur.export.export_onnx`.
+        path: A float file of :func:`secateur.onnx_ir.export.export_onnx`.
         images: Normalized training images, float32 (N, C, R, R), on the CPU; no labels are needed.
         config: What to do.
         judge: Asked where the recipe leaves a choice open. Without one, ``auto`` rounding is to

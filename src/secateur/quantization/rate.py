@@ -28,7 +28,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from secateur.onnx_graph import Graph, attribute
+from secateur.onnx_ir.model import Graph, attribute
 from secateur.quantization.affine import Affine, Grid, Integers
 from secateur.quantization.hessian import Hessian, hessian_of, round_columns
 from secateur.quantization.scheme import weighted_nodes

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import DataError
-from secateur.onnx_graph import Graph
+from secateur.onnx_ir.model import Graph
 from secateur.quantization.affine import Affine
 from secateur.quantization.hessian import hessian_of, round_columns
 from secateur.quantization.rate import Rate

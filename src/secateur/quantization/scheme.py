@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from secateur.onnx_graph import Graph, is_layer
+from secateur.onnx_ir.model import Graph, is_layer
 from secateur.quantization.affine import UINT8, Affine, Integers, from_range, quantize
 from secateur.quantization.histogram import Range
 from secateur.quantization.placement import (
@@ -100,7 +100,7 @@ def make_scheme(
     output channel, free of saturation.
 
     Args:
-        model: A float graph of :func:`secateur.export.export_onnx`.
+        model: A float graph of :func:`secateur.onnx_ir.export.export_onnx`.
         ranges: Of every tensor to quantize, from
             :func:`secateur.quantization.calibrate.calibrate` on the same graph.
         rules: How weights are quantized.

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.onnx_graph import Graph, attribute
+from secateur.onnx_ir.model import Graph, attribute
 from secateur.quantization.affine import Affine
 from secateur.quantization.scheme import Layer, Scheme, weighted_nodes
 

@@ -19,7 +19,7 @@ class OnnxRuntime:
     """An ONNX file on the CPU, with a fixed number of threads.
 
     Args:
-        source: A file of :func:`secateur.export.export_onnx` or
+        source: A file of :func:`secateur.onnx_ir.export.export_onnx` or
             :func:`secateur.quantization.qdq.quantize_onnx`, or its bytes.
         threads: Threads inside one operator; operators run one after another.
 

@@ -19,7 +19,7 @@ class OpenVino:
     float32, whatever shorter type the processor has.
 
     Args:
-        path: A file of :func:`secateur.export.export_onnx` or
+        path: A file of :func:`secateur.onnx_ir.export.export_onnx` or
             :func:`secateur.quantization.qdq.quantize_onnx`.
         threads: Threads for one run.
 

@@ -1,0 +1,1 @@
+"""How files and layers are timed, and what they cost: one protocol for all."""

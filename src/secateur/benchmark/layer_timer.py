@@ -1,0 +1,374 @@
+"""How long one layer takes on this machine, measured once and remembered.
+
+A layer's time does not follow its multiply-accumulates: kernels work in blocks of 8 or 16 channels,
+and a width between two blocks can cost more than the next one up. So widths are not modeled, they
+are run (NetAdapt, Yang et al. 2018, section 3.3; HALP, Shen et al. 2022, section 3.2).
+
+A layer runs several times side by side in a graph of its own, through the same runtime, options and
+quantizers as the file that ships. Each copy's result is thinned to a pixel: runtimes keep images in
+a layout of their own between layers, and what changes it back at a graph's edge would be timed too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from secateur import environment
+from secateur.onnx_ir.model import IR_VERSION, OPSET
+from secateur.recipe import content_id
+from secateur.runtimes import SATURATION_FREE, Array, Runtime, session_options
+from secateur.runtimes.onnx_runtime import is_saturation_free
+from secateur.store import write_json
+
+Precision = Literal["fp32", "int8"]
+
+COPIES = 6
+"""Most copies of a layer in one graph."""
+ENOUGH_MACS = 12_000_000
+"""Multiply-accumulates of a graph that lift it well above the cost of a call."""
+REPEATS, MOST_ROUNDS = 12, 5
+"""How often a graph is timed, and how often over again on a busy machine."""
+AGREES = 1.03
+"""The second least time over the least, where the least can be believed."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The geometry of one call of a convolution or linear layer, on one image.
+
+    Attributes:
+        kind: Convolution over any number of dimensions, or linear.
+        inputs: Channels it reads.
+        outputs: Channels it makes.
+        groups: 1 but for grouped convolutions.
+        size: Pixels of its input along each dimension; for ``linear``, how many rows.
+        kernel: Along each dimension; empty for ``linear``, as are those that follow.
+        stride: Along each dimension.
+        dilation: Along each dimension.
+        pads: Before each dimension, then behind each.
+    """
+
+    kind: Literal["conv", "linear"]
+    inputs: int
+    outputs: int
+    groups: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    pads: tuple[int, ...] = ()
+
+    @property
+    def result(self) -> tuple[int, ...]:
+        """Pixels of its output along each dimension; for ``linear``, how many rows."""
+        if self.kind == "linear":
+            return self.size
+        axes = range(len(self.size))
+        padded = [n + self.pads[i] + self.pads[i + len(axes)] for i, n in enumerate(self.size)]
+        reach = [self.dilation[i] * (self.kernel[i] - 1) + 1 for i in axes]
+        return tuple((padded[i] - reach[i]) // self.stride[i] + 1 for i in axes)
+
+    @property
+    def elements(self) -> int:
+        """Numbers that it gives."""
+        return self.outputs * math.prod(self.result)
+
+    @property
+    def weights(self) -> int:
+        """Numbers in its weight."""
+        return self.outputs * self.inputs // self.groups * math.prod(self.kernel)
+
+    @property
+    def key(self) -> str:
+        """All of it in one line, for example ``conv 58>58/58 28x28 k3x3 s1x1 d1x1 p1x1x1x1``."""
+        parts = [("", self.size), ("k", self.kernel), ("s", self.stride), ("d", self.dilation),
+                 ("p", self.pads)]  # fmt: skip
+        said = " ".join(head + "x".join(map(str, part)) for head, part in parts if part)
+        return f"{self.kind} {self.inputs}>{self.outputs}/{self.groups} {said}"
+
+
+class LayerClock:
+    """Time of a layer, from a file where it has been measured on this machine before.
+
+    A shared machine's speed drifts. So a layer and a yardstick, a fixed convolution, are timed in
+    turns, and their ratio is what is told and remembered.
+
+    Args:
+        precision: ``int8`` as :mod:`secateur.quantization.qdq` makes it, or ``fp32``.
+        threads: Inside one operator.
+        folder: Where the file is; by default the user's cache. A file that cannot be read is made
+            anew, one that cannot be written is not an error.
+        ratio: From a layer to its time over the yardstick's; by default a measurement.
+
+    Attributes:
+        fresh: Layers that were measured, not found.
+    """
+
+    def __init__(
+        self,
+        precision: Precision,
+        threads: int,
+        folder: Path | None = None,
+        ratio: Callable[[Layer], float] | None = None,
+    ) -> None:
+        about = {
+            "processor": environment.processor(),
+            "threads": threads,
+            "onnxruntime": onnxruntime.__version__,
+            "precision": precision,
+            "saturation_free": True,  # files of before were not
+        }
+        self.path = (folder or cache_folder()) / f"latency-{content_id(about)}.json"
+        self.fresh = 0
+        self._about, self._known = about, _read(self.path, about)
+        self._stopwatch: _Stopwatch | None = None
+        self._precision, self._threads = precision, threads
+        self._ratio = ratio
+
+    def __call__(self, layer: Layer) -> float:
+        """Yardsticks that one call of ``layer`` takes, without the cost of calling a graph."""
+        if layer.key not in self._known:
+            measure = self._ratio or self._watch.ratio
+            self._known[layer.key] = measure(layer)
+            self.fresh += 1
+        return self._known[layer.key]
+
+    @property
+    def yardstick(self) -> Runtime:
+        """The yardstick itself, to be timed in turns with what is to be compared to layers."""
+        return self._watch
+
+    @property
+    def _watch(self) -> _Stopwatch:
+        if self._stopwatch is None:
+            self._stopwatch = _Stopwatch(self._precision, self._threads)
+        return self._stopwatch
+
+    def save(self) -> None:
+        """Write down what was measured, beside what another process wrote meanwhile."""
+        if self.fresh:
+            known = _read(self.path, self._about) | self._known
+            with contextlib.suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.path, {"about": self._about, "ratios": dict(sorted(known.items()))})
+
+
+def cache_folder() -> Path:
+    """The user's cache of Secateur."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "secateur"
+
+
+def _read(path: Path, about: dict[str, Any]) -> dict[str, float]:
+    """What the file says, or nothing where it is missing, damaged or of another machine."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        ratios = {str(key): float(value) for key, value in found["ratios"].items()}
+        sound = found["about"] == about and all(0 <= r < math.inf for r in ratios.values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return ratios if sound else {}
+
+
+class _Stopwatch:
+    """Runs layers beside a yardstick; as a runtime, it is the yardstick."""
+
+    name, version = "onnxruntime", onnxruntime.__version__
+
+    YARDSTICK = Layer("conv", 64, 64, 1, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+
+    def __init__(self, precision: Precision, threads: int) -> None:
+        self.precision, self.threads = precision, threads
+        self._stick = self._runner(layer_graph(self.YARDSTICK, precision, 1))
+        empty = self._runner(_empty_graph())
+        self._overhead = _fastest(empty)[0]
+
+    def run(self, images: Array) -> Array:
+        """Run the yardstick, whatever the images."""
+        self._stick()
+        return images
+
+    def ratio(self, layer: Layer) -> float:
+        """Time of ``layer`` over the yardstick's, taking turns."""
+        copies = copies_of(layer)
+        runner = self._runner(layer_graph(layer, self.precision, copies))
+        ours, theirs = _fastest(runner, self._stick)
+        return max(ours - self._overhead, 0.0) / copies / theirs
+
+    def _runner(self, model: onnx.ModelProto) -> Callable[[], object]:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(),
+            session_options(self.threads, is_saturation_free(model)),
+            providers=["CPUExecutionProvider"],
+        )
+        value = model.graph.input[0].type.tensor_type
+        kind = helper.tensor_dtype_to_np_dtype(value.elem_type)
+        shape = [dimension.dim_value for dimension in value.shape.dim]
+        feed = {"x": np.random.default_rng(0).integers(1, 100, shape).astype(kind)}
+        return lambda: session.run(None, feed)
+
+
+def _fastest(*runners: Callable[[], object]) -> list[float]:
+    """Least milliseconds of each, taking turns, until the least of each has nearly come twice.
+
+    What disturbs a run only ever makes it longer.
+    """
+    for runner in runners:
+        runner()
+    spent = np.empty((0, len(runners)))
+    for _ in range(MOST_ROUNDS):
+        spent = np.vstack([spent, [[_spent(r) for r in runners] for _ in range(REPEATS)]])
+        least = np.sort(spent, axis=0)
+        if (least[1] <= AGREES * least[0]).all():
+            break
+    return least[0].tolist()
+
+
+def _spent(runner: Callable[[], object]) -> float:
+    start = time.perf_counter_ns()
+    runner()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def copies_of(layer: Layer) -> int:
+    """Copies that a graph needs to take longer than the call of it; of large weights, one."""
+    if layer.weights > 1_000_000:
+        return 1
+    macs = layer.weights * math.prod(layer.result)
+    return max(2, min(COPIES, ENOUGH_MACS // max(1, macs)))
+
+
+def layer_graph(layer: Layer, precision: Precision, copies: int) -> onnx.ModelProto:
+    """Build a graph that runs ``copies`` of ``layer`` side by side on one input, ``x``.
+
+    In int8 it is QDQ, in the manner of :mod:`secateur.quantization.qdq`: uint8 activations, one
+    scale a tensor; int8 weights, one scale an output channel; int32 biases.
+    """
+    writer = _Writer(precision == "int8")
+    source = writer.given("x")
+    results = []
+    for number in range(copies):
+        tensor = writer.weighted(layer, source, str(number))
+        if layer.kind == "conv":
+            tensor = writer.thinned(layer, tensor)
+        results.append(writer.given_back(tensor))
+    kind = onnx.TensorProto.UINT8 if precision == "int8" else onnx.TensorProto.FLOAT
+    convolves = layer.kind == "conv"
+    shape = [1, layer.inputs, *layer.size] if convolves else [*layer.size, layer.inputs]
+    small = [1, layer.outputs, *[1] * len(layer.size)]
+    result = small if convolves else [*layer.size, layer.outputs]
+    model = _model(
+        writer.nodes,
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info(name, kind, result) for name in results],
+        writer.constants,
+    )
+    onnx.helper.set_model_props(model, {SATURATION_FREE: "true"})
+    return model
+
+
+def _empty_graph() -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    return _model([helper.make_node("Neg", ["x"], ["y"])], [x], [y], [])
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    constants: list[onnx.TensorProto],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "layer", inputs, outputs, constants)
+    opset = helper.make_opsetid("", OPSET)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+
+
+SCALE = 0.05
+"""Of all activations; any will do."""
+
+
+class _Writer:
+    """Adds nodes one by one, with quantizers around them where asked for."""
+
+    def __init__(self, quantized: bool) -> None:
+        self.quantized = quantized
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        if quantized:
+            self.grid = [
+                self._constant("scale", np.float32(SCALE)),
+                self._constant("zero", np.uint8(0)),
+            ]
+
+    def given(self, name: str) -> str:
+        """The real values of the graph's input."""
+        return self._add("DequantizeLinear", [name, *self.grid]) if self.quantized else name
+
+    def given_back(self, tensor: str) -> str:
+        """A result of the graph: integers, where there are any."""
+        return self._add("QuantizeLinear", [tensor, *self.grid]) if self.quantized else tensor
+
+    def weighted(self, layer: Layer, source: str, tag: str) -> str:
+        """One copy of the layer."""
+        shape = (layer.outputs, layer.inputs // layer.groups, *layer.kernel)
+        # Which values does not matter but that they cannot saturate, as those of a file that ships;
+        # denormal ones alone would be slower.
+        values = (np.arange(math.prod(shape)) % 129 - 64).astype(np.int8).reshape(shape)
+        if self.quantized:
+            biases = np.zeros(len(values), np.int32)
+            scales = 0.01, 0.01 * SCALE
+            inputs = [source, self._integers(f"w{tag}", values, scales[0]),
+                      self._integers(f"b{tag}", biases, scales[1])]  # fmt: skip
+        else:
+            weight = self._constant(f"w{tag}", values.astype(np.float32) / 100)
+            inputs = [source, weight, self._constant(f"b{tag}", np.ones(len(values), np.float32))]
+        if layer.kind == "linear":
+            return self._add("Gemm", inputs, transB=1)
+        return self._add(
+            "Conv",
+            inputs,
+            group=layer.groups,
+            kernel_shape=layer.kernel,
+            strides=layer.stride,
+            dilations=layer.dilation,
+            pads=layer.pads,
+        )
+
+    def thinned(self, layer: Layer, tensor: str) -> str:
+        """One pixel of each channel: a pool of one pixel whose stride is the whole image."""
+        if self.quantized:
+            tensor = self.given(self.given_back(tensor))
+        ones = [1] * len(layer.size)
+        return self._add("MaxPool", [tensor], kernel_shape=ones, strides=layer.result)
+
+    def _integers(self, name: str, values: npt.NDArray, scale: float) -> str:
+        rows = len(values)
+        inputs = [
+            self._constant(name, values),
+            self._constant(f"{name}/scale", np.full(rows, scale, np.float32)),
+            self._constant(f"{name}/zero", np.zeros(rows, values.dtype)),
+        ]
+        return self._add("DequantizeLinear", inputs, axis=0)
+
+    def _constant(self, name: str, value: npt.ArrayLike) -> str:
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def _add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
+        name = f"{kind}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name

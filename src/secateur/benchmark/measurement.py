@@ -1,0 +1,63 @@
+"""What the files that ship decide, weigh and take, read back from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur import recipe
+from secateur.benchmark.timing import latencies
+from secateur.console import progress
+from secateur.data import Images, Preparation, batches
+from secateur.runtimes import Runtime, open_file
+
+BATCH = 100
+
+
+def measure(
+    files: Mapping[str, Path], test: Images, prepare: Preparation, config: recipe.Bench
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.bool_]]]:
+    """Run each file on the test images, and time all of them on one image in turns.
+
+    Args:
+        files: Variant to its ONNX file.
+        test: The test images, on the CPU.
+        prepare: From stored pixels to the files' input.
+        config: Threads, and how often to time.
+
+    Returns:
+        Plain data (runtime, threads, fingerprint of the images, and for each variant bytes and
+        every timing in ms), and for each variant whether it is right, image by image, shape (n,).
+
+    Raises:
+        SecateurError: A file is missing, corrupt, or cannot be run.
+    """
+    runtimes: dict[str, Runtime] = {
+        variant: open_file(path, config.threads, config.runtime) for variant, path in files.items()
+    }
+    image = next(batches(test, prepare, 1))
+    samples = latencies(runtimes, image, config.warmup, config.repeats)
+    right = {}
+    with progress("test set", len(files)) as tick:
+        for variant, runtime in runtimes.items():
+            decided = [runtime.run(batch).argmax(1) for batch in batches(test, prepare, BATCH)]
+            right[variant] = np.concatenate(decided) == test.labels.numpy()
+            tick.advance(note=f"{variant} {100 * right[variant].mean():.2f} %")
+    first = next(iter(runtimes.values()))
+    measured = {
+        "runtime": f"{first.name} {first.version}",
+        "threads": config.threads,
+        "test_fingerprint": test.fingerprint,
+        "variants": {
+            variant: {
+                "size_bytes": path.stat().st_size,
+                "latencies_ms": [round(float(sample), 5) for sample in samples[variant]],
+            }
+            for variant, path in files.items()
+        },
+    }
+    return measured, right

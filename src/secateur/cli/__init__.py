@@ -1,0 +1,5 @@
+"""The ``secateur`` command."""
+
+from secateur.cli.app import main
+
+__all__ = ["main"]

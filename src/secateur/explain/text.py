@@ -1,0 +1,127 @@
+"""An explanation in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from secateur.explain.block_widths import Width, blocks_are_known
+from secateur.explain.explanation import Explanation
+from secateur.explain.nodes import Node
+from secateur.explain.operators import MOVERS
+
+
+def render(found: Explanation, everything: bool = False) -> Iterator[str | Table]:
+    """Yield lines and tables that say what :func:`explain` found.
+
+    Args:
+        found: What to say.
+        everything: All nodes and widths, not the longest only.
+    """
+    yield _header(found)
+    yield from _unrest(found)
+    yield ""
+    yield from _node_lines(found.nodes, None if everything else 15)
+    yield _operator_table(found)
+    yield ""
+    yield from _island_lines(found)
+    yield ""
+    yield from _moving_lines(found)
+    yield ""
+    if blocks_are_known(found.processor):
+        yield from _width_lines(found.widths, None if everything else 10)
+    else:
+        yield "Widths that miss the kernel's block: not known for this processor"
+
+
+def _header(found: Explanation) -> str:
+    threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
+    return (
+        f"{found.file}: {found.size_bytes:,} bytes, {found.precision}, {found.median_ms:.3f} ms a "
+        f"run (p10 {found.p10_ms:.3f}, p90 {found.p90_ms:.3f}), {threads}, {found.runtime}, "
+        f"{found.processor}"
+    )
+
+
+def _unrest(found: Explanation) -> Iterator[str]:
+    if found.p90_ms > 1.5 * found.p10_ms:
+        yield "Runs differ by more than half: something else is busy on this machine."
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = column in ("ms", "share", "count")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _node_lines(nodes: tuple[Node, ...], most: int | None) -> Iterator[str | Table]:
+    table = _table("node", "operator", "type", "reads", "gives", "ms", "share")
+    for node in nodes[:most]:
+        shapes = ("x".join(map(str, shape)) for shape in (node.reads, node.gives))
+        table.add_row(node.name, node.operator, node.element, *shapes, *_time(node.ms, node.share))
+    yield table
+    rest = nodes[most:] if most else ()
+    if rest:
+        share = 100 * sum(node.share for node in rest)
+        yield f"and {len(rest)} more with {share:.1f} % of the time; --all shows them"
+    yield "(Medians under the profiler, which slows a run; integer layers keep channels last.)"
+    yield ""
+
+
+def _time(ms: float, share: float) -> tuple[str, str]:
+    return f"{ms:.3f}", f"{100 * share:.1f} %"
+
+
+def _operator_table(found: Explanation) -> Table:
+    table = _table("operator", "count", "ms", "share")
+    for name, sums in found.operators().items():
+        table.add_row(name, str(int(sums["count"])), *_time(sums["ms"], sums["share"]))
+    return table
+
+
+def _island_lines(found: Explanation) -> Iterator[str]:
+    if found.precision == "float":
+        yield "Still in float: all of it; `secateur quantize` makes an int8 file"
+        return
+    edges = ", ".join(found.edges) or "none"
+    if not found.islands:
+        yield f"Still in float: nothing; conversions at the edges, as must be: {edges}"
+        return
+    yield f"Still in float: {len(found.islands)}, with {len(found.conversions)} conversions inside"
+    for island in found.islands:
+        spent = "" if island.ms is None else f", {island.ms:.3f} ms"
+        yield f"  {island.name} ({island.operator}{spent}): {island.why}"
+        yield f"    {island.remedy}"
+    yield f"  conversions at the edges, as must be: {edges}"
+
+
+def _moving_lines(found: Explanation) -> Iterator[str]:
+    moving = found.operators(MOVERS)
+    if not moving:
+        yield "Only moves data: nothing"
+        return
+    ms, share = (sum(sums[key] for sums in moving.values()) for key in ("ms", "share"))
+    each = ", ".join(f"{name} {int(sums['count'])}" for name, sums in moving.items())
+    yield f"Only moves data: {100 * share:.1f} % of the time, {ms:.3f} ms ({each})"
+    if {"Transpose", "Split", "Gather"} & set(moving) and share > 0.02:
+        yield "  a channel shuffle folds into the layers around it: export anew, `secateur export`"
+
+
+def _width_lines(widths: tuple[Width, ...], most: int | None) -> Iterator[str]:
+    """Say what is the same of several layers once."""
+    layers: dict[str, list[Width]] = {}
+    for width in widths:
+        layers.setdefault(str(width), []).append(width)
+    spent = {says: sum(width.ms for width in same) for says, same in layers.items()}
+    names = {width.name for width in widths}
+    yield f"Widths that miss the kernel's block: {f'{len(names)} layers' if names else 'none'}"
+    for says in sorted(layers, key=lambda says: -spent[says])[:most]:
+        first, *others = [width.name for width in layers[says]]
+        more = f" and {len(others)} more" if others else ""
+        yield f"  {says}"
+        yield f"    {first}{more}, {spent[says]:.3f} ms in all"
+    if most and len(layers) > most:
+        yield f"  and {len(layers) - most} widths more; --all shows them"

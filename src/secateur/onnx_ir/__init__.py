@@ -1,0 +1,1 @@
+"""ONNX graphs: reading and writing them, exporting to them, and rewriting them."""

@@ -1,0 +1,80 @@
+"""Widths that integer kernels are quick on: depthwise layers of whole blocks of channels."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from secateur.onnx_ir.model import Graph
+from secateur.onnx_ir.shuffles import (
+    change_columns,
+    change_rows,
+    find_makers,
+    find_readers,
+    is_depthwise,
+    is_private,
+    mixes,
+    store,
+)
+
+
+def pad_widths(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
+    """Return a graph of the same function whose depthwise layers have whole blocks of channels.
+
+    Integer kernels work on blocks of channels. Where a depthwise convolution lies between ordinary
+    ones, with nothing but activations in between, channels of zeros are appended.
+
+    Args:
+        model: A float graph of :func:`secateur.onnx_ir.export.export_onnx`; left as it is.
+        multiple: What the widths of depthwise layers become a multiple of.
+
+    Raises:
+        ValueError: ``multiple`` is not positive.
+    """
+    if multiple < 1:
+        raise ValueError(f"need a positive multiple, found {multiple}")
+    padded = copy.deepcopy(model)
+    graph = Graph(padded)
+    keeps_zero = partial(_keeps_zero, graph)
+    for node in graph.nodes:
+        if not is_depthwise(graph, node) or not is_private(graph, node.input[0]):
+            continue
+        makers = find_makers(graph, node.input[0], keeps_zero)
+        readers = find_readers(graph, node.output[0], keeps_zero)
+        missing = -graph.constants[node.input[1]].dims[0] % multiple
+        if makers and readers and missing:
+            _widen(graph, [node, *makers], readers, missing)
+    store(padded, graph, graph.nodes)
+    return padded
+
+
+def _keeps_zero(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell whether ``node`` is an activation that makes 0 of 0."""
+    if node.op_type != "Clip":
+        return node.op_type == "Relu"
+    if any(name not in graph.constants for name in node.input[1:] if name):
+        return False
+    low, high = graph.optional(node, 1), graph.optional(node, 2)
+    return bool((low is None or low <= 0) and (high is None or high >= 0))
+
+
+def _widen(
+    graph: Graph, makers: list[onnx.NodeProto], readers: list[onnx.NodeProto], missing: int
+) -> None:
+    """Append ``missing`` channels of zeros to what ``makers`` make and ``readers`` read."""
+
+    def append(rows: npt.NDArray) -> npt.NDArray:
+        return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])
+
+    width = graph.constants[makers[0].input[1]].dims[0]
+    for node in filter(partial(mixes, graph), readers):
+        change_columns(graph, node, width, append)
+    for node in makers:
+        change_rows(graph, node, append)
+        for item in node.attribute:
+            if item.name == "group" and item.i == width:
+                item.i += missing

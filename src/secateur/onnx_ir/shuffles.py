@@ -1,0 +1,368 @@
+"""Straight routes through a float graph: channels in an order that nothing has to move.
+
+A channel shuffle (Zhang et al. 2018, arXiv 1707.01083) is a fixed permutation, and so is whatever
+splits and concatenations between shuffles make of it. Convolutions on both sides do not care in
+which order channels come, so the permutation goes into the order of their weights, once; a channel
+then goes straight from the operator that makes it to those that read it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count, groupby
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from secateur.onnx_ir.model import Graph, activation_inputs, attribute, is_layer, tidy
+
+ELEMENTWISE = ("Relu", "Clip", "LeakyRelu", "Elu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh")
+POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
+
+Labels = npt.NDArray[np.int64]
+Move = Callable[[list[Labels]], list[Labels]]
+Change = Callable[[npt.NDArray], npt.NDArray]
+Test = Callable[[onnx.NodeProto], bool]
+Pieces = dict[str, dict[str, list[int]]]
+"""By source, the tensors it is split into, and what they hold; itself if it stays whole."""
+Shapes = dict[str, tuple[int, ...]]
+"""Of each tensor; 0 where a dimension is not known."""
+
+
+def straighten(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph of the same function that permutes weights instead of shuffling channels.
+
+    Neighboring nodes that only move channels are replaced together, where each tensor that enters
+    them comes from a convolution and each that leaves them goes to convolutions or linear layers,
+    perhaps by way of activations, pools and depthwise convolutions. What enters is then made in
+    the order of its readers, split once, and each reader gets its pieces concatenated. Where that
+    does not hold, or nothing is shuffled, nodes stay; a graph where all do is the same to the byte.
+
+    Args:
+        model: A float graph of :func:`secateur.onnx_ir.export.export_onnx`; left as it is. Its
+            tensors are (N, C, H, W), only N unknown.
+
+    Raises:
+        onnx.shape_inference.InferenceError: The graph breaks ONNX's rules.
+    """
+    straight = copy.deepcopy(model)
+    graph, shapes = Graph(straight), _shapes(model)
+    router = _Router(graph, shapes)
+    for region in _find_regions(graph, shapes):
+        router.straighten(region)
+    if router.gone:
+        store(straight, graph, router.nodes())
+        straight.graph.CopyFrom(tidy(straight).graph)
+    return straight
+
+
+@dataclass
+class _Region:
+    """Neighboring nodes that only move channels.
+
+    Attributes:
+        nodes: In the graph's order.
+        labels: What each tensor in the region holds: one number per channel of a source.
+        sources: Tensors that enter.
+        sinks: Tensors, sources among them, that something outside reads.
+    """
+
+    nodes: list[onnx.NodeProto]
+    labels: dict[str, Labels] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+    sinks: list[str] = field(default_factory=list)
+
+    def is_shuffled(self) -> bool:
+        """Tell whether channels are shuffled, none comes twice, and all ends are images."""
+        ends = [self.labels[name] for name in (*self.sources, *self.sinks)]
+        return any(node.op_type == "Transpose" for node in self.nodes) and all(
+            labels.ndim == 1 and len(np.unique(labels)) == len(labels) for labels in ends
+        )
+
+
+def _find_regions(graph: Graph, shapes: Shapes) -> list[_Region]:
+    """Group nodes that only move channels by the tensors they share."""
+    moves: dict[str, Move] = {}
+    groups: list[set[str]] = []
+    for node in graph.nodes:
+        move = _movement(graph, shapes, node)
+        if move is None:
+            continue
+        moves[node.output[0]] = move
+        ends = {*activation_inputs(graph, node), *node.output}
+        touching = [group for group in groups if group & ends]
+        groups = [group for group in groups if not group & ends] + [ends.union(*touching)]
+    return [_trace(graph, shapes, moves, group) for group in groups]
+
+
+def _trace(graph: Graph, shapes: Shapes, moves: dict[str, Move], tensors: set[str]) -> _Region:
+    """Follow the channels through the region of ``tensors``."""
+    inside = tensors & moves.keys()
+    region = _Region([node for node in graph.nodes if node.output[0] in inside])
+    labels, total = region.labels, 0
+    for node in region.nodes:
+        names = activation_inputs(graph, node)
+        for name in names:
+            if name not in labels:
+                channels = shapes[name][1:-2]
+                labels[name] = np.arange(total, total + prod(channels)).reshape(channels)
+                total += prod(channels)
+                region.sources.append(name)
+        moved = moves[node.output[0]]([labels[name] for name in names])
+        labels |= zip(node.output, moved, strict=True)
+    region.sinks = [
+        name
+        for name in labels
+        if name in graph.outputs
+        or any(node.output[0] not in inside for node in graph.consumers.get(name, []))
+    ]
+    return region
+
+
+def _movement(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> Move | None:
+    """How ``node`` moves channels, or None if it does anything else.
+
+    Every dimension between the batch and the pixels counts as channels.
+    """
+    inputs = activation_inputs(graph, node)
+    ends = [shapes.get(name, ()) for name in (*inputs, *node.output)]
+    if not inputs or any(len(shape) < 4 or not all(shape[1:]) for shape in ends):
+        return None
+    rank, (before, after) = len(ends[0]), (ends[0], ends[-1])
+    on_channels = attribute(node, "axis", 0) in (1, 1 - rank)
+    match node.op_type:
+        case "Concat" if on_channels and len(inputs) == len(node.input):
+            return lambda labels: [np.concatenate(labels)]
+        case "Split" if on_channels:
+            bounds = np.cumsum([shapes[name][1] for name in node.output])[:-1]
+            return lambda labels: np.split(labels[0], bounds)
+        case "Slice":
+            return _window(graph, node, rank)
+        case "Transpose":
+            perm: list[int] = attribute(node, "perm", [])
+            if perm[:1] == [0] and perm[-2:] == [rank - 2, rank - 1]:
+                return lambda labels: [labels[0].transpose([axis - 1 for axis in perm[1:-2]])]
+        case "Reshape" if before[-2:] == after[-2:] and prod(before[1:]) == prod(after[1:]):
+            return lambda labels: [labels[0].reshape(after[1:-2])]
+    return None
+
+
+def _window(graph: Graph, node: onnx.NodeProto, rank: int) -> Move | None:
+    """How a Slice of channels between constant bounds moves them."""
+    if len(node.input) < 4 or any(name not in graph.constants for name in node.input[1:]):
+        return None
+    start, end, axes, *step = (graph.constant(name).tolist() for name in node.input[1:])
+    if axes not in ([1], [1 - rank]):
+        return None
+    window = slice(start[0], end[0], step[0][0] if step else 1)
+    return lambda labels: [labels[0][window]]
+
+
+class _Router:
+    """Replaces regions of a graph, whose nodes and constants it changes.
+
+    Attributes:
+        gone: The first tensor of each node that goes.
+    """
+
+    def __init__(self, graph: Graph, shapes: Shapes) -> None:
+        self.graph = graph
+        self.gone: set[str] = set()
+        self._passes = partial(_keeps_channels, graph, shapes)
+        self._behind: dict[str, list[onnx.NodeProto]] = {}
+        self._renamed: dict[str, str] = {}
+
+    def straighten(self, region: _Region) -> None:
+        """Replace ``region`` if the order of channels is free at all its ends."""
+        inside = {node.output[0] for node in region.nodes}
+        makers = [find_makers(self.graph, name, self._passes) for name in region.sources]
+        readers = [find_readers(self.graph, name, self._passes, inside) for name in region.sinks]
+        if not (region.is_shuffled() and all(makers) and all(readers)):
+            return
+        pieces = _pieces(region)
+        for name, nodes in zip(region.sources, makers, strict=True):
+            order = _order(region.labels[name], pieces[name])
+            for node in nodes:
+                change_rows(self.graph, node, partial(np.take, indices=order, axis=0))
+        for name, nodes in zip(region.sinks, readers, strict=True):
+            order = _order(region.labels[name], _parts(pieces, region.labels[name]))
+            change = partial(np.take, indices=order, axis=0)
+            for node in nodes:
+                if mixes(self.graph, node):
+                    change_columns(self.graph, node, len(order), change)
+                else:
+                    change_rows(self.graph, node, change)
+        self._lay(region, pieces)
+        self.gone |= inside
+
+    def _lay(self, region: _Region, pieces: Pieces) -> None:
+        """Put a Split behind each source and a Concat in the place of each sink."""
+        for source, groups in pieces.items():
+            if len(groups) > 1:
+                sizes = self._constant([len(group) for group in groups.values()])
+                self._insert(source, "Split", [source, sizes], list(groups))
+        joined: dict[tuple[str, ...], str] = {}
+        for sink in region.sinks:
+            parts = tuple(_parts(pieces, region.labels[sink]))
+            if len(parts) > 1 and parts not in joined:
+                joined[parts] = f"{sink}/joined"
+                self._insert(sink, "Concat", parts, [joined[parts]])
+            self._renamed[sink] = joined.get(parts, parts[0])
+
+    def _constant(self, sizes: list[int]) -> str:
+        # A name that says the value: the same sizes elsewhere are the same constant.
+        name = "sizes_" + "_".join(map(str, sizes))
+        self.graph.constants[name] = numpy_helper.from_array(np.array(sizes, np.int64), name)
+        return name
+
+    def _insert(self, behind: str, kind: str, inputs: Sequence[str], outputs: list[str]) -> None:
+        node = onnx.helper.make_node(kind, inputs, outputs, axis=1)
+        self._behind.setdefault(behind, []).append(node)
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        """The nodes of the whole graph after all replacements."""
+        nodes = []
+        for node in self.graph.nodes:
+            if node.output[0] not in self.gone:
+                node.input[:] = [self._renamed.get(name, name) for name in node.input]
+                nodes.append(node)
+            for name in node.output:
+                nodes += self._behind.get(name, [])
+        return nodes
+
+
+def _pieces(region: _Region) -> Pieces:
+    """Group the channels of each source by the sinks that hold them."""
+    held = [set(region.labels[name].tolist()) for name in region.sinks]
+
+    def holders(label: int) -> list[int]:
+        return [index for index, labels in enumerate(held) if label in labels]
+
+    pieces = {}
+    for source in region.sources:
+        labels = sorted(region.labels[source].tolist(), key=holders)
+        groups = [list(group) for _, group in groupby(labels, holders)]
+        names = [f"{source}/{index}" for index in range(len(groups))]
+        pieces[source] = dict(zip(names if len(groups) > 1 else [source], groups, strict=True))
+    return pieces
+
+
+def _parts(pieces: Pieces, sink: Labels) -> dict[str, list[int]]:
+    """The pieces of which ``sink`` consists."""
+    wanted = set(sink.tolist())
+    every = [item for groups in pieces.values() for item in groups.items()]
+    return {name: labels for name, labels in every if labels[0] in wanted}
+
+
+def _order(old: Labels, new: dict[str, list[int]]) -> list[int]:
+    """Where the labels of the pieces ``new`` stand in ``old``."""
+    place = {label: index for index, label in enumerate(old.tolist())}
+    return [place[label] for labels in new.values() for label in labels]
+
+
+def find_makers(graph: Graph, name: str, passes: Test) -> list[onnx.NodeProto]:
+    """What makes the channels of ``name``, back to a convolution; nothing if they are not free."""
+    nodes, node = [], graph.producer.get(name)
+    while node is not None and passes(node) and is_private(graph, node.input[0]):
+        nodes.append(node)
+        node = graph.producer.get(node.input[0])
+    if node is None or node.op_type != "Conv" or not mixes(graph, node):
+        return []
+    return [*nodes, node]
+
+
+def find_readers(
+    graph: Graph, name: str, passes: Test, skip: Collection[str] = ()
+) -> list[onnx.NodeProto]:
+    """What reads the channels of ``name``, on to where all are mixed; nothing if they are not free.
+
+    Nodes whose first output is in ``skip`` do not count.
+    """
+    if name in graph.outputs:
+        return []
+    found = []
+    for node in graph.consumers.get(name, []):
+        if node.output[0] in skip:
+            continue
+        found.append(node)
+        if not mixes(graph, node):
+            further = find_readers(graph, node.output[0], passes) if passes(node) else []
+            if not further:
+                return []
+            found += further
+    return found
+
+
+def is_private(graph: Graph, name: str) -> bool:
+    """Tell whether one node alone reads ``name``."""
+    return len(graph.consumers.get(name, [])) == 1 and name not in graph.outputs
+
+
+def mixes(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell whether each row of ``node``'s weights reads all channels."""
+    return is_layer(graph, node) and attribute(node, "group", 1) == 1
+
+
+def is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell whether each row of ``node``'s weights reads the channel that it makes."""
+    if node.op_type != "Conv" or not is_layer(graph, node):
+        return False
+    group = attribute(node, "group", 1)
+    return group != 1 and (group, 1) == tuple(graph.constants[node.input[1]].dims[:2])
+
+
+def _keeps_channels(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
+    """Tell whether ``node`` works on each channel alone, or lays them out one after another."""
+    if node.op_type in ("Flatten", "Reshape"):
+        before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
+        return len(before) > 1 and len(after) == 2 and after[1] == prod(before[1:]) > 0
+    alike = node.op_type in (*ELEMENTWISE, *POOLS) and len(node.output) == 1
+    return alike or is_depthwise(graph, node)
+
+
+def change_rows(graph: Graph, node: onnx.NodeProto, change: Change) -> None:
+    """Change the weights and biases that make the channels of ``node``, if it has any."""
+    if node.op_type == "Conv":
+        for index, name in enumerate(node.input[1:], 1):
+            if name:
+                _replace(graph, node, index, change(graph.constant(name)))
+
+
+def change_columns(graph: Graph, node: onnx.NodeProto, channels: int, change: Change) -> None:
+    """Change the weights that read the ``channels`` of ``node``, each a block of columns."""
+    weight = graph.constant(node.input[1])
+    blocks = weight.reshape(len(weight), channels, -1).swapaxes(0, 1)
+    changed = change(blocks).swapaxes(0, 1)
+    _replace(graph, node, 1, changed.reshape(len(weight), -1, *weight.shape[2:]))
+
+
+def _replace(graph: Graph, node: onnx.NodeProto, index: int, value: npt.NDArray) -> None:
+    """Give ``node`` the constant ``value``; what another node reads too stays as it is."""
+    name = node.input[index]
+    if sum(list(other.input).count(name) for other in graph.nodes) > 1:
+        others = (f"{name}/{number}" for number in count(1))
+        name = next(other for other in others if other not in graph.constants)
+    graph.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    node.input[index] = name
+
+
+def _shapes(model: onnx.ModelProto) -> Shapes:
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    return {
+        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for value in [*graph.input, *graph.value_info, *graph.output]
+    }
+
+
+def store(model: onnx.ModelProto, graph: Graph, nodes: list[onnx.NodeProto]) -> None:
+    """Set the nodes of ``model``, and its constants to those of ``graph`` that they read."""
+    read = {name for node in nodes for name in node.input}
+    constants = [tensor for name, tensor in graph.constants.items() if name in read]
+    old = model.graph
+    model.graph.CopyFrom(onnx.helper.make_graph(nodes, old.name, old.input, old.output, constants))

@@ -1,0 +1,234 @@
+"""Operations without weights: on each element, on each plane of pixels, along dimensions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.pruning.tracing.channel_graph import FIXED, known
+from secateur.pruning.tracing.labels import Ledger, Value, Weight, thin
+from secateur.pruning.tracing.rules import (
+    argument,
+    fixed,
+    name_of,
+    note_numbers,
+    rule,
+    rule_where,
+    tensors_in,
+    varying,
+    vector,
+)
+
+_ELEMENTWISE = {
+    *("hardswish", "hardsigmoid", "hardtanh", "relu6", "mish", "silu", "gelu", "elu", "selu"),
+    *("celu", "leaky_relu", "threshold", "softplus", "softshrink", "hardshrink", "prelu"),
+    *("_prelu_kernel", "logit", "erf", "glu_jvp", "masked_fill", "where", "rsub", "clamp"),
+    *("nan_to_num", "bernoulli", "round", "fake_quantize_per_tensor_affine"),
+}
+
+
+@rule("full", "full_like", "new_full", "scalar_tensor")
+def _constant(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """No channel makes it, but its value may come from a width."""
+    value = argument(func, args, kwargs, "fill_value")
+    note_numbers(ledger, name_of(func), args[0] if value is None else value)
+    ledger.label(result, fixed(result))
+
+
+@rule("glu")
+def _glu(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """One half gates the other."""
+    labels = ledger.labels(args[0])
+    first, second = labels.chunk(2, argument(func, args, kwargs, "dim"))
+    spoken = f"glu at {ledger.where}"
+    ledger.wiring.couple(thin(labels)[0].numpy(), spoken)
+    ours, theirs = (each.numpy() for each in thin(first, [second]))
+    ledger.wiring.join(ours, theirs, f"{spoken} meets channels that must stay")
+    ledger.wiring.tell(ledger.where, "gates one half with the other", ours)
+    ledger.wiring.visits += [known(ours), known(theirs)]
+    ledger.label(result, first)
+
+
+_VERBS = {"add": "adds", "sub": "subtracts", "mul": "multiplies", "div": "divides"}
+
+
+@rule_where(lambda func: torch.Tag.pointwise in func.tags)
+@rule_where(lambda func: name_of(func).rstrip("_") in _ELEMENTWISE)
+def _elementwise(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Channels that meet element by element become one; a value for all leaves them apart."""
+    name = name_of(func).rstrip("_")
+    note_numbers(ledger, name, (args, kwargs))
+    inputs = tensors_in(args, kwargs)
+    if name == "prelu" and inputs[1].numel() > 1:  # its weights lie along dimension 1
+        weights = inputs[1].view(1, -1, *[1] * (inputs[0].ndim - 2))
+        ledger.label(weights, ledger.labels(inputs[1]).view(weights.shape))
+        inputs[1] = weights
+    (first, *_) = outputs = tensors_in(result)
+    labels = _meet(
+        ledger, inputs, first.shape, f"{name} at {ledger.where}", _VERBS.get(name, "joins")
+    )
+    for tensor in outputs:
+        ledger.label(tensor, labels)
+
+
+def _meet(
+    ledger: Ledger, inputs: list[Tensor], shape: Sequence[int], spoken: str, verb: str
+) -> Tensor:
+    """Join the labels of tensors that are broadcast to ``shape``; return those of the outcome."""
+    grids = [t for t in inputs if _is_grid(ledger.value(t))]
+    lines = [t for t in inputs if not _is_grid(ledger.value(t))]
+    whole = [ledger.labels(tensor).expand(shape) for tensor in lines]
+    wide = {dimension for labels in whole for dimension in varying(labels)}
+    full: list[Tensor] = []
+    gates = False
+    for tensor, labels in zip(lines, whole, strict=True):
+        if _is_broadcast(tensor, shape, wide):
+            ledger.wiring.protect(thin(labels)[0].numpy(), f"{spoken} spreads them over channels")
+            gates |= not isinstance(ledger.value(tensor), Weight)
+        else:
+            full.append(labels)
+    main = next((labels for labels in full if bool((thin(labels)[0] != FIXED).any())), None)
+    if main is None:
+        main = torch.tensor(FIXED).expand(tuple(shape))
+    for other in full:
+        # One value, where there is one channel: it would be broadcast over any number of them.
+        single = not wide and not bool((thin(other)[0] != FIXED).any())
+        if other is not main and not single:
+            ours, theirs = (each.numpy() for each in thin(main, [other]))
+            ledger.wiring.join(ours, theirs, f"{spoken} meets channels that must stay")
+            ledger.wiring.tell(ledger.where, f"{verb} them pair by pair", ours)
+    if gates:
+        ledger.wiring.gated.append(thin(main)[0].numpy().ravel())
+    for tensor in grids:
+        _meet_grid(ledger, tensor, main, spoken)
+    return main
+
+
+def _is_grid(value: Value) -> bool:
+    """Whether it is a weight with more than one axis."""
+    return isinstance(value, Weight) and sum(size > 1 for size in value.shape) > 1
+
+
+def _is_broadcast(tensor: Tensor, shape: Sequence[int], wide: set[int]) -> bool:
+    lead = len(shape) - tensor.ndim
+    return any(d < lead or (tensor.shape[d - lead] == 1 and shape[d] > 1) for d in wide)
+
+
+def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> None:
+    """Weights of several axes, one of which may lie along the channels."""
+    weight = ledger.value(tensor)
+    assert isinstance(weight, Weight)
+    lead = main.ndim - tensor.ndim
+    wide = [d for d in varying(main) if d >= lead and tensor.shape[d - lead] > 1]
+    line = vector(main, wide[0]) if len(wide) == 1 else None
+    if line is None:
+        ledger.labels(tensor)  # protects it
+        ledger.wiring.protect(thin(main)[0].numpy(), f"{spoken} meets weights of several axes")
+        return
+    ledger.wiring.join(ledger.nodes(weight, wide[0] - lead), line, f"{spoken} meets fixed weights")
+
+
+# ---- acting on each plane of pixels
+
+_PLANES = re.compile(
+    r"(max_pool|avg_pool|adaptive_avg_pool|adaptive_max_pool|_adaptive_avg_pool|lp_pool|upsample_"
+    r"\w*|_upsample_\w*|reflection_pad|replication_pad|fractional_max_pool)([123])d"
+)
+
+
+@rule_where(lambda func: _PLANES.match(name_of(func)) is not None)
+def _plane(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Each channel's pixels give that channel's pixels; those of several make them one."""
+    name = name_of(func)
+    found = _PLANES.match(name)
+    assert found is not None
+    pixels = int(found[2])
+    note_numbers(ledger, name, args[1:])
+    labels = ledger.labels(args[0])
+    first = labels.ndim - pixels
+    mixed = [d for d in varying(labels) if d >= first]
+    if mixed:
+        (held,) = thin(labels)
+        rows = held.flatten(0, first - 1).flatten(1) if first else held.flatten()[None]
+        spoken = f"{name} at {ledger.where}"
+        ledger.wiring.join(rows[:, :1].numpy(), rows.numpy(), f"{spoken} mixes them with others")
+        ledger.wiring.tell(ledger.where, f"mixes them ({spoken})", held.numpy())
+    index = tuple(slice(None) if d < first else slice(0, 1) for d in range(labels.ndim))
+    for tensor in tensors_in(result):
+        ledger.label(tensor, labels[index].expand(tensor.shape))
+
+
+# ---- mixing along dimensions
+
+
+@rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp")
+@rule("prod", "max", "min", "var_mean", "std_mean")
+def _reduce(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Channels that are reduced to one become one."""
+    if len(tensors_in(args, kwargs)) > 1:  # max of two tensors
+        _elementwise(ledger, func, args, kwargs, result)
+        return
+    labels = ledger.labels(args[0])
+    dims = argument(func, args, kwargs, "dim")
+    if isinstance(dims, int):
+        dims = [dims]
+    dims = sorted({d % labels.ndim for d in dims} if dims else range(labels.ndim))
+    name = name_of(func)
+    labels = _mixed(ledger, labels, dims, f"{name} at {ledger.where}")
+    for dimension in reversed(dims):
+        labels = labels.narrow(dimension, 0, 1)
+        if not argument(func, args, kwargs, "keepdim"):
+            labels = labels.squeeze(dimension)
+    for tensor in tensors_in(result):
+        ledger.label(tensor, labels)
+
+
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
+def _softmax(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Each element depends on all along one dimension."""
+    labels = ledger.labels(args[0])
+    dimension = argument(func, args, kwargs, "dim") % labels.ndim
+    ledger.label(result, _mixed(ledger, labels, [dimension], f"softmax at {ledger.where}"))
+
+
+def _mixed(ledger: Ledger, labels: Tensor, dims: Sequence[int], spoken: str) -> Tensor:
+    """Join all labels along ``dims`` with one another."""
+    wide = varying(labels)
+    for dimension in dims:
+        if dimension in wide:
+            (held,) = thin(labels)
+            first = held.narrow(dimension, 0, 1)
+            ledger.wiring.join(
+                first.numpy(), held.numpy(), f"{spoken} mixes them with channels that must stay"
+            )
+            ledger.wiring.tell(ledger.where, f"mixes them all ({spoken})", held.numpy())
+    return labels
+
+
+@rule("layer_norm", "native_layer_norm", "rms_norm")
+def _layer_norm(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Each element depends on all along the last dimensions."""
+    labels = ledger.labels(args[0])
+    dims = range(labels.ndim - len(args[1]), labels.ndim)
+    for tensor in tensors_in(args[2:], kwargs):
+        labels = _meet(ledger, [args[0], tensor], labels.shape, f"norm at {ledger.where}", "scales")
+    labels = _mixed(ledger, labels, dims, f"layer_norm at {ledger.where}")
+    ledger.label(tensors_in(result)[0], labels)

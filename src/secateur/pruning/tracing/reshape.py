@@ -1,0 +1,252 @@
+"""Operations that move elements: what they do to the data they do to the labels."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.pruning.tracing.channel_graph import FIXED, Nodes, known
+from secateur.pruning.tracing.labels import Ledger, Value, Weight, moved, thin
+from secateur.pruning.tracing.rules import (
+    argument,
+    cannot_follow,
+    name_of,
+    note_numbers,
+    rule,
+    spare,
+    tensors_in,
+    varying,
+)
+
+_COPIES = ("alias", "clone", "contiguous", "detach", "lift_fresh")
+_CONVERSIONS = (
+    *("to", "_to_copy", "type_as", "dropout", "dropout_", "native_dropout", "alpha_dropout"),
+    *("alpha_dropout_", "feature_dropout", "feature_dropout_", "feature_alpha_dropout"),
+)
+_VIEWS = ("view", "reshape", "_unsafe_view", "_reshape_copy")
+_RASTER = (*_VIEWS, "flatten", "unflatten", "squeeze", "unsqueeze")
+"""Every element stays where it is in the order of a C array."""
+_MOVES = (
+    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T"),
+    *("squeeze", "unsqueeze", "expand", "repeat", "repeat_interleave", "tile", "flatten"),
+    *("unflatten", "slice", "select", "narrow", "split", "split_with_sizes", "unsafe_split"),
+    *("unsafe_chunk", "chunk", "tensor_split", "unbind", "flip", "roll", "rot90", "stack"),
+    *("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "diagonal"),
+)
+
+
+@rule(*_COPIES)
+def _copy(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    for tensor in tensors_in(result):
+        ledger.carry(tensor, ledger.value(args[0]))
+
+
+@rule(*_CONVERSIONS)
+def _convert(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Each element stays in its place, but not what it is."""
+    for tensor in tensors_in(result):
+        ledger.label(tensor, ledger.value(args[0]))
+
+
+@rule(*_MOVES, *_VIEWS)
+def _move(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Do to the labels what was done to the data."""
+    name = name_of(func)
+    if isinstance(args[0], Tensor) and isinstance(ledger.value(args[0]), Weight):
+        weight = _moved_weight(ledger.value(args[0]), name, args, result)
+        if weight is not None:
+            ledger.carry(result, weight)
+            return
+    before = [ledger.labels(tensor) for tensor in tensors_in(args[0])]
+    many = isinstance(args[0], (list, tuple))
+
+    def move(labels: Any) -> list[Tensor]:
+        if name in _VIEWS:
+            return [_reshaped(labels, result.shape)]
+        return tensors_in(func(labels, *args[1:], **kwargs))
+
+    after = [spare(labels) for labels in move(before if many else before[0])]
+    if len(before) == 1 and not _keeps_order(before[0], after):
+        ledger.wiring.couple(thin(before[0])[0].numpy(), f"{name} at {ledger.where}")
+    routes = many or name in _RASTER or _keeps_pixels(ledger, name, before[0], after, move)
+    for tensor, labels in zip(tensors_in(result), after, strict=True):
+        (ledger.carry if routes else ledger.label)(tensor, labels)
+    if not many:
+        _tell_orders(ledger, name, before[0], move)
+
+
+def _keeps_pixels(
+    ledger: Ledger,
+    name: str,
+    before: Tensor,
+    after: list[Tensor],
+    move: Callable[[Tensor], list[Tensor]],
+) -> bool:
+    """Whether each channel's elements stay in their order, so that channels are only routed.
+
+    Where they do not, it is noted where they go: a width must not decide it.
+    """
+    wide = varying(before)
+    sizes = [1 if d in wide else size for d, size in enumerate(before.shape)]
+    places = torch.arange(math.prod(sizes)).view(sizes).expand(before.shape)
+    keeps = True
+    for labels, moved_places in zip(after, move(places), strict=True):
+        ours = [d for d in varying(labels) if d not in varying(moved_places)]
+        channel = tuple(0 if d in ours else slice(None) for d in range(labels.ndim))
+        line = moved_places[channel].flatten()
+        if not torch.equal(line, torch.arange(math.prod(sizes))):
+            keeps = False
+            ledger.wiring.scalars.append((name, float(zlib.crc32(line.numpy().tobytes()))))
+    return keeps
+
+
+def _reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Labels in another shape; pixels over which channels are spread stay a stride of zero."""
+    same = 0
+    while same < min(labels.ndim, len(shape)) and (
+        labels.stride(-1 - same) == 0 and labels.shape[-1 - same] == shape[-1 - same]
+    ):
+        same += 1
+    ones = [1] * same
+    narrow: tuple[Any, ...] = (..., *[slice(0, 1)] * same)
+    head = labels[narrow]
+    return head.reshape([*shape[: len(shape) - same], *ones]).expand(tuple(shape))
+
+
+def _tell_orders(
+    ledger: Ledger, name: str, labels: Tensor, move: Callable[[Tensor], list[Tensor]]
+) -> None:
+    """Where labels occur more than once, note which have their occurrences in which order after."""
+    (held,) = thin(labels)
+    line = held.flatten().numpy()
+    if len(known(line)) == np.count_nonzero(line != FIXED):
+        return
+    ranks = torch.from_numpy(_ranks(line)).view(held.shape).expand(labels.shape)
+    for result, places in zip(move(labels), move(ranks), strict=True):
+        ours, occurrence = (each.flatten().numpy() for each in thin(result, [places]))
+        order = np.argsort(ours, kind="stable")
+        values, starts = np.unique(ours[order], return_index=True)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for value, found in zip(
+            values.tolist(), np.split(occurrence[order], starts[1:]), strict=True
+        ):
+            if value != FIXED:
+                alike.setdefault(tuple(found.tolist()), []).append(value)
+        for ranked in sorted(alike):
+            ledger.wiring.visits.append(known(np.array(alike[ranked])))
+            ledger.wiring.scalars += [(name, float(rank)) for rank in ranked]
+
+
+def _ranks(line: Nodes) -> Nodes:
+    """For each element, how many equal ones come before it."""
+    order = np.argsort(line, kind="stable")
+    _, starts, counts = np.unique(line[order], return_index=True, return_counts=True)
+    ranks = np.empty(len(line), np.int64)
+    ranks[order] = np.arange(len(line)) - np.repeat(starts, counts)
+    return ranks
+
+
+def _keeps_order(before: Tensor, after: list[Tensor]) -> bool:
+    """Whether taking channels out before or after the move is the same, whichever they are."""
+    held = thin(before)[0]
+    distinct = held.unique()
+    if len(distinct) < 2:
+        return True
+    for labels in after:
+        if len(varying(labels)) > 1:
+            return False
+        ours = thin(labels)[0]
+        if len(ours.unique()) < len(distinct) or not torch.equal(_firsts(ours), _firsts(held)):
+            return False
+    return True
+
+
+def _firsts(labels: Tensor) -> Tensor:
+    """Distinct labels in order of appearance."""
+    values, index = np.unique(labels.numpy(), return_index=True)
+    return torch.from_numpy(values[np.argsort(index)])
+
+
+def _moved_weight(value: Value, name: str, args: tuple[Any, ...], result: Any) -> Weight | None:
+    """A weight whose axes were only reordered, or padded with ones; None for anything else."""
+    assert isinstance(value, Weight)
+    rank = len(value.shape)
+    if name in ("t", "numpy_T"):
+        return moved(value, list(reversed(range(rank))))
+    if name in ("transpose", "swapaxes", "swapdims"):
+        order: list[int | None] = list(range(rank))
+        first, second = args[1] % rank, args[2] % rank
+        order[first], order[second] = second, first
+        return moved(value, order)
+    if name == "permute":
+        return moved(value, [d % rank for d in args[1]])
+    if name in (*_VIEWS, "unsqueeze", "squeeze", "flatten", "unflatten"):
+        return _with_ones(value, tuple(result.shape))
+    return None
+
+
+def _with_ones(weight: Weight, shape: tuple[int, ...]) -> Weight | None:
+    """The same axes in the same order, with other dimensions of size 1 between them."""
+    long = [d for d, size in enumerate(weight.shape) if size > 1]
+    if [weight.shape[d] for d in long] != [size for size in shape if size > 1]:
+        return None
+    rest = iter(long)
+    return moved(weight, [next(rest) if size > 1 else None for size in shape])
+
+
+@rule("cat", "concat", "concatenate")
+def _cat(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    parts = [ledger.labels(t) for t in tensors_in(args[0]) if not (t.ndim == 1 and t.numel() == 0)]
+    dimension = (argument(func, args, kwargs, "dim") or 0) % result.ndim
+    index = tuple(
+        slice(0, 1) if d != dimension and all(p.stride(d) == 0 for p in parts) else slice(None)
+        for d in range(result.ndim)
+    )
+    joined = torch.cat([part[index] for part in parts], dimension)
+    joined = joined.expand(result.shape)
+    routes = len(parts) == 1 or dimension in varying(joined)  # else it makes larger maps
+    (ledger.carry if routes else ledger.label)(result, joined)
+
+
+@rule("pad", "constant_pad_nd", "_pad_enum")
+def _pad(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Padding of pixels spreads a channel; padding of channels adds some that are fixed."""
+    labels = ledger.labels(args[0])
+    amounts = list(args[1])
+    wide = varying(labels)
+    name = name_of(func)
+    mode = argument(func, args, kwargs, "mode") if name != "constant_pad_nd" else "constant"
+    for pair in range(len(amounts) // 2):
+        dimension = labels.ndim - 1 - pair
+        before, after = amounts[2 * pair : 2 * pair + 2]
+        if dimension in wide:
+            if mode not in ("constant", 0):
+                cannot_follow(ledger, func, args, kwargs, result)
+                return
+            rest = [0, 0] * pair
+            labels = F.pad(labels, [*rest, before, after], value=FIXED)
+            if before < 0 or after < 0:
+                ledger.wiring.couple(labels.numpy(), f"pad at {ledger.where}")
+        else:
+            note_numbers(ledger, name, (before, after))
+            size = list(labels.shape)
+            size[dimension] += before + after
+            labels = labels.narrow(dimension, 0, 1).expand(size)
+    ledger.label(result, labels)

@@ -1,0 +1,155 @@
+"""What an operation of torch does to channels: the register of rules, and what every rule needs.
+
+An operation without a rule is taken apart where torch knows how; else what it touches must stay,
+and it is reported by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
+
+from secateur.pruning.tracing.channel_graph import FIXED, Nodes
+from secateur.pruning.tracing.labels import Ledger, Weight, thin
+
+Rule = Callable[[Ledger, Any, tuple[Any, ...], dict[str, Any], Any], None]
+
+_RULES: dict[str, Rule] = {}
+_OTHERS: list[tuple[Callable[[Any], bool], Rule]] = []
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Make a function the rule for operators of these names."""
+
+    def register(function: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def rule_where(applies: Callable[[Any], bool]) -> Callable[[Rule], Rule]:
+    """Make a function the rule for operators without one of their own for which this holds."""
+
+    def register(function: Rule) -> Rule:
+        _OTHERS.append((applies, function))
+        return function
+
+    return register
+
+
+def rule_of(func: Any) -> Rule | None:
+    """The rule for an operator, or None where there is none."""
+    own = _RULES.get(name_of(func))
+    return own or next((function for applies, function in _OTHERS if applies(func)), None)
+
+
+def name_of(func: Any) -> str:
+    """An operator's name, such as ``conv2d``."""
+    return func._schema.name.removeprefix("aten::")
+
+
+def tensors_in(*values: Any) -> list[Tensor]:
+    """All tensors in lists, tuples and mappings, in order."""
+    return [value for value in tree_iter(values) if isinstance(value, Tensor)]
+
+
+def argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    """The value of an operator's argument, None where it has none of that name."""
+    for position, known_as in enumerate(func._schema.arguments):
+        if known_as.name == name:
+            default = known_as.default_value
+            return args[position] if position < len(args) else kwargs.get(name, default)
+    return None
+
+
+def note_numbers(ledger: Ledger, name: str, values: Any) -> None:
+    """Note each number that an operation is given, so that one made of a width is noticed."""
+    for value in tree_iter(values):
+        single = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
+        if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            ledger.wiring.scalars.append((name, float(value)))
+
+
+def fixed(tensor: Tensor) -> Tensor:
+    """Labels of a tensor that no channel makes."""
+    return torch.tensor(FIXED).expand(tensor.shape)
+
+
+# ---- labels
+
+
+def varying(labels: Tensor) -> list[int]:
+    """Dimensions along which labels differ."""
+    (held,) = thin(labels)
+    return [
+        d
+        for d in range(held.ndim)
+        if held.shape[d] > 1 and not bool((held == held.narrow(d, 0, 1)).all())
+    ]
+
+
+def spare(labels: Tensor) -> Tensor:
+    """The same labels with a stride of zero wherever they do not differ."""
+    wide = varying(labels)
+    index = tuple(slice(None) if d in wide else slice(0, 1) for d in range(labels.ndim))
+    return labels[index].expand(labels.shape)
+
+
+def vector(labels: Tensor, dimension: int) -> Nodes | None:
+    """Labels along one dimension, or None where they differ along another."""
+    if any(d != dimension for d in varying(labels)):
+        return None
+    index = tuple(slice(None) if d == dimension else 0 for d in range(labels.ndim))
+    return labels[index].numpy()
+
+
+def spread(nodes: Nodes, dimension: int, like: Tensor) -> Tensor:
+    """Labels in the shape of ``like`` that differ along one dimension."""
+    shape = [-1 if d == dimension else 1 for d in range(like.ndim)]
+    return torch.from_numpy(nodes).view(shape).expand(like.shape)
+
+
+# ---- not followed
+
+
+def cannot_follow(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """What it reads must stay, what it gives is made by no channel, what it overwrites is lost."""
+    name = name_of(func)
+    why = f"{name} at {ledger.where} cannot be followed"
+    touched = False
+    for position, value in enumerate((*args, *kwargs.values())):
+        for tensor in tensors_in(value):
+            touched |= keep(ledger, tensor, why)
+            if position < len(args) and _writes(func, position):
+                for alias in list(ledger.aliases(tensor)):
+                    keep(ledger, alias, why)
+                    ledger.label(alias, fixed(alias))
+    if touched:
+        ledger.wiring.unfollowed[f"{name} at {ledger.where}"] = None
+    for tensor in tensors_in(result):
+        ledger.label(tensor, fixed(tensor))
+
+
+def _writes(func: Any, position: int) -> bool:
+    info = func._schema.arguments[position].alias_info
+    return info is not None and info.is_write
+
+
+def keep(ledger: Ledger, tensor: Tensor, why: str) -> bool:
+    """Protect all of ``tensor``; whether there was something to protect."""
+    value = ledger.value(tensor)
+    if isinstance(value, Weight):
+        for dimension, axis in enumerate(value.axes):
+            if axis is not None:
+                ledger.wiring.protect(ledger.nodes(value, dimension), why)
+        return False
+    (held,) = thin(value)
+    ledger.wiring.protect(held.numpy(), why)
+    return bool((held != FIXED).any())

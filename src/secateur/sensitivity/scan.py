@@ -1,0 +1,220 @@
+"""How much can go before accuracy falls, without retraining: always from the same weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateur import environment
+from secateur.console import say
+from secateur.data import Images, Preparation
+from secateur.pruning.channels import Group, Prunable, Scores
+from secateur.pruning.importance import channel_importance
+from secateur.pruning.masks import weight_masks
+from secateur.sensitivity.engine import Bools, EagerEngine, Engine, Level, Progress
+from secateur.sensitivity.fast_engine import FastEngine
+from secateur.sensitivity.tape import Unsupported
+from secateur.statistics import Interval, paired_drop, proportion
+
+
+@dataclass(frozen=True)
+class ScanPoint:
+    """One evaluation of a masked network.
+
+    Attributes:
+        layer: ``network`` where every layer is pruned alike, else the only one that is.
+        fraction: What was asked for, in [0, 1).
+        effective_sparsity: Zeros among the weights that make ``layer``'s channels, or that are
+            ``layer``'s, as they were evaluated.
+        correct: Images the network is right on.
+        n: Images.
+        accuracy: In [0, 1], with its 95 % interval.
+        drop: Accuracy lost against the unpruned network on the same images, with its interval.
+    """
+
+    layer: str
+    fraction: float
+    effective_sparsity: float
+    correct: int
+    n: int
+    accuracy: Interval
+    drop: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the point as plain data."""
+        return asdict(self) | {"accuracy": list(self.accuracy), "drop": list(self.drop)}
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> ScanPoint:
+        """Read what :meth:`to_dict` wrote."""
+        intervals = {name: Interval(*said[name]) for name in ("accuracy", "drop")}
+        return cls(**(said | intervals))
+
+
+def scan_network(
+    model: nn.Module,
+    prunable: Prunable,
+    weights: Sequence[str],
+    fractions: Iterable[float],
+    images: Images,
+    prepare: Preparation,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> list[ScanPoint]:
+    """Prune every layer by the same fraction, for each of ``fractions``.
+
+    Of a group of n units the floor(fraction * n) of smallest l2 norm are masked, and so are single
+    weights of the layers in ``weights``. The first point is that of fraction 0, the unpruned
+    network; it is evaluated once.
+
+    Args:
+        model: Ends as it began, bit for bit.
+        prunable: Of the same network.
+        weights: Linear layers that lose single weights; groups that they alone make are left out.
+        fractions: Each in [0, 1).
+        images: On the model's device.
+        prepare: From stored pixels to the network's input.
+        progress: Told how many more points' worth of work is done; of as many as there are points.
+        engine: Evaluates; the fastest that can, if not given.
+
+    Raises:
+        NetworkError: Weights are not finite.
+        SecateurError: Masks were not in force during an evaluation.
+    """
+    above_zero = [fraction for fraction in fractions if fraction > 0]
+    found = _Candidates(model, prunable, weights)
+    levels = [found.level("network", fraction) for fraction in above_zero]
+    return _scan(model, levels, images, prepare, progress, engine)
+
+
+def scan_layers(
+    model: nn.Module,
+    prunable: Prunable,
+    weights: Sequence[str],
+    fractions: Iterable[float],
+    images: Images,
+    prepare: Preparation,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> list[ScanPoint]:
+    """Prune one group or linear layer at a time, for each of ``fractions``; as scan_network.
+
+    Groups come first, then ``weights``. The unpruned network is evaluated once, and gives no point;
+    ``progress`` counts it.
+    """
+    above_zero = [fraction for fraction in fractions if fraction > 0]
+    found = _Candidates(model, prunable, weights)
+    levels = [found.level(name, f) for name in found.names for f in above_zero]
+    return _scan(model, levels, images, prepare, progress, engine)[1:]
+
+
+def choose_threshold(points: Sequence[ScanPoint], tolerance_points: float) -> float:
+    """Largest scanned fraction such that it, and every smaller one, loses at most the tolerance.
+
+    What counts is the upper end of the drop's interval, in percentage points: a loss that cannot be
+    told from one beyond the tolerance is not taken. 0.0 where no fraction qualifies.
+
+    Args:
+        points: Of one scan of one layer, or of the network, in any order.
+        tolerance_points: In percentage points.
+
+    Raises:
+        ValueError: The points are of more than one layer.
+    """
+    if len({point.layer for point in points}) > 1:
+        raise ValueError("points of more than one layer have no common threshold")
+    threshold = 0.0
+    for point in sorted(points, key=lambda point: point.fraction):
+        if point.fraction > 0:  # nothing pruned loses nothing, however wide its interval
+            if 100 * point.drop.high > tolerance_points:
+                break
+            threshold = point.fraction
+    return threshold
+
+
+def fastest_engine(model: nn.Module, prepare: Preparation, images: Images) -> Engine:
+    """The engine for a network: the fast one where it can be had, else the eager one."""
+    parameter = next(model.parameters())
+    if parameter.device.type != "cpu":
+        return EagerEngine(model)
+    shape = (len(images), *prepare(images.pixels[:1]).shape[1:])
+    try:
+        return FastEngine(model, shape, environment.threads())
+    except Unsupported as why:
+        return _plain(model, why)
+
+
+def _plain(model: nn.Module, why: Unsupported) -> Engine:
+    say(f"scan: runs the whole network for each point, because {why}")
+    return EagerEngine(model)
+
+
+class _Candidates:
+    """What can be pruned, with what decides which of it goes first."""
+
+    def __init__(self, model: nn.Module, prunable: Prunable, weights: Sequence[str]) -> None:
+        self._model, self._weights = model, weights
+        self._scores: dict[str, Scores] = channel_importance(model, prunable, "l2")
+        self._groups = {
+            group.name: group
+            for group in prunable.groups
+            if not all(maker.module in weights for maker in group.makers())
+        }
+        self.names = [*self._groups, *weights]
+
+    def level(self, layer: str, fraction: float) -> Level:
+        """Prune one layer, or with ``network`` all of them."""
+        named = self.names if layer == "network" else [layer]
+        groups = [self._groups[name] for name in named if name in self._groups]
+        linear = [name for name in named if name not in self._groups]
+        kept = weight_masks(self._model, linear, fraction).tensors
+        return Level(
+            layer,
+            fraction,
+            [(group, self._gone(group, fraction)) for group in groups],
+            {name: kept[f"{name}.weight"] for name in linear},
+        )
+
+    def _gone(self, group: Group, fraction: float) -> Bools:
+        # 0.29 * 100 is 28.999999999999996 in floating point, and means 29; something always stays.
+        many = min(group.units - 1, math.floor(fraction * group.units + 1e-9 * group.units))
+        gone = np.zeros(group.units, np.bool_)
+        gone[np.argsort(self._scores[group.name], kind="stable")[:many]] = True
+        return gone
+
+
+def _scan(
+    model: nn.Module,
+    levels: Sequence[Level],
+    images: Images,
+    prepare: Preparation,
+    progress: Progress | None,
+    engine: Engine | None,
+) -> list[ScanPoint]:
+    """Points of the unpruned network, which all are compared with, and of ``levels``."""
+    every = [Level("network", 0.0), *levels]
+    engine = engine or fastest_engine(model, prepare, images)
+    try:
+        right = engine.correct(every, images, prepare, progress)
+    except Unsupported as why:
+        right = _plain(model, why).correct(every, images, prepare, progress)
+    points = []
+    for level, ours in zip(every, right, strict=True):
+        correct = int(ours.sum())
+        points.append(
+            ScanPoint(
+                level.layer,
+                level.fraction,
+                level.zeros(model),
+                correct,
+                len(images),
+                proportion(correct, len(images)),
+                paired_drop(right[0], ours),
+            )
+        )
+    return points

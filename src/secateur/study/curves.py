@@ -1,0 +1,78 @@
+"""Sensitivity curves: accuracy against the fraction pruned, over the seeds of a group."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+
+from secateur.records import Record
+from secateur.statistics import Interval, rates_across_seeds
+from secateur.study.cells import Group
+
+IN_FORCE = "network"
+"""Layer of the records of the network-wide scan."""
+
+NOT_IN_FORCE = "network, masks not in force"
+"""Layer of the records of the same scan with masks that were made and never applied."""
+
+
+class Point(NamedTuple):
+    """One fraction of a curve.
+
+    Attributes:
+        fraction: Asked for, in [0, 1).
+        percent: Top-1 with its 95 % interval over seeds and images.
+        seeds: How many it is the mean of.
+        images: Of each seed.
+    """
+
+    fraction: float
+    percent: Interval
+    seeds: int
+    images: int
+
+
+class Curve(NamedTuple):
+    """One network's curve.
+
+    Attributes:
+        network: As published.
+        label: How it was made, where that is not as published.
+        points: By rising fraction.
+        demonstration: Whether it is that of masks not in force.
+    """
+
+    network: str
+    label: str
+    points: tuple[Point, ...]
+    demonstration: bool = False
+
+
+def scan_points(group: Group, layer: str = IN_FORCE) -> tuple[Point, ...]:
+    """Mean accuracy over seeds at each scanned fraction, by rising fraction.
+
+    Of one seed its own interval is kept; of several it is that of
+    :func:`secateur.statistics.rates_across_seeds`, for a scan keeps no decisions per image.
+
+    Args:
+        group: Whose scans.
+        layer: ``IN_FORCE`` or ``NOT_IN_FORCE``.
+    """
+    found: dict[float, list[Record]] = defaultdict(list)
+    for cell in group.cells:
+        for record in cell.records:
+            if record.metric == "scan_top1_percent" and record.at.get("layer") == layer:
+                found[float(record.at["fraction"])].append(record)
+    return tuple(_point(fraction, found[fraction]) for fraction in sorted(found))
+
+
+def _point(fraction: float, records: list[Record]) -> Point:
+    only = records[0]
+    n = min(record.n for record in records)
+    if len(records) == 1 and only.low is not None and only.high is not None:
+        return Point(fraction, Interval(only.value, only.low, only.high), 1, n)
+    rates = np.array([record.value for record in records]) / 100
+    mean = rates_across_seeds(rates, n)
+    return Point(fraction, Interval(*(100 * bound for bound in mean)), len(records), n)

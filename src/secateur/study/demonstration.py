@@ -1,0 +1,41 @@
+"""A scan as it comes out flat: masks are made and never in force where accuracy is measured.
+
+It shows what the published curves that are flat to 85 % look like (report, Figures 3 and 4), whose
+authors call them implausible. It says nothing about a network, and is labeled so wherever it is
+drawn.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from secateur.console import progress
+from secateur.pipeline import Pipeline
+from secateur.pipeline.to_records import Recorder, percent
+from secateur.pruning.removal import plan_removal
+from secateur.pruning.surgery import apply_masks
+from secateur.records import Record
+from secateur.statistics import proportion
+from secateur.study.curves import NOT_IN_FORCE
+from secateur.training.evaluation import correctness
+
+IMAGES = 2000
+"""Validation images looked at for each fraction."""
+
+
+def scan_without_masks(pipeline: Pipeline) -> list[Record]:
+    """Scan a trained network with masks that only a copy of it carries, as a record a fraction."""
+    network, config = pipeline.load_network(pipeline.train), pipeline.recipe.scan
+    _, validation = pipeline.parts
+    some, by, records = validation.spread(IMAGES), Recorder(pipeline, pipeline.train), []
+    example = torch.zeros(1, *pipeline.input_shape, device=pipeline.device)
+    with progress("masks not in force", len(config.fractions)) as tick:
+        for fraction in config.fractions:
+            plan = plan_removal(network, example, fraction=fraction)
+            apply_masks(network, plan)  # returns the masked copy, which nobody looks at: the fault
+            right = int(correctness(network, some, pipeline.prepare).sum())
+            at = {"layer": NOT_IN_FORCE, "fraction": fraction, "effective_sparsity": 0.0}
+            accuracy = percent(proportion(right, len(some)))
+            records.append(by("reference", "scan_top1_percent", accuracy, len(some), at=at))
+            tick.advance()
+    return records

@@ -1,0 +1,232 @@
+"""The cells of a study: a recipe and a seed each, run alone, skipped if done, merged by copying."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Queue
+
+import torch
+
+from secateur.environment import choose_device
+from secateur.errors import SecateurError, StoreError
+from secateur.pipeline import Pipeline
+from secateur.pipeline.to_records import collect
+from secateur.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
+from secateur.records import Record, write_records
+from secateur.report import write_report
+from secateur.store import Store, save_tensors, write_bytes, write_text
+from secateur.study.cells import DEMONSTRATION
+from secateur.study.demonstration import scan_without_masks
+from secateur.study.overfit import run_overfit
+from secateur.study.published import DATASETS, NETWORKS
+from secateur.training.cpu import keep_freed_memory
+
+NOISES = (0.0, 0.2, 0.4)
+"""Fractions of wrong training labels with which networks are made to overfit an excerpt."""
+CHAIN_TABLES, OVERFIT_TABLES = frozenset({1, 2, 3, 4}), frozenset({5, 6})
+RECORDS = "records.jsonl"
+"""Written last: a cell that has it is done."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe with one seed.
+
+    Attributes:
+        name: Of its folder.
+        recipe: All that decides its result.
+        overfit: Whether it is made to overfit, instead of going down the chain.
+    """
+
+    name: str
+    recipe: Recipe
+    overfit: bool = False
+
+    def folder(self, out: Path) -> Path:
+        """Where its records are."""
+        return out / "cells" / self.name
+
+    def is_done(self, out: Path) -> bool:
+        """Tell whether its records are there, of just this recipe."""
+        folder = self.folder(out)
+        if not (folder / RECORDS).is_file():
+            return False
+        try:
+            text = (folder / "recipe.toml").read_text(encoding="utf-8")
+            return parse_recipe(text, str(folder)).id == self.recipe.id
+        except (OSError, SecateurError):  # of another version, or cut short: run again
+            return False
+
+
+def cells(
+    networks: Iterable[str] = NETWORKS,
+    datasets: Iterable[str] = DATASETS,
+    preset: str = "quick",
+    seeds: int = 1,
+    tables: Iterable[int] = (1, 2, 3, 4, 5, 6),
+    sets: list[str] | None = None,
+) -> list[Cell]:
+    """The cells that the tables need, those of the first seed first.
+
+    Args:
+        networks: Of :data:`NETWORKS`.
+        datasets: Of :data:`DATASETS`; networks are made to overfit FashionMNIST only, as published.
+        preset: ``quick``, ``fast`` or ``paper``.
+        seeds: How many, from 0.
+        tables: As numbered in the publications, 1 to 6.
+        sets: ``key=value`` overrides of every recipe.
+
+    Raises:
+        RecipeError: There is no recipe for a cell.
+    """
+    wanted, found = set(tables), []
+    datasets = list(datasets)
+    for seed, network in product(range(seeds), networks):
+        if wanted & CHAIN_TABLES:
+            for dataset in datasets:
+                recipe = load_recipe(f"{network}-{dataset}-{preset}", sets, seed)
+                found.append(Cell(f"{recipe.name}-seed{seed}", recipe))
+        if wanted & OVERFIT_TABLES and "fashionmnist" in datasets:
+            found += _overfit_cells(network, preset, seed, sets or [])
+    return found
+
+
+def _overfit_cells(network: str, preset: str, seed: int, sets: list[str]) -> Iterator[Cell]:
+    every, some = (f"overfit-{network}-fashionmnist-{size}" for size in ("full", preset))
+    if some not in builtin_recipes():
+        some = f"overfit-{network}-fashionmnist-quick"
+    for name, noise in [(every, 0.0), *((some, noise) for noise in NOISES)]:
+        recipe = load_recipe(name, [f"data.label_noise={noise}", *sets], seed)
+        yield Cell(f"{name}-noise{round(100 * noise)}-seed{seed}", recipe, overfit=True)
+
+
+def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Record]:
+    """Run one cell, or find what of it is there, and write its folder.
+
+    Args:
+        cell: Which.
+        out: Receives ``stages/``, which cells share, and ``cells/NAME/``.
+        data: Folder with the data set's files, or None.
+        device: As in :func:`secateur.environment.choose_device`.
+
+    Raises:
+        SecateurError: One line that says what is wrong and what to try.
+    """
+    keep_freed_memory()
+    folder, store = cell.folder(out), Store(out / "stages", wait=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in (RECORDS, DEMONSTRATION):  # of another recipe: killed now, it must not look done
+        (folder / stale).unlink(missing_ok=True)
+    write_text(folder / "recipe.toml", cell.recipe.to_toml())
+    if cell.overfit:
+        records, right = run_overfit(cell.recipe, store, data, choose_device(device))
+        save_tensors(folder / "right.safetensors", right)
+        write_records(folder / RECORDS, records)
+        return records
+    pipeline = Pipeline(cell.recipe, store, data, choose_device(device))
+    records = collect(pipeline)
+    save_tensors(folder / "right.safetensors", pipeline.bench.tensors("right.safetensors"))
+    write_bytes(folder / "net.sec", pipeline.packed_file.read_bytes())
+    write_records(folder / RECORDS, records)
+    write_report(folder)
+    return records
+
+
+def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
+    """Scan a finished cell's network with masks not in force, beside its records.
+
+    Arguments and errors as :func:`run_cell`; a cell that has it already is left as it is.
+    """
+    path = cell.folder(out) / DEMONSTRATION
+    if not path.exists():
+        store = Store(out / "stages", wait=True)
+        pipeline = Pipeline(cell.recipe, store, data, choose_device(device))
+        write_records(path, scan_without_masks(pipeline))
+
+
+def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
+    """Drop a finished cell's measurements, so that :func:`run_cell` makes them anew.
+
+    Its networks and files stay. A cell whose stages are not here, because it was made on another
+    machine, is left as it is.
+
+    Returns:
+        Whether its files are here, to be measured anew.
+    """
+    store = Store(out / "stages", find_only=True)
+    pipeline = Pipeline(cell.recipe, store, data, torch.device("cpu"))
+    try:
+        _ = pipeline.quantize
+    except StoreError:
+        return False
+    for name in ("pack", "bench"):  # the later one first: killed in between, it goes on from here
+        with suppress(StoreError):
+            shutil.rmtree(getattr(pipeline, name).folder)
+    return True
+
+
+Finished = Callable[[Cell, str | None], None]
+"""Called after each cell with its error in one line, or None."""
+
+
+def run_cells(
+    todo: list[Cell],
+    out: Path,
+    data: Path | None,
+    devices: list[str],
+    finished: Finished,
+) -> None:
+    """Run cells side by side, one process on each of ``devices`` at a time.
+
+    One cell's failure stops no other: its error goes to ``finished``, and what the cell printed to
+    ``cells/NAME/log.txt``.
+
+    Args:
+        todo: In the order in which they are started.
+        out: See :func:`run_cell`.
+        data: See :func:`run_cell`.
+        devices: One entry for each process: ``cpu``, ``cpu`` for two; ``cuda:0``, ``cuda:1``.
+        finished: Told of each cell as it ends.
+    """
+    free, threads = Queue[str](), max(1, (os.cpu_count() or 1) // len(devices))
+    for device in devices:
+        free.put(device)
+
+    def run_one(cell: Cell) -> str | None:
+        device = free.get()
+        try:
+            # A process each: what one leaves behind in memory or crashes with is its own.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                return pool.submit(_alone, cell, out, data, device, threads).result()
+        except Exception as error:  # a cell that is killed, or meets a bug of ours, stops no other
+            return f"{type(error).__name__}: {error}; see {cell.folder(out) / 'log.txt'}"
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as threads_of_cells:
+        started = {threads_of_cells.submit(run_one, cell): cell for cell in todo}
+        for future in as_completed(started):
+            finished(started[future], future.result())
+
+
+def _alone(cell: Cell, out: Path, data: Path | None, device: str, threads: int) -> str | None:
+    """Run a cell in this process, whose output goes to the cell's log; return its error."""
+    folder = cell.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    torch.set_num_threads(threads)
+    try:
+        run_cell(cell, out, data, device)
+    except SecateurError as error:
+        return str(error)
+    return None

@@ -1,0 +1,163 @@
+"""What the study came to in a sentence, what is missing, and where it was made."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from secateur.study.cells import Cells
+from secateur.study.formats import NOT_RUN, Entry, Table
+from secateur.study.published import (
+    DATASETS,
+    NETWORKS,
+    SOURCES,
+    TITLES,
+    published_recipe,
+)
+from secateur.study.tables import groups_of
+
+
+class Outcome(NamedTuple):
+    """``claim`` is the result, ``proof`` how it was counted."""
+
+    claim: str
+    proof: tuple[str, ...]
+
+
+HIGHER, LEVEL, LOWER, ABSENT = "higher", "level", "lower", "not run"
+
+
+def outcome(tables: Sequence[Table]) -> Outcome:
+    """How our accuracies stand to those printed, counted from the tables.
+
+    An accuracy counts once, in the first table and the group closest to the publication. Ours is
+    higher or lower where its whole 95 % interval is, and else level.
+    """
+    counted = {source: _standings(tables, source) for source in SOURCES}
+    paper, report = (counted[source] for source in SOURCES)
+    if all(how == ABSENT for how, _ in (*paper, *report)):
+        claim = f"Nothing is run yet of {len(paper)} accuracies that the paper prints"
+        return Outcome(claim, ())
+    elsewhere = sum(made != "as published" for how, made in paper if how != ABSENT)
+    proof = [
+        f"Beside the {len(report)} that the report prints: {_tally(report)}.",
+        "Higher or lower is where our whole 95 % interval, over seeds and test images, lies above "
+        "or below the printed number, which has no interval of its own; else they are level.",
+    ]
+    if elsewhere:
+        proof.append(
+            f"{elsewhere} of ours {'is' if elsewhere == 1 else 'are'} made otherwise than "
+            "published, in a way that the tables name; there a difference may be due to that."
+        )
+    return Outcome(
+        f"Beside {len(paper)} accuracies that the paper prints, ours: {_tally(paper)}",
+        tuple(proof),
+    )
+
+
+def _standings(tables: Sequence[Table], source: str) -> list[tuple[str, str]]:
+    """For each accuracy of ``source`` how ours stands to it, and how ours was made."""
+    found: dict[tuple[str, ...], tuple[str, str]] = {}
+    for table in tables:
+        keys = [(column.key, str(column.who)) for column in table.columns]
+        at = [keys.index(("top1_percent", who)) for who in (source, "ours")]
+        made = keys.index(("ours", "label"))
+        for row in table.rows:
+            theirs, ours = (row[index] for index in at)
+            if theirs.value is not None:
+                place = tuple(entry.text for entry in row[:3])
+                found.setdefault(place, (_standing(theirs.value, ours), row[made].text))
+    return list(found.values())
+
+
+def _standing(theirs: float, ours: Entry) -> str:
+    if ours.low is None or ours.high is None:
+        return ABSENT
+    return HIGHER if ours.low > theirs else LOWER if ours.high < theirs else LEVEL
+
+
+def _tally(standings: list[tuple[str, str]]) -> str:
+    count = Counter(how for how, _ in standings)
+    return ", ".join(f"{count[how]} {how}" for how in (HIGHER, LEVEL, LOWER, ABSENT) if count[how])
+
+
+def missing(cells: Cells, tables: Sequence[Table], planned: Iterable[str] = ()) -> list[str]:
+    """Everything that a whole study would have and this one has not, a line each.
+
+    Args:
+        cells: All that was read.
+        tables: Made from them.
+        planned: Names of cells that were to be made.
+    """
+    there = {cell.name for cell in cells.cells} | set(cells.unread)
+    lines = [f"cell {name}: not made" for name in planned if name not in there]
+    lines += [f"cell {name}: not counted, {why}" for name, why in sorted(cells.unread.items())]
+    known = set(_published_names())
+    lines += [
+        f"cell {cell.name}: no publication has {cell.setting.network} on {cell.setting.dataset}"
+        for cell in cells.cells
+        if (cell.overfitting, cell.setting.dataset, cell.setting.network) not in known
+    ]
+    for table in tables:
+        lines += _missing_in(table)
+    lines += [
+        f"scan: {TITLES[network]} on {TITLES[dataset]}"
+        for dataset in DATASETS
+        for network in NETWORKS
+        if not _is_scanned(cells, dataset, network)
+    ]
+    return lines
+
+
+def _published_names() -> Iterator[tuple[bool, str, str]]:
+    for dataset in DATASETS:
+        for network in NETWORKS:
+            name = published_recipe(dataset, network).network.name
+            yield False, dataset, name
+            if dataset == "fashionmnist":
+                yield True, dataset, name
+
+
+def _missing_in(table: Table) -> Iterator[str]:
+    keys = [(column.key, column.who) for column in table.columns]
+    at = keys.index(("top1_percent", "ours"))
+    lost: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for row in table.rows:
+        if row[at] == NOT_RUN:
+            dataset, network, variant, made = (entry.text for entry in row[:4])
+            lost[dataset, network, made].append(variant)
+    for (dataset, network, made), variants in lost.items():
+        how = "" if made == NOT_RUN.text else f" ({made})"
+        which = dict.fromkeys(variants)
+        yield f"{table.name}: {network} on {dataset}{how}: {'; '.join(which)}"
+
+
+def _is_scanned(cells: Cells, dataset: str, network: str) -> bool:
+    return any(
+        record.metric == "scan_top1_percent"
+        for group in groups_of(cells, dataset, network)
+        for cell in group.cells
+        for record in cell.records
+    )
+
+
+def provenance(cells: Cells) -> dict[str, dict[str, list[str]]]:
+    """Field to each of its values and the cells that had it: processors, threads, versions, ..."""
+    found: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    for cell in cells.cells:
+        found["Seeds"][str(cell.seed)][cell.name] = None
+        for record in cell.records:
+            versions = ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items()))
+            for field, value in (
+                ("Processor", record.processor),
+                ("Threads", str(record.threads)),
+                ("Runtime", record.runtime),
+                ("Versions", versions),
+                ("Commit", record.commit),
+            ):
+                found[field][value][cell.name] = None
+    return {
+        field: {value: list(names) for value, names in values.items()}
+        for field, values in found.items()
+    }

@@ -1,0 +1,171 @@
+"""What pruning does to a network that was made to overfit, beside what must be told apart from it.
+
+The publication (arXiv 2001.04850, section 3.5 and Table 5) lets a network overfit, prunes and
+retrains it, and credits pruning with what test accuracy that wins. Retraining alone could win it,
+and so could any smaller network. Hence the controls: from the same overfitted network, by the same
+schedule, for as long, on the same images, one arm retrains without pruning and one loses as many
+channels at random.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.benchmark.cost import parameters
+from secateur.data import load
+from secateur.pipeline import Pipeline
+from secateur.pipeline.to_records import Recorder, percent
+from secateur.recipe import Recipe
+from secateur.records import Record
+from secateur.statistics import Interval, mcnemar, mean, paired_drop, proportion
+from secateur.store import Stage, Store, save_tensors, write_json
+from secateur.training.evaluation import judge
+
+Arm = Literal["pruned", "random", "dense"]
+ARMS: tuple[Arm, ...] = ("pruned", "random", "dense")
+
+_CHANGES: dict[Arm, dict[str, Any]] = {
+    "pruned": {"importance": "l2"},
+    "random": {"importance": "random"},
+    "dense": {"fraction": 0.0, "objective": None, "target": None, "scope": "local"},
+}
+
+
+def arm_of(recipe: Recipe, arm: Arm) -> Recipe:
+    """The recipe of one arm: ``recipe`` with another way to choose what leaves, or nothing leaving.
+
+    ``pruned`` takes the channels of least L2 norm, ``random`` as many others, ``dense`` none. All
+    else is the same, so that the arms share the overfitted network and differ in pruning alone.
+    """
+    return recipe.model_copy(update={"prune": recipe.prune.model_copy(update=_CHANGES[arm])})
+
+
+class Overfitting(Pipeline):
+    """One recipe's overfitted network and its three arms; each arm is a chain in the same store."""
+
+    @cached_property
+    def arms(self) -> dict[Arm, Pipeline]:
+        """Each arm's chain."""
+        return {
+            arm: Pipeline(arm_of(self.recipe, arm), self.store, self.data_root, self.device)
+            for arm in ARMS
+        }
+
+    @cached_property
+    def networks(self) -> dict[str, Stage]:
+        """The stage that holds each network: ``overfitted`` and the arms."""
+        return {"overfitted": self.train} | {arm: self.arms[arm].remove for arm in ARMS}
+
+    @cached_property
+    def fit(self) -> Stage:
+        """How each network fits the images it trained on, and the test images, opened here."""
+        return self._stage("fit", {}, {"data": self.data, **self.networks}, self._make_fit)
+
+    def _make_fit(self, folder: Path) -> None:
+        training, _ = self.parts
+        test = load(self.recipe.data.name, self.data_root, train=False).to(self.device)
+        about: dict[str, Any] = {}
+        right: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        for name, stage in self.networks.items():
+            network = self.load_network(stage)
+            fitted, costs = judge(network, training, self.prepare)
+            decided, lost = judge(network, test, self.prepare)
+            about[name] = {
+                "train_right": int(fitted.sum()),
+                "train_loss": float(costs.mean()),
+                "parameters": parameters(network),
+                "epochs": self._epochs(name),
+            }
+            right[name], losses[name] = torch.from_numpy(decided), torch.from_numpy(lost)
+        save_tensors(folder / "right.safetensors", right)
+        save_tensors(folder / "losses.safetensors", losses)
+        found = {"training_images": len(training), "test_fingerprint": test.fingerprint}
+        write_json(folder / "fit.json", found | {"networks": about})
+
+    def _epochs(self, name: str) -> int:
+        """Epochs of training that a network has behind it, the overfitting included."""
+        rounds = [] if name == "overfitted" else self.arms[name].rounds  # type: ignore[index]
+        return sum(len(stage.json("history.json")) for stage in (self.train, *rounds))
+
+
+def run_overfit(
+    recipe: Recipe, store: Store, data_root: Path | None, device: torch.device
+) -> tuple[list[Record], dict[str, Tensor]]:
+    """Overfit, prune, retrain, control and measure: one cell of the study.
+
+    What is in ``store`` already is found, not made again; a killed cell goes on where it was.
+
+    Args:
+        recipe: Its ``data``, ``network`` and ``train`` make the overfitted network, its ``prune``
+            the arms; what else it says is not used.
+        store: Where stages are kept.
+        data_root: Folder with the data set's files, or None.
+        device: Where to train and evaluate.
+
+    Returns:
+        As :func:`records_of` and :func:`decisions`.
+
+    Raises:
+        SecateurError: One line that says what is wrong and what to try.
+    """
+    study = Overfitting(recipe, store, data_root, device)
+    return records_of(study), decisions(study)
+
+
+def decisions(study: Overfitting) -> dict[str, Tensor]:
+    """For each variant whether it is right, test image by test image: bool, shape (n,)."""
+    found = study.fit.tensors("right.safetensors")
+    return {variant_of(name): right for name, right in found.items()}
+
+
+def records_of(study: Overfitting) -> list[Record]:
+    """Every number of one cell; for variants and metrics see :class:`secateur.records.Record`.
+
+    The training images are all there are, so that the training loss is exact; the gap has the
+    width of the test loss's interval.
+    """
+    by, stage = Recorder(study, study.fit), study.fit
+    found = stage.json("fit.json")
+    right = {name: t.numpy() for name, t in stage.tensors("right.safetensors").items()}
+    losses = {name: t.numpy() for name, t in stage.tensors("losses.safetensors").items()}
+    images = found["training_images"]
+    spent = stage.manifest["seconds"] + sum(s.manifest["seconds"] for s in study.networks.values())
+    records = [by("overfitted", "seconds", spent, at={"stage": "fit"})]
+    for name in study.networks:
+        about = found["networks"][name]
+        at = {
+            "label_noise": study.recipe.data.label_noise,
+            "training_images": images,
+            "epochs": about["epochs"],
+        }
+        variant, n, loss = variant_of(name), len(right[name]), mean(losses[name])
+        fitted, spent = about["train_right"], about["train_loss"]
+        gap = Interval(*(bound - spent for bound in loss))
+        accuracy = percent(proportion(int(right[name].sum()), n))
+        records += [
+            by(variant, "top1_percent", accuracy, n, at=at),
+            by(variant, "train_top1_percent", 100 * fitted / images, images, at=at),
+            by(variant, "train_loss_nats", spent, images, at=at),
+            by(variant, "test_loss_nats", loss, n, at=at),
+            by(variant, "loss_gap_nats", gap, n, at=at),
+            by(variant, "parameters", about["parameters"], at=at),
+        ]
+        for other in _BESIDE.get(name, ()):
+            gain = percent(paired_drop(right[name], right[other]))
+            p = {"mcnemar_p": mcnemar(right[name], right[other])}
+            records.append(by(variant, f"gain_over_{other}_points", gain, n, at=at | p))
+    return records
+
+
+_BESIDE = {"pruned": ("dense", "random", "overfitted"), "dense": ("overfitted",)}
+
+
+def variant_of(name: str) -> str:
+    """What records call a network of the study."""
+    return name if name == "overfitted" else f"overfitted-{name}"

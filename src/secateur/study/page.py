@@ -1,0 +1,100 @@
+"""Writes the reproduction: a page, the same in Markdown, tables in four formats, and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from secateur.report import numbers
+from secateur.report.render import markdown, write_text
+from secateur.study.cells import Cells, read_cells
+from secateur.study.contribution import contributions, verdict
+from secateur.study.formats import Table
+from secateur.study.outcome import missing, outcome, provenance
+from secateur.study.plots import Sensitivity, draw_sensitivity, say
+from secateur.study.published import TITLES, contradictions
+from secateur.study.tables import make_tables
+
+
+def write_reproduction(out: Path, planned: Iterable[str] = ()) -> Path:
+    """Write ``out/reproduction/`` from the finished cells of ``out/cells/``, and nothing else.
+
+    The folder receives ``report.html`` (self-contained), ``report.md``,
+    ``tables/{pruning,quantization,overfitting}.{md,csv,tex,html}`` and
+    ``figures/figure-{1,2,3,4}.svg``. Each file is whole or not there. With no cell at all the
+    pages hold what is published and say that nothing is run.
+
+    Args:
+        out: Folder of the study.
+        planned: Names of the cells that were to be made; those that are not there are named.
+
+    Returns:
+        The page, ``out/reproduction/report.html``.
+    """
+    cells = read_cells(out)
+    tables, figures = make_tables(cells), draw_sensitivity(cells)
+    folder = out / "reproduction"
+    for part in ("tables", "figures"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        _write_table(folder / "tables", table)
+    for drawn in figures:
+        write_text(folder / "figures" / f"{drawn.figure.name}.svg", drawn.figure.alone)
+    says = _says(cells, tables, figures, list(planned))
+    for end in ("html", "md"):
+        page = _templates().get_template(f"reproduction.{end}.j2").render(says)
+        write_text(folder / f"report.{end}", page)
+    return folder / "report.html"
+
+
+def _write_table(folder: Path, table: Table) -> None:
+    for end, text in (
+        ("md", table.to_markdown()),
+        ("csv", table.to_csv()),
+        ("tex", table.to_latex()),
+        ("html", table.to_html()),
+    ):
+        write_text(folder / f"{table.name}.{end}", text)
+
+
+def _says(
+    cells: Cells, tables: tuple[Table, ...], figures: list[Sensitivity], planned: list[str]
+) -> dict[str, Any]:
+    """Everything the templates speak of."""
+    return {
+        "outcome": outcome(tables),
+        "tables": tables,
+        "figures": figures,
+        "demonstrated": any(c.demonstration for drawn in figures for c in drawn.curves),
+        "contradictions": contradictions(),
+        "contributions": contributions(cells),
+        "verdict": verdict(cells),
+        "missing": missing(cells, tables, planned),
+        "provenance": provenance(cells),
+        "cells": cells.cells,
+        "titles": TITLES,
+        "say": say,
+    }
+
+
+def _templates() -> Environment:
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("secateur.study"), PackageLoader("secateur.report")]),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "fixed": numbers.fixed,
+        "percent": numbers.percent,
+        "count": numbers.count,
+        "svg": lambda figure: Markup(figure.inline),  # noqa: S704 ours, its text escaped
+        "table": lambda table: Markup(table.to_html()),  # noqa: S704 escaped where it is made
+        "md": markdown,
+    }
+    return environment

@@ -1,0 +1,316 @@
+"""What two publications print, as they print it, and where they contradict themselves.
+
+``results.csv`` holds the tables of arXiv 2001.04850 (``paper``: tables 1, 3, 5) and of a report
+that reproduces it (``report``: tables 2, 4, 6); ``thresholds.csv`` the fraction that each network
+settled on.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from importlib import resources
+from typing import NamedTuple
+
+from secateur.recipe import Recipe, load_recipe
+
+SOURCES = ("paper", "report")
+DATASETS = ("cifar10", "fashionmnist")
+NETWORKS = ("mobilenet_v2", "shufflenet_v2", "alexnet")
+TITLES = {
+    "mobilenet_v2": "MobileNetV2",
+    "shufflenet_v2": "ShuffleNetV2",
+    "alexnet": "AlexNet",
+    "cifar10": "CIFAR-10",
+    "fashionmnist": "FashionMNIST",
+}
+"""How networks and data sets are written."""
+
+PRUNING, QUANTIZATION, OVERFITTING = (1, 2), (3, 4), (5, 6)
+"""Tables of the paper and of the report on the same question."""
+
+_SUFFIXES = {"K": Decimal(1000), "M": Decimal(1000000)}
+_MIB = Decimal(2**20) / 10**6
+
+
+class Range(NamedTuple):
+    """All that a number rounded for print may have been."""
+
+    low: Decimal
+    high: Decimal
+
+    def meets(self, other: Range) -> bool:
+        """Whether one number could be both."""
+        return self.low <= other.high and other.low <= self.high
+
+    def over(self, other: Range) -> Range:
+        """Every ratio of a number here to a number there; both above zero."""
+        return Range(self.low / other.high, self.high / other.low)
+
+    def times(self, factor: Decimal) -> Range:
+        """Every number here times ``factor``, which is above zero."""
+        return Range(self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number as printed: ``671K``, ``2.2M``, ``91.53``.
+
+    Attributes:
+        text: The characters.
+        value: What they say; ``671K`` is 671,000.
+        range: What the number may have been before it was rounded to the digits printed.
+    """
+
+    text: str
+    value: float
+    range: Range
+
+    @classmethod
+    def of(cls, text: str) -> Printed:
+        """Read a number, with K for thousands or M for millions.
+
+        Raises:
+            ValueError: It is none, or not above zero.
+        """
+        scale = _SUFFIXES.get(text[-1:], Decimal(1))
+        try:
+            digits = Decimal(text[:-1] if text[-1:] in _SUFFIXES else text)
+        except InvalidOperation as error:
+            raise ValueError(f"not a printed number: {text!r}") from error
+        exponent = digits.as_tuple().exponent
+        if not isinstance(exponent, int) or digits <= 0:
+            raise ValueError(f"not a printed number above zero: {text!r}")
+        half = Decimal(1).scaleb(exponent) / 2
+        bounds = Range((digits - half) * scale, (digits + half) * scale)
+        return cls(text, float(digits * scale), bounds)
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row of a published table; None where the table has no such column.
+
+    Attributes:
+        table: 1 to 6.
+        source: ``paper`` or ``report``.
+        dataset: ``cifar10`` or ``fashionmnist``.
+        network: One of ``NETWORKS``.
+        variant: ``reference``, ``pruned``, ``quantized`` or ``overfitted``.
+        top1_percent: Accuracy on the test images.
+        parameters: Parameters that remain.
+        compression_rate: By parameters, against the reference.
+        size_mb: Of the file; of unit megabytes, without saying of which kind.
+        latency_ms: Of a batch and a processor that the tables do not name.
+    """
+
+    table: int
+    source: str
+    dataset: str
+    network: str
+    variant: str
+    top1_percent: Printed | None
+    parameters: Printed | None
+    compression_rate: Printed | None
+    size_mb: Printed | None
+    latency_ms: Printed | None
+
+    @property
+    def name(self) -> str:
+        """``MobileNetV2 on CIFAR-10, pruned``."""
+        return f"{TITLES[self.network]} on {TITLES[self.dataset]}, {self.variant}"
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A published number that does not follow from another one beside it.
+
+    Attributes:
+        kind: ``compression_rate``, ``reference_accuracy`` or ``quantized_size``.
+        column: Field of the rows that is contradicted.
+        rows: The rows that bear it.
+        printed: What is printed.
+        follows: What follows from the other numbers.
+    """
+
+    kind: str
+    column: str
+    rows: tuple[PublishedRow, ...]
+    printed: str
+    follows: str
+
+    @property
+    def source(self) -> str:
+        """``paper`` or ``report``."""
+        return self.rows[0].source
+
+    @property
+    def tables(self) -> tuple[int, ...]:
+        """Tables of the rows, rising."""
+        return tuple(sorted({row.table for row in self.rows}))
+
+    @property
+    def row(self) -> str:
+        """What the rows are of."""
+        return self.rows[0].name
+
+    def __str__(self) -> str:
+        """One sentence with all of it."""
+        tables = " and ".join(map(str, self.tables))
+        where = f"{self.source.capitalize()}, Table{'s' * (len(self.tables) > 1)} {tables}"
+        return f"{where}, {self.row}: prints {self.printed}; {self.follows}."
+
+
+@functools.cache
+def published_rows() -> tuple[PublishedRow, ...]:
+    """Every row that is published, in the order of the tables."""
+    return tuple(_row(said) for said in _read("results.csv"))
+
+
+def _row(said: dict[str, str]) -> PublishedRow:
+    def number(column: str) -> Printed | None:
+        return Printed.of(said[column]) if said[column] else None
+
+    return PublishedRow(
+        table=int(said["table"]),
+        source=said["source"],
+        dataset=said["dataset"],
+        network=said["network"],
+        variant=said["variant"],
+        top1_percent=number("top1_percent"),
+        parameters=number("parameters"),
+        compression_rate=number("compression_rate"),
+        size_mb=number("size_mb"),
+        latency_ms=number("latency_ms"),
+    )
+
+
+@functools.cache
+def thresholds() -> dict[tuple[str, str], float]:
+    """(dataset, network) to the fraction in [0, 1) that the publications settled on."""
+    return {
+        (said["dataset"], said["network"]): float(said["fraction"])
+        for said in _read("thresholds.csv")
+    }
+
+
+def _read(name: str) -> Iterable[dict[str, str]]:
+    file = resources.files("secateur.study") / name
+    return csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+
+
+def row_of(
+    tables: tuple[int, int], source: str, dataset: str, network: str, variant: str
+) -> PublishedRow | None:
+    """The row of one source in a pair of tables on the same question, if there is one."""
+    key = (source, dataset, network, variant)
+    for row in published_rows():
+        if row.table in tables and (row.source, row.dataset, row.network, row.variant) == key:
+            return row
+    return None
+
+
+@functools.cache
+def published_recipe(dataset: str, network: str) -> Recipe:
+    """The built-in recipe that follows the publication; its geometry is the published one."""
+    return load_recipe(f"{network}-{dataset}-paper")
+
+
+# ---- contradictions, computed from what is printed
+
+
+def contradictions(rows: Iterable[PublishedRow] | None = None) -> list[Contradiction]:
+    """Where published rows contradict themselves by more than the rounding for print allows.
+
+    A number printed as 2.2M was between 2.15 and 2.25 million; whatever follows from any number in
+    there is no contradiction.
+
+    Args:
+        rows: To be looked at; those published, if not given.
+    """
+    every = list(published_rows() if rows is None else rows)
+    return [*_wrong_rates(every), *_two_references(every), *_sizes_of_the_unpruned(every)]
+
+
+def _wrong_rates(rows: list[PublishedRow]) -> Iterator[Contradiction]:
+    """A compression rate that is not the ratio of the parameters printed."""
+    references = {_place(row): row for row in rows if row.variant == "reference"}
+    for row in rows:
+        whole = references.get(_place(row))
+        if not (whole and row.compression_rate and row.parameters and whole.parameters):
+            continue
+        ratio = whole.parameters.range.over(row.parameters.range)
+        if not ratio.meets(row.compression_rate.range):
+            yield Contradiction(
+                "compression_rate",
+                "compression_rate",
+                (row,),
+                f"a compression rate of {row.compression_rate.text}",
+                f"{whole.parameters.text} over {row.parameters.text} parameters is "
+                + _between(ratio, 2),
+            )
+
+
+def _two_references(rows: list[PublishedRow]) -> Iterator[Contradiction]:
+    """One network on one data set, in one source, with more than one reference accuracy."""
+    found: dict[tuple[str, str, str], list[PublishedRow]] = defaultdict(list)
+    for row in rows:
+        if row.variant == "reference" and row.top1_percent:
+            found[row.source, row.dataset, row.network].append(row)
+    for same in found.values():
+        said = {row.top1_percent.text: row for row in same if row.top1_percent}
+        ranges = [row.top1_percent.range for row in said.values() if row.top1_percent]
+        if any(not one.meets(other) for one in ranges for other in ranges):
+            yield Contradiction(
+                "reference_accuracy",
+                "top1_percent",
+                tuple(same),
+                " and ".join(f"{text} %" for text in said),
+                "one network has one reference accuracy",
+            )
+
+
+def _sizes_of_the_unpruned(rows: list[PublishedRow]) -> Iterator[Contradiction]:
+    """A file of the quantized pruned network that has a byte for each *unpruned* parameter."""
+    pruning = [row for row in rows if row.table in PRUNING and row.parameters]
+    counted = {(row.source, row.dataset, row.network, row.variant): row for row in pruning}
+    for row in rows:
+        where = (row.source, row.dataset, row.network)
+        whole, rest = (counted.get((*where, variant)) for variant in ("reference", "pruned"))
+        if row.variant != "quantized" or not (row.size_mb and whole and rest):
+            continue
+        assert whole.parameters is not None
+        assert rest.parameters is not None
+        if _a_byte_each(row.size_mb, whole.parameters) and not _a_byte_each(
+            row.size_mb, rest.parameters
+        ):
+            yield Contradiction(
+                "quantized_size",
+                "size_mb",
+                (row,),
+                f"{row.size_mb.text} MB for the quantized pruned network",
+                f"at one byte each that is its {whole.parameters.text} unpruned parameters "
+                f"({_between(_mib(whole.parameters), 1)} MiB), not the {rest.parameters.text} "
+                f"that pruning leaves ({_between(_mib(rest.parameters), 1)} MiB)",
+            )
+
+
+def _a_byte_each(size: Printed, parameters: Printed) -> bool:
+    """Whether a size in megabytes, of 10^6 or 2^20 bytes, is one byte for each parameter."""
+    millions = parameters.range.times(Decimal(1).scaleb(-6))
+    return size.range.meets(millions) or size.range.times(_MIB).meets(millions)
+
+
+def _mib(parameters: Printed) -> Range:
+    return parameters.range.times(1 / (_MIB * 10**6))
+
+
+def _place(row: PublishedRow) -> tuple[int, str, str]:
+    return row.table, row.dataset, row.network
+
+
+def _between(bounds: Range, digits: int) -> str:
+    return f"{bounds.low:.{digits}f} to {bounds.high:.{digits}f}"

@@ -1,0 +1,159 @@
+"""``secateur reproduce``: the published study from scratch, beside both publications."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from secateur.console import say
+from secateur.environment import choose_device
+from secateur.errors import SecateurError
+from secateur.report.numbers import duration
+from secateur.study.forecast import forecast, in_all
+from secateur.study.grid import Cell, cells, demonstrate, forget_times, run_cells
+from secateur.study.page import write_reproduction
+from secateur.study.published import DATASETS, NETWORKS
+
+PRESETS = ("quick", "fast", "paper")
+TABLES = (1, 2, 3, 4, 5, 6)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is to be reproduced, where.
+
+    Attributes:
+        cells: In the order in which they are run.
+        out: Receives ``cells/``, ``stages/`` and ``reproduction/``.
+        devices: One entry for each process that runs cells.
+    """
+
+    cells: list[Cell]
+    out: Path
+    devices: list[str]
+
+    @property
+    def todo(self) -> list[Cell]:
+        """Cells that are not done."""
+        return [cell for cell in self.cells if not cell.is_done(self.out)]
+
+    def plan(self) -> Iterator[Table | str]:
+        """Yield cells, what is done, and an estimate of the time left."""
+        tell, todo = forecast(self.cells, self.out, self.devices[0]), self.todo
+        table, expected = Table(box=None, pad_edge=False), []
+        for heading in ("cell", "recipe", "state", "about"):
+            table.add_column(heading)
+        for cell in self.cells:
+            state, about = "done", ""
+            if cell in todo:
+                state = "begun" if cell.folder(self.out).exists() else "to do"
+                seconds = tell(cell)
+                expected.append(seconds)
+                about = "unknown" if seconds is None else duration(seconds)
+            table.add_row(cell.name, cell.recipe.id, state, about)
+        yield table
+        side = f"{len(self.devices)} at a time on {', '.join(sorted(set(self.devices)))}"
+        left = f"about {duration(in_all(expected, len(self.devices)))} left" if todo else "all done"
+        yield f"{len(self.cells) - len(todo)} of {len(self.cells)} cells done; {side}: {left}"
+
+    def run(self, data: Path | None) -> list[str]:
+        """Run what is not done, several cells at a time; return the errors, a line each.
+
+        Args:
+            data: Folder with the data sets' files, or None.
+        """
+        return self._run(self.todo, data, self.devices)
+
+    def time_again(self, data: Path | None) -> list[str]:
+        """Measure finished cells again, one at a time and nothing beside; errors, a line each.
+
+        Times of cells that ran side by side are of a busy machine. Cells made elsewhere stay.
+        """
+        chains = [c for c in self.cells if not c.overfit and c.is_done(self.out)]
+        again = [cell for cell in chains if forget_times(cell, self.out, data)]
+        for cell in chains:
+            if cell not in again:
+                say(f"{cell.name}: made elsewhere, so that its times stay")
+        return self._run(again, data, self.devices[:1])
+
+    def _run(self, todo: list[Cell], data: Path | None, devices: list[str]) -> list[str]:
+        ended = dict[str, str | None]()
+
+        def finished(cell: Cell, error: str | None) -> None:
+            ended[cell.name] = error
+            say(f"{len(ended)}/{len(todo)} {cell.name}: {error or 'done'}")
+
+        if todo:
+            say(f"{len(todo)} cells to run; each writes {self.out / 'cells'}/NAME/log.txt")
+            run_cells(todo, self.out, data, devices, finished)
+        return [f"{name}: {error}" for name, error in ended.items() if error]
+
+    def demonstrate(self, data: Path | None) -> None:
+        """Scan with masks not in force, once for each network and data set that is done."""
+        for cell in self.cells:
+            if not cell.overfit and cell.recipe.seed == 0 and cell.is_done(self.out):
+                demonstrate(cell, self.out, data, self.devices[0])
+
+    def report(self) -> Path:
+        """Write the tables, figures and pages from the cells that are there."""
+        return write_reproduction(self.out, [cell.name for cell in self.cells])
+
+
+def study(
+    *,
+    networks: Iterable[str] = (),
+    datasets: Iterable[str] = (),
+    preset: str = "quick",
+    seeds: int = 1,
+    tables: str = "",
+    out: Path = Path("runs/reproduce"),
+    device: str = "auto",
+    jobs: int | None = None,
+    sets: list[str] | None = None,
+) -> Study:
+    """Settle what to run.
+
+    Args:
+        networks: Of :data:`secateur.study.published.NETWORKS`; none for all.
+        datasets: Of :data:`secateur.study.published.DATASETS`; none for all.
+        preset: Of :data:`PRESETS`.
+        seeds: How many, from 0.
+        tables: Numbers with commas between, as published; empty for all six.
+        out: Folder for everything.
+        device: As in :func:`secateur.environment.choose_device`; ``auto`` takes every GPU.
+        jobs: Cells at a time; None for one on each GPU, or for each two cores.
+        sets: ``key=value`` overrides of every recipe.
+
+    Raises:
+        SecateurError: A name is unknown.
+    """
+    networks = _known("--network", networks, NETWORKS)
+    datasets = _known("--dataset", datasets, DATASETS)
+    _known("--preset", [preset], PRESETS)
+    numbers = _known("--tables", [t for t in tables.split(",") if t], [str(t) for t in TABLES])
+    found = cells(networks, datasets, preset, seeds, map(int, numbers), sets)
+    return Study(found, out, _devices(device, jobs))
+
+
+def _known(option: str, said: Iterable[str], known: Iterable[str]) -> list[str]:
+    chosen, known = list(said), list(known)
+    for name in chosen:
+        if name not in known:
+            raise SecateurError(
+                "unknown name", where=option, found=name, expected=f"of {', '.join(known)}"
+            )
+    return chosen or known
+
+
+def _devices(device: str, jobs: int | None) -> list[str]:
+    where = choose_device(device)
+    if where.type != "cuda":
+        return [str(where)] * (jobs or max(1, (os.cpu_count() or 1) // 2))
+    every = range(torch.cuda.device_count()) if device == "auto" else [where.index or 0]
+    names = [f"cuda:{index}" for index in every]
+    return [names[index % len(names)] for index in range(jobs or len(names))]

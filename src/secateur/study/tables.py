@@ -1,0 +1,215 @@
+"""The published tables 1 to 6 as three, ours in a third column of each quantity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from secateur.recipe import builtin_recipes, load_recipe
+from secateur.report import numbers
+from secateur.study import measured
+from secateur.study.cells import Cells, Group, Setting, without_seed
+from secateur.study.formats import NOT_RUN, NOTHING, Column, Entry, Table, Who
+from secateur.study.plans import PLANS, REFERENCE, Line, Ours, Plan, Quantity, Theirs
+from secateur.study.published import (
+    NETWORKS,
+    SOURCES,
+    TITLES,
+    Contradiction,
+    PublishedRow,
+    contradictions,
+    published_recipe,
+    row_of,
+)
+
+MACHINE = "machine"
+
+
+def make_tables(cells: Cells) -> tuple[Table, Table, Table]:
+    """Pruning, quantization and overfitting: published and ours, from records alone."""
+    pruning, quantization, overfitting = (_make(plan, cells) for plan in PLANS)
+    return pruning, quantization, overfitting
+
+
+def best_group(
+    cells: Cells, dataset: str, network: str, *, overfitting: bool = False
+) -> Group | None:
+    """Of the groups of a published network and data set the one closest to the publication."""
+    found = groups_of(cells, dataset, network, overfitting=overfitting)
+    return found[0] if found else None
+
+
+def groups_of(
+    cells: Cells, dataset: str, network: str, *, overfitting: bool = False
+) -> list[Group]:
+    """Groups of a published network and data set, the closest to the publication first.
+
+    Args:
+        cells: All there are.
+        dataset: As published.
+        network: As published, ``shufflenet_v2`` for example.
+        overfitting: Whether to return those on overfitting, with their references.
+    """
+    recipe = published_recipe(dataset, network)
+    of = partial(cells.of, dataset, recipe.network.name, recipe.geometry)
+    if not overfitting:
+        return of()
+    return [measured.with_reference(group, of()) for group in of(overfitting=True)]
+
+
+def label_of(setting: Setting, network: str) -> str:
+    """How a group of ours was made, where that is not as published.
+
+    Args:
+        setting: Of the group.
+        network: As published.
+    """
+    recipe = published_recipe(setting.dataset, network)
+    parts = []
+    if setting.geometry != recipe.geometry:
+        parts.append(setting.geometry)
+    changed = not setting.conditions and _is_changed(setting, network)
+    if setting.preset != recipe.preset or changed:
+        parts.append(f"{setting.preset} preset{' with changes' if changed else ''}")
+    parts += [_condition(*condition) for condition in setting.conditions]
+    return ", ".join(parts) or "as published"
+
+
+def _is_changed(setting: Setting, network: str) -> bool:
+    """Whether the recipe is not the built-in one of its preset."""
+    name = f"{network}-{setting.dataset}-{setting.preset}"
+    return name in builtin_recipes() and without_seed(load_recipe(name)) != setting.recipe
+
+
+def _condition(key: str, value: float) -> str:
+    if key == "label_noise":
+        return f"{numbers.percent(value)} label noise"
+    return f"{numbers.count(value)} {key.replace('_', ' ')}"
+
+
+def labels_of(groups: list[Group], network: str) -> list[str]:
+    """A label for each group that tells it from the others."""
+    said = [label_of(group.setting, network) for group in groups]
+    return [
+        f"{label}, recipe {group.setting.recipe}" if said.count(label) > 1 else label
+        for group, label in zip(groups, said, strict=True)
+    ]
+
+
+# ---- from a plan to a table
+
+
+def _make(plan: Plan, cells: Cells) -> Table:
+    columns = [Column(*label, "label") for label in _LABELS]
+    timed = any(quantity.on_machine for quantity in plan.quantities)
+    if timed:
+        columns.append(Column(MACHINE, "Latency of ours on", "label"))
+    columns += [
+        Column(quantity.key, quantity.heading, who)
+        for quantity in plan.quantities
+        for who in _whose(quantity)
+    ]
+    marks = _Marks()
+    rows = [
+        row
+        for dataset in plan.datasets
+        for network in NETWORKS
+        for row in _rows(plan, cells, dataset, network, timed, marks)
+    ]
+    table = Table(plan.name, plan.title, tuple(columns), tuple(rows), marks.footnotes, plan.notes)
+    return _on_one_machine(table) if timed else table
+
+
+def _on_one_machine(table: Table) -> Table:
+    """Say once where latencies were measured, if that was on one machine."""
+    at = [column.key for column in table.columns].index(MACHINE)
+    machines = {row[at].text for row in table.rows} - {NOTHING.text}
+    if len(machines) != 1:
+        return table
+    note = f"Latencies of ours were measured on {machines.pop()}."
+    return replace(table, notes=(*table.notes, note), csv_only=(MACHINE,))
+
+
+_LABELS = (
+    ("dataset", "Data set"),
+    ("network", "Network"),
+    ("variant", "Variant"),
+    ("ours", "Ours made"),
+)
+
+
+def _whose(quantity: Quantity) -> tuple[Who, ...]:
+    return ("paper", "report", "ours") if quantity.printed else ("ours",)
+
+
+class _Marks:
+    """Numbers the contradictions in the order in which a table meets them."""
+
+    def __init__(self) -> None:
+        self._all: list[Contradiction] = contradictions()
+        self._met: list[Contradiction] = []
+
+    def of(self, row: PublishedRow, column: str) -> tuple[int, ...]:
+        here = [c for c in self._all if row in c.rows and c.column == column]
+        self._met += [c for c in here if c not in self._met]
+        return tuple(self._met.index(c) + 1 for c in here)
+
+    @property
+    def footnotes(self) -> dict[int, str]:
+        return {number: str(found) for number, found in enumerate(self._met, start=1)}
+
+
+def _rows(
+    plan: Plan, cells: Cells, dataset: str, network: str, timed: bool, marks: _Marks
+) -> Iterator[tuple[Entry, ...]]:
+    groups = groups_of(cells, dataset, network, overfitting=plan.overfitting)
+    place = Entry(TITLES[dataset]), Entry(TITLES[network])
+    made: list[tuple[Group | None, str]] = [*zip(groups, labels_of(groups, network), strict=True)]
+    for group, label in made or [(None, NOT_RUN.text)]:
+        machines = (measured.machines(group) if timed and group else []) or [""]
+        for line in plan.lines:
+            if line.published is None and not _has(group, line.ours):
+                continue
+            theirs = [_theirs(plan, source, dataset, network, line) for source in SOURCES]
+            for nth, machine in enumerate(machines):
+                ours = Ours(group, line.ours, machine) if group else None
+                yield (
+                    *(*place, Entry(line.name), Entry(label)),
+                    *([Entry(machine or NOTHING.text)] if timed else []),
+                    *_numbers(plan, theirs, ours, marks, again=nth > 0),
+                )
+
+
+def _has(group: Group | None, variant: str) -> bool:
+    return group is not None and bool(group.values(variant, "top1_percent"))
+
+
+def _theirs(plan: Plan, source: str, dataset: str, network: str, line: Line) -> Theirs | None:
+    row = partial(row_of, plan.tables, source, dataset, network)
+    published = row(line.published) if line.published else None
+    return Theirs(published, row(REFERENCE), row("overfitted")) if published else None
+
+
+def _numbers(
+    plan: Plan, theirs: list[Theirs | None], ours: Ours | None, marks: _Marks, *, again: bool
+) -> Iterator[Entry]:
+    """The entries of one row; ``again`` where only the machine differs from the row above."""
+    for quantity in plan.quantities:
+        if quantity.printed:
+            for source in theirs:
+                yield _printed(quantity, source, marks) if source else NOTHING
+        if ours is None:
+            yield NOT_RUN
+        elif (again and not quantity.on_machine) or ours.variant not in (
+            quantity.only or (ours.variant,)
+        ):
+            yield NOTHING
+        else:
+            yield quantity.ours(ours)
+
+
+def _printed(quantity: Quantity, theirs: Theirs, marks: _Marks) -> Entry:
+    assert quantity.printed is not None
+    found = quantity.printed(theirs)
+    return replace(found, marks=marks.of(theirs.row, quantity.column)) if found.value else found

@@ -1,0 +1,78 @@
+import time
+
+import numpy as np
+import pytest
+
+from secateur.benchmark.timing import cold_start, latencies
+
+IMAGE = np.zeros((1, 1, 4, 4), np.float32)
+
+
+class Sleeper:
+    name, version = "sleeper", "1"
+
+    def __init__(self, log, letter, seconds=0.0):
+        self.log, self.letter, self.seconds = log, letter, seconds
+
+    def run(self, images):
+        self.log.append(self.letter)
+        time.sleep(self.seconds)
+        return images
+
+
+def test_variants_take_turns_and_warm_up_is_left_out():
+    log = []
+    samples = latencies({k: Sleeper(log, k) for k in "ABC"}, IMAGE, warmup=5, repeats=3)
+    assert "".join(log) == "ABC" * 8
+    assert {name: times.shape for name, times in samples.items()} == dict.fromkeys("ABC", (3,))
+
+
+def test_samples_are_milliseconds():
+    samples = latencies({"slow": Sleeper([], "s", 0.01)}, IMAGE, warmup=0, repeats=3)["slow"]
+    assert (samples >= 10).all()
+    assert samples.min() < 1000
+
+
+def test_a_turn_settles_first():
+    log = []
+    latencies({k: Sleeper(log, k) for k in "AB"}, IMAGE, warmup=1, repeats=1, settle=2)
+    assert "".join(log) == "AAABBB" * 2
+
+
+def test_cold_start_is_that_of_a_new_process_without_its_imports():
+    found = cold_start(Heavy(), IMAGE, runs=2)
+    assert found.open_ms >= 50
+    assert 20 <= found.first_ms < 1000
+    # The import allocates more than twice as much, and is not counted.
+    assert 60e6 <= found.peak_bytes <= 110e6
+
+
+class Heavy:
+    """Takes 50 ms and 64 MB to open; its libraries take 160 MB."""
+
+    def prepare(self):
+        bytearray(160_000_000)
+
+    def open(self):
+        time.sleep(0.05)
+        return HeavyRuntime()
+
+
+class HeavyRuntime:
+    name, version = "heavy", "1"
+
+    def __init__(self):
+        self.weights = np.ones(64_000_000, np.uint8)
+
+    def run(self, images):
+        time.sleep(0.02)
+        return images
+
+
+@pytest.mark.parametrize(
+    ("image", "warmup", "repeats"),
+    [(np.zeros((1, 4, 4), np.float32), 0, 1), (IMAGE, -1, 1), (IMAGE, 0, 0)],
+)
+def test_nonsense_is_refused(image, warmup, repeats):
+    with pytest.raises(ValueError, match="need"):
+        latencies({"a": Sleeper([], "a")}, image, warmup, repeats)

@@ -1,0 +1,193 @@
+"""Cells of the study: each is run once, alone, found again, and merged by copying its folder."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from secateur.cli import app as cli
+from secateur.errors import SecateurError
+from secateur.recipe import load_recipe
+from secateur.records import Record, read_records
+from secateur.store import MANIFEST
+from secateur.study import forecast
+from secateur.study.cells import read_cells
+from secateur.study.curves import NOT_IN_FORCE, scan_points
+from secateur.study.forecast import in_all
+from secateur.study.grid import Cell, cells, demonstrate, run_cell, run_cells
+from secateur.study.reproduce import Study, study
+
+
+@pytest.fixture
+def tiny(recipe_file: Path) -> list[Cell]:
+    """One recipe, two seeds."""
+    recipes = [load_recipe(str(recipe_file), seed=seed) for seed in (0, 1)]
+    return [Cell(f"tiny-seed{recipe.seed}", recipe) for recipe in recipes]
+
+
+def test_the_grid_is_what_the_tables_need() -> None:
+    names = [cell.name for cell in cells(seeds=2, tables=(1, 3))]
+    assert len(names) == 3 * 2 * 2
+    assert names[0] == "mobilenet_v2-cifar10-quick-seed0"
+    assert "alexnet-fashionmnist-quick-seed1" in names
+    overfit = cells(["shufflenet_v2"], seeds=1, tables=(5,))
+    made = [(cell.recipe.data.images, cell.recipe.data.label_noise) for cell in overfit]
+    assert made == [(0, 0.0), (5000, 0.0), (5000, 0.2), (5000, 0.4)]
+    assert all(cell.overfit for cell in overfit)
+    assert not cells(datasets=["cifar10"], tables=(6,))  # FashionMNIST alone, as published
+
+
+def test_names_that_are_not_known_are_refused() -> None:
+    for said in ({"networks": ["vgg"]}, {"datasets": ["mnist"]}, {"tables": "1,7"}):
+        with pytest.raises(SecateurError, match="unknown name"):
+            study(device="cpu", **said)  # type: ignore[arg-type]
+
+
+TIMES = ("seconds", "epoch_seconds", "latency_ms", "unpack_seconds")
+
+
+def timeless(records: list[Record]) -> list[str]:
+    """Everything but times, and the packed file, which says how long it took.
+
+    And but for the commit, which somebody may make while the tests run.
+    """
+    kept = [r for r in records if r.metric not in TIMES and r.at.get("stage") != "pack"]
+    return [record.model_copy(update={"commit": ""}).to_json() for record in kept]
+
+
+def test_cells_run_side_by_side_alike_and_merge_by_copying(
+    tiny: list[Cell], image_folder: Path, tmp_path: Path
+) -> None:
+    here, there, cell = tmp_path / "here", tmp_path / "there", tiny[0]
+    twin = Cell("twin", cell.recipe)
+    ended: dict[str, str | None] = {}
+    run_cells(
+        [cell, twin], here, image_folder, ["cpu", "cpu"], lambda c, e: ended.__setitem__(c.name, e)
+    )
+    assert ended == {"tiny-seed0": None, "twin": None}
+    assert cell.is_done(here)
+    assert twin.is_done(here)
+    assert len(list((here / "stages").glob("train-*"))) == 1  # the second waited for the first
+    assert "train" in (cell.folder(here) / "log.txt").read_text()
+
+    # Another process, the same seed: the same records but for times, the same decisions.
+    run_cell(cell, there, image_folder, "cpu")
+    one, two = (cell.folder(out) for out in (here, there))
+    records = [read_records(folder / "records.jsonl") for folder in (one, two)]
+    assert timeless(records[0]) == timeless(records[1])
+    assert len(timeless(records[0])) > 20
+    assert (one / "right.safetensors").read_bytes() == (two / "right.safetensors").read_bytes()
+
+    demonstrate(cell, there, image_folder, "cpu")
+    (flat,) = {r.value for r in read_records(two / "demonstration.jsonl")}
+    (group,) = read_cells(there).groups
+    assert [p.fraction for p in scan_points(group, NOT_IN_FORCE)] == [0.2, 0.5]
+    assert flat == scan_points(group, NOT_IN_FORCE)[0].percent.value
+
+    shutil.copytree(one, cell.folder(tmp_path / "merged"))
+    assert [c.is_done(tmp_path / "merged") for c in tiny] == [True, False]
+    merged = Study(tiny, tmp_path / "merged", ["cpu"])
+    assert merged.todo == [tiny[1]]
+
+    # Measured again, all but times is as it was; what was made elsewhere cannot be.
+    trained = next((there / "stages").glob(f"train-*/{MANIFEST}")).stat().st_mtime_ns
+    shutil.rmtree(next((there / "stages").glob("pack-*")))  # killed when it had forgotten half
+    assert Study(tiny, there, ["cpu"]).time_again(image_folder) == []
+    again = read_records(two / "records.jsonl")
+    assert timeless(again) == timeless(records[1])
+    assert latencies_of(again) != latencies_of(records[1])
+    assert next((there / "stages").glob(f"train-*/{MANIFEST}")).stat().st_mtime_ns == trained
+    assert merged.time_again(image_folder) == []
+    assert read_records(cell.folder(merged.out) / "records.jsonl") == records[0]
+
+
+def latencies_of(records: list[Record]) -> list[float]:
+    return [r.value for r in records if r.metric == "latency_ms"]
+
+
+def test_the_plan_is_printed_and_nothing_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forecast, "_seconds_an_image", lambda *_: 0.001)
+    command = ["reproduce", "--network", "alexnet", "--tables", "1,5", "--plan", "--device", "cpu"]
+    cli.app([*command, "--jobs", "2", "--out", str(tmp_path)], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert len([line for line in out.splitlines() if "to do" in line]) == 2 + 4
+    assert "overfit-alexnet-fashionmnist-quick-noise20-seed0" in out
+    assert "0 of 6 cells done; 2 at a time on cpu: about" in out
+    assert not (tmp_path / "stages").exists()
+
+
+def test_a_cell_of_another_recipe_is_not_done(tiny: list[Cell], tmp_path: Path) -> None:
+    folder = tiny[0].folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "records.jsonl").touch()
+    (folder / "recipe.toml").write_text(tiny[1].recipe.to_toml())
+    assert not tiny[0].is_done(tmp_path)
+    (folder / "recipe.toml").write_text("name = ")
+    assert not tiny[0].is_done(tmp_path)
+    (folder / "recipe.toml").write_text(tiny[0].recipe.to_toml())
+    assert tiny[0].is_done(tmp_path)
+
+
+def test_a_cell_killed_after_its_recipe_changed_is_not_done(
+    tiny: list[Cell], tmp_path: Path
+) -> None:
+    folder = tiny[0].folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "records.jsonl").touch()
+    (folder / "recipe.toml").write_text(tiny[1].recipe.to_toml())
+    with pytest.raises(SecateurError, match="no such data folder"):
+        run_cell(tiny[0], tmp_path, tmp_path / "missing", "cpu")
+    assert not tiny[0].is_done(tmp_path)
+
+
+def test_one_failure_stops_no_other(tiny: list[Cell], tmp_path: Path) -> None:
+    ended: dict[str, str | None] = {}
+    run_cells(
+        tiny, tmp_path, tmp_path / "missing", ["cpu"], lambda c, e: ended.__setitem__(c.name, e)
+    )
+    assert list(ended) == ["tiny-seed0", "tiny-seed1"]
+    assert all(error and "no such data folder" in error for error in ended.values())
+    assert not any(cell.is_done(tmp_path) for cell in tiny)
+
+
+def test_the_plan_knows_what_is_done_and_forecasts_the_rest(
+    tiny: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny[0].folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "records.jsonl").touch()
+    (folder / "recipe.toml").write_text(tiny[0].recipe.to_toml())
+    monkeypatch.setattr(forecast, "seconds_spent", lambda folder: 100.0)
+    console = Console(file=io.StringIO(), width=150)
+    for part in Study(tiny, tmp_path, ["cpu"]).plan():
+        console.print(part)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    done, todo, total = text.strip().splitlines()[1:]
+    assert "done" in done
+    assert "to do" in todo
+    assert "1 min 40 s" in todo  # as its like took
+    assert total.startswith("1 of 2 cells done; 1 at a time on cpu: about 1 min 40 s left")
+
+
+def test_a_cell_without_its_like_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(forecast, "_seconds_an_image", lambda *_: 0.001)
+    (cell,) = cells(["shufflenet_v2"], ["fashionmnist"], tables=(1,))
+    recipe = cell.recipe
+    epochs = recipe.train.epochs + recipe.prune.rounds * recipe.prune.epochs
+    assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(48 * epochs)
+    every, some, *_ = cells(["shufflenet_v2"], ["fashionmnist"], tables=(5,))
+    for cell, images in ((every, 48), (some, 5)):
+        epochs = cell.recipe.train.epochs + 3 * cell.recipe.prune.epochs
+        assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(images * epochs)
+
+
+def test_processes_take_the_next_cell_when_free() -> None:
+    assert in_all([3, 1, 1, 1, None], 2) == 3
+    assert in_all([3, 1, 1, 1], 1) == 6
+    assert in_all([], 2) == 0

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.data import Images, Preparation
+from secateur.errors import TrainingError
+from secateur.recipe import Augment, Train
+from secateur.training.cpu import fast_small_maps
+from secateur.training.trainer import TEMPERATURE, Epoch, Trainer, divergence, learning_rate, train
+
+PREPARE = Preparation((0.5,), (0.25,), 8)
+CONFIG = Train(epochs=3, batch_size=8, learning_rate=0.1, ema=0.9, augment=Augment(flip=True))
+
+
+def _images(n: int) -> Images:
+    """Class 0 is dark, class 1 bright."""
+    generator = torch.Generator().manual_seed(n)
+    labels = torch.arange(n) % 2
+    noise = torch.randint(0, 100, (n, 1, 8, 8), generator=generator)
+    return Images((noise + 120 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels, ("a", "b"))
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(256, 2),
+    )
+
+
+def _train(network: nn.Module, folder: Path, config: Train = CONFIG, **more: object) -> nn.Module:
+    checkpoint = folder / "checkpoint.safetensors"
+    kept, history = train(
+        network, _images(32), _images(10), PREPARE, config, seed=3, checkpoint=checkpoint, **more
+    )  # type: ignore[arg-type]
+    assert [epoch.epoch for epoch in history] == list(range(1, config.epochs + 1))
+    return kept
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_learns(tmp_path: Path) -> None:
+    network = _train(_network(), tmp_path, CONFIG.model_copy(update={"epochs": 6}))
+    images = _images(10)
+    scores = network(PREPARE(images.pixels))
+    assert (scores.argmax(1) == images.labels).all()
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 6, 9])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_killed_at_any_step_and_resumed_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, ema: float
+) -> None:
+    config = CONFIG.model_copy(update={"ema": ema})
+    (tmp_path / "whole").mkdir()
+    whole = _train(_network(), tmp_path / "whole", config)
+    taken, step = 0, Trainer.step
+
+    def dying(self: Trainer, *arguments: object) -> Tensor:
+        nonlocal taken
+        taken += 1
+        if taken == kill_at:
+            raise KeyboardInterrupt
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        _train(_network(), tmp_path, config)
+    network = _network()
+    torch.manual_seed(7)  # what torch drew before must not matter to dropout
+    resumed = _train(network, tmp_path, config)
+    assert _equal(whole, resumed)
+
+
+def test_another_seed_is_another_network(tmp_path: Path) -> None:
+    results = []
+    for seed in (3, 4):
+        checkpoint = tmp_path / f"{seed}.safetensors"
+        kept, _ = train(
+            _network(), _images(32), _images(10), PREPARE, CONFIG, seed=seed, checkpoint=checkpoint
+        )
+        results.append(kept)
+    assert not _equal(*results)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_masks_hold_in_weights_momentum_and_average(tmp_path: Path, nesterov: bool) -> None:
+    network = _network()
+    mask = torch.ones(2, 256, dtype=torch.bool)
+    mask[:, ::2] = False
+    with torch.no_grad():
+        network[5].weight.mul_(mask)
+    config = CONFIG.model_copy(update={"nesterov": nesterov, "weight_decay": 0.1})
+    trainer = Trainer(network, config, 0, {"5.weight": mask})
+    images = _images(16)
+    for _ in range(5):
+        trainer.step(PREPARE(images.pixels), images.labels, 0.5)
+        assert (network[5].weight[~mask] == 0).all()
+        assert (trainer.average[5].weight[~mask] == 0).all()  # type: ignore[index]
+        momentum = trainer.optimizer.state[network[5].weight]["momentum_buffer"]
+        assert (momentum[~mask] == 0).all()
+    assert (network[5].weight[mask] != 0).all()
+
+
+def test_a_loss_that_is_not_finite_stops_with_what_to_try(tmp_path: Path) -> None:
+    network = _network()
+    with torch.no_grad():
+        network[5].bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"not finite.*epoch 1.*train\.learning_rate"):
+        _train(network, tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_schedules() -> None:
+    cycle = Train(epochs=1, learning_rate=1.0, warmup=0.25)
+    rates = [learning_rate(cycle, step, 8) for step in range(8)]
+    assert rates == pytest.approx([0.25, 0.75, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12])
+    steps = Train(epochs=1, learning_rate=1.0, schedule="step", milestones=(0.5, 0.75))
+    assert [learning_rate(steps, s, 4) for s in range(4)] == pytest.approx([1, 1, 0.1, 0.01])
+    flat = Train(epochs=1, learning_rate=0.3, schedule="constant")
+    assert {learning_rate(flat, s, 4) for s in range(4)} == {0.3}
+
+
+def test_weight_decay_spares_norms_unless_told() -> None:
+    for told, expected in ((False, 4), (True, 0)):
+        config = CONFIG.model_copy(update={"decay_norms": told})
+        groups = Trainer(_network(), config, 0).optimizer.param_groups
+        assert len(groups[1]["params"]) == expected
+        assert groups[1]["weight_decay"] == 0
+
+
+def test_the_average_follows_from_the_first_step() -> None:
+    trainer = Trainer(_network(), CONFIG, 0)
+    before = trainer.average[5].weight.clone()  # type: ignore[index]
+    images = _images(16)
+    trainer.step(PREPARE(images.pixels), images.labels, 0.5)
+    after = trainer.network[5].weight  # type: ignore[index]
+    # One step taken: decay is (1 + 1) / (10 + 1), under the limit of 0.9.
+    expected = before + (1 - 2 / 11) * (after - before)
+    assert torch.allclose(trainer.average[5].weight, expected)  # type: ignore[index]
+
+
+def test_small_maps_are_padded_by_hand_to_the_same_result() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(6, 6, 3, 1, 1, groups=6), nn.Conv2d(6, 6, 3, 2, 1, groups=6))
+    for side in (1, 2, 5):
+        images = torch.randn(4, 6, side, side, dtype=torch.float64)
+        results = []
+        for fast in (False, True):
+            network.double().zero_grad()
+            if fast:
+                with fast_small_maps(network):
+                    assert "forward" in vars(network[0])
+                    network(images).square().sum().backward()
+            else:
+                network(images).square().sum().backward()
+            results.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+        for slow, quick in zip(*results, strict=True):
+            assert torch.allclose(slow, quick, rtol=1e-12)
+    assert "forward" not in vars(network[0])
+
+
+def test_divergence_is_kullback_leibler_of_softened_probabilities() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 5, 4, generator=generator).double()
+    p, q = ((scores / TEMPERATURE).softmax(1) for scores in (teacher, student))
+    by_hand = (p * (p / q).log()).sum(1).mean() * TEMPERATURE**2
+    assert divergence(teacher, student).item() == pytest.approx(by_hand.item())
+    assert divergence(teacher, teacher).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_student_follows_its_teacher_where_labels_do_not_lead(tmp_path: Path) -> None:
+    # The labels say nothing (both classes alike), so that only the teacher can teach.
+    teacher = _train(_network(), tmp_path, CONFIG.model_copy(update={"epochs": 6})).eval()
+    images = _images(32)
+    blind = Images(images.pixels, torch.zeros_like(images.labels), images.classes)
+    config = CONFIG.model_copy(update={"epochs": 6})
+    student, _ = train(
+        _network(), blind, _images(10), PREPARE, config, seed=3,
+        checkpoint=tmp_path / "student.safetensors", teacher=teacher, distill=1.0,
+    )  # fmt: skip
+    seen = PREPARE(_images(10).pixels)
+    assert (student(seen).argmax(1) == _images(10).labels).all()
+
+
+def _until(folder: Path, until: float | None = 90.0) -> tuple[nn.Module, list[Epoch]]:
+    changes = {"epochs": 9, "ema": 0.0, "learning_rate": 0.002, "until": until}
+    config = CONFIG.model_copy(update=changes)
+    checkpoint = folder / "checkpoint.safetensors"
+    return train(
+        _network(), _images(32), _images(10), PREPARE, config, seed=3, checkpoint=checkpoint
+    )
+
+
+def test_training_ends_with_the_epoch_that_fits_enough(tmp_path: Path) -> None:
+    network, history = _until(tmp_path)
+    assert 1 < len(history) < 9
+    found = [epoch.train_right for epoch in history]
+    assert all(right is not None and right < 28.8 for right in found[:-1])
+    images = _images(32)
+    right = int((network(PREPARE(images.pixels)).argmax(1) == images.labels).sum())
+    assert found[-1] == right >= 28.8
+    assert history[-1].validation_images == 10
+    # The same learning rates as without an end: only the end differs.
+    (tmp_path / "whole").mkdir()
+    _, whole = _until(tmp_path / "whole", until=None)
+    assert [e.train_loss for e in whole][: len(history)] == [e.train_loss for e in history]
+    assert len(whole) == 9
+
+
+def test_an_ended_training_that_resumes_stays_ended(tmp_path: Path) -> None:
+    # Killed between the last checkpoint and the stage's end, as at any other epoch's end.
+    network, history = _until(tmp_path)
+    again, resumed = _until(tmp_path)
+    assert resumed == history
+    assert _equal(network, again)
