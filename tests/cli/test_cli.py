@@ -252,7 +252,7 @@ def test_failures_inside_are_one_line_too(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("secateur.run.run", fail)
+    monkeypatch.setattr("secateur.pipeline.run.run", fail)
     found, line = _fails(capsys, monkeypatch, "run")
     assert found == code
     assert part in line
