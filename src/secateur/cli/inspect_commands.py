@@ -1,0 +1,114 @@
+"""Commands that read what is there: recipes, runs, networks and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli import options
+from secateur.console import say
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Inspect")
+def recipes() -> None:
+    """List the built-in recipes.
+
+    Cost: none.
+
+    Examples:
+        secateur recipes
+    """
+    from secateur.recipe import builtin_recipes, load_recipe
+
+    for name in builtin_recipes():
+        typer.echo(f"{name:<40}{load_recipe(name).description}")
+
+
+@app.command(rich_help_panel="Inspect")
+def show(
+    path: Annotated[Path, typer.Argument(help="A run, a stage, a recipe, or a file of either.")],
+) -> None:
+    """Describe a run, a stage or a file.
+
+    Cost: seconds.
+
+    Examples:
+        secateur show runs/quickstart-0123456789ab
+
+        secateur show runs/stages/quantize-0123456789ab/quantized.onnx
+    """
+    from secateur.cli.describe import describe
+
+    options.print_lines(describe(path))
+
+
+@app.command(rich_help_panel="Inspect")
+def groups(recipe: options.RecipeName = "quickstart", overrides: options.Overrides = None) -> None:
+    """List the channels that can be removed, what is removed with them, and what is protected.
+
+    Cost: seconds; needs neither data nor weights.
+
+    Examples:
+        secateur groups shufflenet_v2-fashionmnist-quick
+
+        secateur groups my.toml --set network.name=mobilenet_v2
+    """
+    from secateur.cli.describe import describe_groups
+
+    options.print_lines(describe_groups(recipe, overrides))
+
+
+@app.command(rich_help_panel="Inspect")
+def explain(
+    file: Annotated[Path, typer.Argument(help="An ONNX file, float or quantized.")],
+    threads: options.Threads = 2,
+    repeats: Annotated[int, typer.Option("--repeats", help="Runs that are timed.", min=1)] = 50,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", metavar="R", help="Image side, if the file leaves it open.", min=1),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All nodes, not the longest.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
+) -> None:
+    """Show where a file's time goes, what still runs in float, and which widths miss the kernel.
+
+    Cost: seconds; runs the file `--repeats` times on noise.
+
+    Examples:
+        secateur explain runs/stages/quantize-0123456789ab/quantized.onnx
+
+        secateur explain network.onnx --threads 1 --all
+
+        secateur explain network.onnx --json > network.json
+    """
+    from secateur.explain import explain as explain_file
+    from secateur.explain import render
+
+    explanation = explain_file(file, threads, repeats, size)
+    if json:
+        from json import dumps
+
+        typer.echo(dumps(explanation.to_dict(), indent=1))
+        return
+    options.show(render(explanation, everything))
+
+
+@app.command(rich_help_panel="Inspect")
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder, with records.jsonl in it.")],
+) -> None:
+    """Rewrite report.html and report.md from a run's records.
+
+    Cost: seconds.
+
+    Examples:
+        secateur report runs/quickstart-0123456789ab
+    """
+    from secateur.report import write_report
+
+    write_report(run)
+    say(f"report: {run / 'report.html'}")

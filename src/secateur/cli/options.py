@@ -1,0 +1,75 @@
+"""What several commands share: their options, and how they print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.errors import InterruptedByUserError
+from secateur.recipe import builtin_recipes
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    return [name for name in builtin_recipes() if name.startswith(incomplete)]
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="A built-in recipe (see `secateur recipes`) or the path of a .toml file.",
+        autocompletion=_complete_recipe,
+    ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Folder with the data set's files; only read. Default: $SECATEUR_DATA, or a download.",
+    ),
+]
+OutFolder = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder for stages, records and reports.")
+]
+OutFile = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Replaces the recipe's seed.", min=0)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. train.epochs=3."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Records on stdout, all else on stderr.")]
+Threads = Annotated[int, typer.Option("--threads", help="Threads inside one operator.", min=1)]
+
+
+def show(parts: Iterable[Any]) -> None:
+    """Print tables and lines, as wide as the terminal, or 160 columns into a file or pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    for part in parts:
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print each line on stdout."""
+    for line in lines:
+        typer.echo(line)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Turn Ctrl-C into an error that says the work can be resumed; typer only prints "Aborted!"."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedByUserError(
+            "interrupted", remedy="the same command resumes from the last checkpoint"
+        ) from None
