@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from secateur.cli.recipe_fields import nested_part, recipe_tables
 from secateur.errors import RecipeError
-from secateur.recipe import Augment, builtin_recipes, load_recipe, parse_recipe
+from secateur.recipe import Augment, Part, Recipe, builtin_recipes, load_recipe, parse_recipe
 
 
 def test_three_presets_for_each_network_and_data_set_and_overfitting() -> None:
@@ -114,3 +115,29 @@ def test_unreadable_recipes(tmp_path: Path) -> None:
     empty.write_text('name = "x"')
     with pytest.raises(RecipeError, match=r"recipe key data .* found nothing"):
         load_recipe(str(empty))
+
+
+def _parts(part: type[Part] = Recipe) -> list[type[Part]]:
+    inner = [
+        nested for info in part.model_fields.values() if (nested := nested_part(info.annotation))
+    ]
+    return [part, *(deeper for nested in inner for deeper in _parts(nested))]
+
+
+@pytest.mark.parametrize("part", _parts(), ids=lambda part: part.__name__)
+def test_every_field_has_a_description_of_one_sentence_or_two(part: type[Part]) -> None:
+    for name, info in part.model_fields.items():
+        assert info.description, f"{part.__name__}.{name} has no Field(description=...)"
+        assert info.description.endswith("."), f"{part.__name__}.{name}"
+        assert "\n" not in info.description
+        assert len(info.description) <= 160, f"{part.__name__}.{name}: {len(info.description)}"
+
+
+def test_fields_are_listed_with_range_and_default() -> None:
+    fields = {field.key: field for table in recipe_tables() for field in table.fields}
+    assert fields["train.epochs"].default == "required"
+    assert fields["train.epochs"].values == "integer ≥ 1"
+    assert fields["train.augment.crop"].values == "integer ≥ 0, ≤ 32"
+    assert fields["prune.fraction"].values == 'number ≥ 0, < 1 or `"scan"`'
+    assert fields["prune.target"].default == "none"
+    assert fields["quantize.bits"].default == "8"

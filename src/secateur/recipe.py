@@ -32,140 +32,188 @@ class Part(BaseModel):
 
 
 class Data(Part):
-    """Which images, and how they are split and scaled.
+    """The images, and how they are split and normalized.
 
-    ``validation`` is the fraction of the training set held out, stratified by class and drawn with
-    ``split_seed``. ``normalization`` is ``dataset`` (mean and standard deviation of the training
-    split, per channel) or ``half`` (to [-1, 1], as the published code does).
-
-    ``images`` of what is left for training are used, 0 for all, as many of each class as its share;
-    ``label_noise`` is the fraction of their labels that is replaced by another class. Both are
-    drawn with ``split_seed``; validation and test labels stay as they are.
+    Every draw uses ``split_seed`` and is stratified by class. Validation and test labels are never
+    changed.
     """
 
-    name: Literal["cifar10", "fashionmnist", "fashionmnist-mini", "folder"]
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    split_seed: int = 0
-    normalization: Literal["dataset", "half"] = "dataset"
-    images: Annotated[int, Field(ge=0)] = 0
-    label_noise: Fraction = 0.0
+    name: Literal["cifar10", "fashionmnist", "fashionmnist-mini", "folder"] = Field(
+        description="Data set; `folder` reads train/CLASS/* and test/CLASS/* below --data."
+    )
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Fraction of the training set held out for validation."
+    )
+    split_seed: int = Field(0, description="Seed of the split; independent of the training seed.")
+    normalization: Literal["dataset", "half"] = Field(
+        "dataset",
+        description="`dataset` uses the training split's mean and standard deviation per channel; "
+        "`half` maps pixels to [-1, 1].",
+    )
+    images: Annotated[int, Field(ge=0)] = Field(
+        0, description="Number of training images to use; 0 uses all."
+    )
+    label_noise: Fraction = Field(
+        0.0, description="Fraction of training labels replaced by another class."
+    )
 
 
 class Network(Part):
-    """A torchvision network and its geometry.
+    """A torchvision network and its geometry."""
 
-    ``stem``: ``paper`` is torchvision's own; ``stride1`` has a first convolution of stride 1;
-    ``cifar`` also keeps the next reduction at stride 1 (the max-pool of ShuffleNetV2 and the first
-    strided stage of MobileNetV2). ``resolution`` is the side of the square input in pixels.
-
-    Without ``dropout`` every dropout layer lets everything through. ``batch_norm``: ``identity``
-    fixes each batch-norm at mean 0, variance 1, weight 1, bias 0, and draws initial weights that
-    keep the signal's size without it; both as where the publication makes networks overfit.
-    """
-
-    name: Literal["mobilenet_v2", "shufflenet_v2_x1_0", "alexnet"]
-    stem: Literal["paper", "stride1", "cifar"] = "paper"
-    resolution: Annotated[int, Field(ge=8, le=1024)]
-    dropout: bool = True
-    batch_norm: Literal["batch", "identity"] = "batch"
+    name: Literal["mobilenet_v2", "shufflenet_v2_x1_0", "alexnet"] = Field(
+        description="Architecture, by torchvision's name."
+    )
+    stem: Literal["paper", "stride1", "cifar"] = Field(
+        "paper",
+        description="`paper` is torchvision's; `stride1` gives the first convolution stride 1; "
+        "`cifar` also keeps the next reduction at stride 1.",
+    )
+    resolution: Annotated[int, Field(ge=8, le=1024)] = Field(
+        description="Side of the square input in pixels."
+    )
+    dropout: bool = Field(True, description="Keep the network's dropout layers.")
+    batch_norm: Literal["batch", "identity"] = Field(
+        "batch",
+        description="`identity` fixes batch-norm at mean 0, variance 1, weight 1, bias 0, with "
+        "initial weights that keep the signal's size.",
+    )
 
 
 class Augment(Part):
-    """What is done to a training image: chances and pixels at the data set's own resolution.
+    """Augmentation of training images, at the data set's own resolution."""
 
-    ``flip`` mirrors each image with probability 1/2, ``crop`` shifts it by up to that many pixels
-    after padding with zeros, ``cutout`` blanks a square of that side.
-    """
-
-    flip: bool = False
-    crop: Annotated[int, Field(ge=0, le=32)] = 0
-    cutout: Annotated[int, Field(ge=0, le=128)] = 0
+    flip: bool = Field(False, description="Mirror each image with probability 1/2.")
+    crop: Annotated[int, Field(ge=0, le=32)] = Field(
+        0, description="Largest shift in pixels after zero padding; 0 disables it."
+    )
+    cutout: Annotated[int, Field(ge=0, le=128)] = Field(
+        0, description="Side in pixels of the square that is blanked; 0 disables it."
+    )
 
 
 class Train(Part):
-    """How a network is trained: stochastic gradient descent on cross-entropy.
+    """Training with stochastic gradient descent on cross-entropy."""
 
-    ``schedule``: ``one-cycle`` rises linearly over the fraction ``warmup`` of all steps and falls
-    linearly to zero; ``step`` multiplies by ``step_factor`` at each of ``milestones`` (fractions of
-    training); ``constant`` does neither. ``weight_decay`` applies to tensors of two or more
-    dimensions, or to all with ``decay_norms``. ``ema`` is the decay per step of the average that is
-    evaluated and kept, 0 for none.
-
-    ``until``: training ends after the first epoch with at least that percentage of all training
-    images right, in inference mode; the learning rate goes as if for ``epochs``. Retraining after
-    pruning knows no such end.
-    """
-
-    epochs: Count
-    batch_size: Count = 128
-    learning_rate: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = True
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    decay_norms: bool = False
-    schedule: Literal["one-cycle", "step", "constant"] = "one-cycle"
-    warmup: Fraction = 0.25
-    milestones: tuple[Fraction, ...] = ()
-    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    label_smoothing: Fraction = 0.0
-    ema: Fraction = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    augment: Augment = Augment()
-    until: Annotated[float, Field(gt=0, le=100)] | None = None
+    epochs: Count = Field(description="Number of epochs.")
+    batch_size: Count = Field(128, description="Images per step.")
+    learning_rate: Positive = Field(description="Peak learning rate.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum.")
+    nesterov: bool = Field(True, description="Use Nesterov momentum.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        5e-4, description="L2 penalty on tensors of two or more dimensions."
+    )
+    decay_norms: bool = Field(
+        False, description="Apply weight decay to biases and normalization parameters too."
+    )
+    schedule: Literal["one-cycle", "step", "constant"] = Field(
+        "one-cycle",
+        description="`one-cycle` rises linearly, then falls linearly to 0; `step` multiplies by "
+        "step_factor at each milestone.",
+    )
+    warmup: Fraction = Field(
+        0.25, description="Fraction of all steps in which the one-cycle schedule rises."
+    )
+    milestones: tuple[Fraction, ...] = Field(
+        (), description="Fractions of training at which the step schedule multiplies."
+    )
+    step_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="Factor of the step schedule."
+    )
+    label_smoothing: Fraction = Field(0.0, description="Label smoothing; 0 disables it.")
+    ema: Fraction = Field(
+        0.0,
+        description="Decay per step of the averaged weights, which are evaluated and kept; "
+        "0 disables averaging.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Arithmetic of the forward pass; `bf16` uses autocast."
+    )
+    augment: Augment = Field(Augment(), description="Augmentation of training images.")
+    until: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None,
+        description="Stop after the first epoch that classifies this percentage of the training "
+        "images correctly; not used in retraining.",
+    )
 
 
 class Scan(Part):
-    """How much can go without retraining: accuracy on validation against the fraction pruned.
+    """The pruning scan: accuracy on validation against the fraction pruned, without retraining."""
 
-    The network-wide scan uses every validation image; the per-layer scan ``images`` of them, evenly
-    spaced (0 for all), at ``layer_fractions``. The threshold is the largest fraction up to which
-    every point's loss of accuracy, at the upper end of its 95 % interval, is within ``tolerance``
-    (percentage points); ``threshold`` overrides it by hand.
-    """
-
-    fractions: tuple[Fraction, ...] = tuple(round(0.05 * i, 2) for i in range(1, 20))
-    layer_fractions: tuple[Fraction, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    images: Annotated[int, Field(ge=0)] = 2000
-    tolerance: Annotated[float, Field(gt=0, lt=100)] = 1.0
-    threshold: Fraction | None = None
+    fractions: tuple[Fraction, ...] = Field(
+        tuple(round(0.05 * i, 2) for i in range(1, 20)),
+        description="Fractions of the network-wide scan, on all validation images.",
+    )
+    layer_fractions: tuple[Fraction, ...] = Field(
+        (0.1, 0.3, 0.5, 0.7, 0.9), description="Fractions of the scan of single layers."
+    )
+    images: Annotated[int, Field(ge=0)] = Field(
+        2000, description="Validation images of the scan of single layers; 0 uses all."
+    )
+    tolerance: Annotated[float, Field(gt=0, lt=100)] = Field(
+        1.0,
+        description="Largest loss of accuracy in percentage points, at the upper end of its 95 % "
+        "interval, up to the threshold.",
+    )
+    threshold: Fraction | None = Field(
+        None, description="Fraction to prune; replaces the one that the scan chooses."
+    )
 
 
 class Prune(Part):
-    """Iterative pruning: rounds of masking and retraining, then removal.
+    """Iterative pruning: rounds of removing channels and retraining."""
 
-    ``fraction`` is what is gone at the end, of the channels that can go and of the weights in each
-    linear layer; ``"scan"`` takes the scan's threshold. ``objective`` with ``target`` removes
-    instead just as many channels as leave ``target`` of the network's ``macs`` or ``parameters``,
-    or of its ``latency`` on this machine, as a file of ``precision`` with ``bench.threads``.
-    Which ones: those of least ``importance``, the same fraction of every group (``local``, as
-    published), wherever they are (``global``), or from each group as much as its own scanned curve
-    allows for one common loss (``sensitivity``). ``linear``: hidden linear layers lose single
-    ``weights``, as published, or whole ``neurons``. Widths left are rounded up to a multiple of
-    ``round_to``.
-
-    ``schedule`` says how much is gone after each of ``rounds``: ``geometric`` removes the same
-    share of what is left each time, ``cubic`` most of it early, ``one-shot`` all of it in the
-    first. ``retrain``: ``finetune`` goes on at ``finetune_factor`` times the peak learning rate,
-    constant; ``rewind`` replays the whole learning-rate schedule from the trained weights;
-    ``reinit`` draws what remains anew, uniformly, and replays it. ``distill`` is the share of the
-    loss that is the divergence from the reference network's probabilities, 0 for labels alone.
-    """
-
-    fraction: Fraction | Literal["scan"] = "scan"
-    objective: Literal["macs", "parameters", "latency"] | None = None
-    target: Annotated[float, Field(gt=0, le=1)] | None = None
-    precision: Literal["int8", "fp32"] = "int8"
-    importance: Literal["l1", "l2", "batch_norm", "taylor", "random"] = "l2"
-    scope: Literal["local", "global", "sensitivity"] = "local"
-    linear: Literal["weights", "neurons"] = "weights"
-    schedule: Literal["geometric", "cubic", "one-shot"] = "geometric"
-    rounds: Count = 3
-    epochs: Count
-    retrain: Literal["finetune", "rewind", "reinit"] = "rewind"
-    learning_rate: Positive | None = None
-    finetune_factor: Annotated[float, Field(gt=0, le=1)] = 0.01
-    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
-    round_to: Literal[1, 4, 8, 16] = 8
+    fraction: Fraction | Literal["scan"] = Field(
+        "scan",
+        description="Fraction of prunable channels, and of linear weights, removed in the end; "
+        "`scan` uses the scan's threshold.",
+    )
+    objective: Literal["macs", "parameters", "latency"] | None = Field(
+        None, description="Cost that target refers to; without it, fraction decides."
+    )
+    target: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Fraction of the objective's cost to keep."
+    )
+    precision: Literal["int8", "fp32"] = Field(
+        "int8", description="Precision in which the latency objective is measured."
+    )
+    importance: Literal["l1", "l2", "batch_norm", "taylor", "random"] = Field(
+        "l2", description="Score of a channel; the lowest are removed first."
+    )
+    scope: Literal["local", "global", "sensitivity"] = Field(
+        "local",
+        description="`local` removes the same fraction of each group, `global` the lowest scores "
+        "anywhere, `sensitivity` what the scan allows for one common loss.",
+    )
+    linear: Literal["weights", "neurons"] = Field(
+        "weights", description="What hidden linear layers lose: single weights or neurons."
+    )
+    schedule: Literal["geometric", "cubic", "one-shot"] = Field(
+        "geometric",
+        description="`geometric` removes the same share of the rest in each round, `cubic` most "
+        "in the early rounds, `one-shot` all in the first.",
+    )
+    rounds: Count = Field(3, description="Rounds of pruning and retraining.")
+    epochs: Count = Field(description="Epochs of retraining in each round.")
+    retrain: Literal["finetune", "rewind", "reinit"] = Field(
+        "rewind",
+        description="`finetune` uses a small constant rate; `rewind` repeats the schedule from "
+        "the trained weights; `reinit` re-initializes the surviving weights.",
+    )
+    learning_rate: Positive | None = Field(
+        None, description="Peak rate of retraining; without it, that of [train]."
+    )
+    finetune_factor: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.01, description="Constant rate of finetune, as a fraction of the peak rate."
+    )
+    distill: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of the loss that is the divergence from the reference network's "
+        "probabilities; 0 disables distillation.",
+    )
+    round_to: Literal[1, 4, 8, 16] = Field(
+        8, description="Round remaining widths up to a multiple of this."
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Prune:
@@ -175,49 +223,63 @@ class Prune(Part):
 
 
 class Quantize(Part):
-    """Post-training quantization: activations to uint8 per tensor, weights to ``bits`` per channel.
+    """Quantization: uint8 activations per tensor, integer weights per output channel.
 
-    ``images`` training images, without their labels, calibrate the activation ranges: ``minmax``
-    takes the extremes seen, ``percentile`` the central ``percentile`` % of all values, ``mse`` and
-    ``entropy`` what loses least of either; ``auto`` tries all four and keeps the one of least
-    cross-entropy on ``scan_images`` validation images (0 for all).
-
-    ``bits``: 2 to 8 for every weight, or ``mixed``: each layer as many as the scan says it needs,
-    down to ``size`` of the weights' int8 bits, or else as few as lose at most ``tolerance``
-    percentage points on the same validation images. Without ``per_channel`` a weight has one scale
-    in all.
-
-    ``price`` lets bits and loss decide instead: how many nats a megabyte of weights may cost, 0 for
-    never mind. Each row of each weight gets the step, and each weight the integer, at which a bit
-    more no longer pays; the first layer, the last and depthwise ones stay at 8 bits. ``auto`` takes
-    the highest price at which the accuracy lost on ``scan_images`` validation images, at the upper
-    end of its 95 % interval, is within ``tolerance``.
-
-    ``saturation_free`` keeps int8 weights from overflowing 16 bits on processors without
-    VNNI. Depthwise layers are padded with zeros to whole blocks of ``block`` channels, on which
-    kernels are fast. ``equalize`` evens out the ranges of neighboring layers; ``rounding`` is to
-    ``nearest`` or ``adaptive`` to what the data shows; ``correct_bias`` takes the mean that
-    rounding adds out of every channel. ``auto`` for either (adaptive below 8 bits only) keeps what
-    has the least cross-entropy on the validation images. ``epochs`` of quantization-aware training
-    follow, with learned step sizes, one cycle to ``learning_rate``.
+    Calibration uses training images without labels. Choices between methods use validation.
     """
 
-    images: Count = 512
-    method: Literal["minmax", "percentile", "mse", "entropy", "auto"] = "minmax"
-    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
-    bits: Annotated[int, Field(ge=2, le=8)] | Literal["mixed"] = 8
-    size: Annotated[float, Field(gt=0, le=1)] | None = None
-    tolerance: Annotated[float, Field(gt=0, lt=100)] = 0.3
-    scan_images: Annotated[int, Field(ge=0)] = 1000
-    price: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
-    per_channel: bool = True
-    saturation_free: bool = True
-    block: Literal[1, 8, 16] = 16
-    equalize: bool = False
-    rounding: Literal["nearest", "adaptive", "auto"] = "auto"
-    correct_bias: bool | Literal["auto"] = "auto"
-    epochs: Annotated[int, Field(ge=0)] = 0
-    learning_rate: Positive = 0.005
+    images: Count = Field(512, description="Training images that calibrate activation ranges.")
+    method: Literal["minmax", "percentile", "mse", "entropy", "auto"] = Field(
+        "minmax",
+        description="Choice of activation ranges; `auto` tries all four and keeps the least "
+        "cross-entropy on validation.",
+    )
+    percentile: Annotated[float, Field(gt=50, le=100)] = Field(
+        99.99, description="Central percentage of values that the percentile method keeps."
+    )
+    bits: Annotated[int, Field(ge=2, le=8)] | Literal["mixed"] = Field(
+        8, description="Bits of each weight; `mixed` chooses them layer by layer."
+    )
+    size: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Size of mixed weights as a fraction of int8; replaces tolerance there."
+    )
+    tolerance: Annotated[float, Field(gt=0, lt=100)] = Field(
+        0.3, description="Largest loss in percentage points for mixed bits and automatic price."
+    )
+    scan_images: Annotated[int, Field(ge=0)] = Field(
+        1000, description="Validation images on which quantization chooses; 0 uses all."
+    )
+    price: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.0,
+        description="Rate-distortion price, nats of loss per megabyte of weights; 0 disables it, "
+        "`auto` takes the highest within tolerance.",
+    )
+    per_channel: bool = Field(
+        True, description="One scale per output channel; otherwise one per weight tensor."
+    )
+    saturation_free: bool = Field(
+        True, description="Limit int8 weights so that 16-bit kernels cannot saturate."
+    )
+    block: Literal[1, 8, 16] = Field(
+        16, description="Pad depthwise layers with zero channels to a multiple of this."
+    )
+    equalize: bool = Field(False, description="Equalize the ranges of neighboring layers.")
+    rounding: Literal["nearest", "adaptive", "auto"] = Field(
+        "auto",
+        description="Rounding of weights; `auto` tries adaptive rounding below 8 bits and keeps "
+        "the better on validation.",
+    )
+    correct_bias: bool | Literal["auto"] = Field(
+        "auto",
+        description="Subtract the mean error of each channel from its bias; `auto` keeps it "
+        "if validation improves.",
+    )
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        0, description="Epochs of quantization-aware training with learned step sizes."
+    )
+    learning_rate: Positive = Field(
+        0.005, description="Peak rate of quantization-aware training, one cycle."
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Quantize:
@@ -229,40 +291,44 @@ class Quantize(Part):
 
 
 class Bench(Part):
-    """How files are run: by ``runtime``, with ``threads`` threads.
+    """Measurement of files: accuracy on the test images, and latency of one image."""
 
-    Latency is that of batch 1, variants taking turns. OpenVINO is an extra, and reads the same
-    files.
-    """
-
-    runtime: Literal["onnxruntime", "openvino"] = "onnxruntime"
-    threads: Count = 2
-    warmup: Count = 20
-    repeats: Count = 200
+    runtime: Literal["onnxruntime", "openvino"] = Field(
+        "onnxruntime", description="Runtime of the files; `openvino` is an extra."
+    )
+    threads: Count = Field(2, description="Threads inside one operator.")
+    warmup: Count = Field(20, description="Turns before timing starts.")
+    repeats: Count = Field(200, description="Timed turns of each file; files take turns.")
 
 
 class Recipe(Part):
     """Everything that decides a result."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-    description: str = ""
-    preset: Literal["paper", "fast", "quick", "custom"] = "custom"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    data: Data
-    network: Network
-    train: Train
-    scan: Scan = Scan()
-    prune: Prune
-    quantize: Quantize = Quantize()
-    bench: Bench = Bench()
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = Field(
+        description="Name of the run's folder; not part of the id."
+    )
+    description: str = Field("", description="A line for people; not part of the id.")
+    preset: Literal["paper", "fast", "quick", "custom"] = Field(
+        "custom", description="Family of built-in recipes; not part of the id."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Seed of initial weights, batches, augmentation and pruning."
+    )
+    data: Data = Field(description="The images.")
+    network: Network = Field(description="The network.")
+    train: Train = Field(description="Training of the reference network.")
+    scan: Scan = Field(Scan(), description="The pruning scan.")
+    prune: Prune = Field(description="Pruning and retraining.")
+    quantize: Quantize = Field(Quantize(), description="Quantization.")
+    bench: Bench = Field(Bench(), description="Measurement.")
 
     @property
     def id(self) -> str:
-        """Content id of the recipe: 12 hexadecimal digits; name and description do not count."""
-        said = self.model_dump(
+        """Content id of the recipe: 12 hexadecimal digits; names and descriptions do not count."""
+        values = self.model_dump(
             mode="json", exclude_defaults=True, exclude={"name", "description", "preset"}
         )
-        return content_id(said)
+        return content_id(values)
 
     @property
     def geometry(self) -> str:
@@ -316,14 +382,14 @@ def load_recipe(name: str, overrides: list[str] | None = None, seed: int | None 
             + "give a path ending in .toml or list the built-in ones with `secateur recipes`",
         )
     try:
-        said = tomllib.loads(text)
+        values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError("not a TOML file", where=where, found=error) from error
     for override in overrides or []:
-        _override(said, override)
+        _override(values, override)
     if seed is not None:
-        said["seed"] = seed
-    return _validate(said, where)
+        values["seed"] = seed
+    return _validate(values, where)
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
@@ -334,24 +400,24 @@ def parse_recipe(text: str, where: str) -> Recipe:
         raise RecipeError("not a TOML file", where=where, found=error) from error
 
 
-def _override(said: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> None:
     key, sign, value = override.partition("=")
     if not sign or not key.strip():
         raise RecipeError("cannot read --set", found=repr(override), expected="key=value")
     *parents, leaf = key.strip().split(".")
     for parent in parents:
-        said = said.setdefault(parent, {})
-        if not isinstance(said, dict):
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
             raise RecipeError("cannot read --set", where=key, found=f"{parent} is not a table")
     try:
-        said[leaf] = tomllib.loads(f"v = {value}")["v"]
+        values[leaf] = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
-        said[leaf] = value.strip()
+        values[leaf] = value.strip()
 
 
-def _validate(said: dict[str, Any], where: str) -> Recipe:
+def _validate(values: dict[str, Any], where: str) -> Recipe:
     try:
-        return Recipe.model_validate(said)
+        return Recipe.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         path = [str(part) for part in problem["loc"]]

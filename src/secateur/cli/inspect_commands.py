@@ -14,14 +14,23 @@ app = typer.Typer()
 
 
 @app.command(rich_help_panel="Inspect")
-def recipes() -> None:
-    """List the built-in recipes.
+def recipes(
+    fields: Annotated[bool, typer.Option("--fields", help="List the fields of a recipe.")] = False,
+) -> None:
+    """List the built-in recipes, or every field of a recipe with its values and default.
 
     Cost: none.
 
     Examples:
         secateur recipes
+
+        secateur recipes --fields
     """
+    if fields:
+        from secateur.cli.recipe_fields import recipe_lines
+
+        options.print_lines(recipe_lines())
+        return
     from secateur.recipe import builtin_recipes, load_recipe
 
     for name in builtin_recipes():
