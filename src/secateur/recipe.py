@@ -42,19 +42,21 @@ class Data(Part):
         description="Data set; `folder` reads train/CLASS/* and test/CLASS/* below --data."
     )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Fraction of the training set held out for validation."
+        default=0.2, description="Fraction of the training set held out for validation."
     )
-    split_seed: int = Field(0, description="Seed of the split; independent of the training seed.")
+    split_seed: int = Field(
+        default=0, description="Seed of the split; independent of the training seed."
+    )
     normalization: Literal["dataset", "half"] = Field(
-        "dataset",
+        default="dataset",
         description="`dataset` uses the training split's mean and standard deviation per channel; "
         "`half` maps pixels to [-1, 1].",
     )
     images: Annotated[int, Field(ge=0)] = Field(
-        0, description="Number of training images to use; 0 uses all."
+        default=0, description="Number of training images to use; 0 uses all."
     )
     label_noise: Fraction = Field(
-        0.0, description="Fraction of training labels replaced by another class."
+        default=0.0, description="Fraction of training labels replaced by another class."
     )
 
 
@@ -65,16 +67,16 @@ class Network(Part):
         description="Architecture, by torchvision's name."
     )
     stem: Literal["paper", "stride1", "cifar"] = Field(
-        "paper",
+        default="paper",
         description="`paper` is torchvision's; `stride1` gives the first convolution stride 1; "
         "`cifar` also keeps the next reduction at stride 1.",
     )
     resolution: Annotated[int, Field(ge=8, le=1024)] = Field(
         description="Side of the square input in pixels."
     )
-    dropout: bool = Field(True, description="Keep the network's dropout layers.")
+    dropout: bool = Field(default=True, description="Keep the network's dropout layers.")
     batch_norm: Literal["batch", "identity"] = Field(
-        "batch",
+        default="batch",
         description="`identity` fixes batch-norm at mean 0, variance 1, weight 1, bias 0, with "
         "initial weights that keep the signal's size.",
     )
@@ -83,12 +85,12 @@ class Network(Part):
 class Augment(Part):
     """Augmentation of training images, at the data set's own resolution."""
 
-    flip: bool = Field(False, description="Mirror each image with probability 1/2.")
+    flip: bool = Field(default=False, description="Mirror each image with probability 1/2.")
     crop: Annotated[int, Field(ge=0, le=32)] = Field(
-        0, description="Largest shift in pixels after zero padding; 0 disables it."
+        default=0, description="Largest shift in pixels after zero padding; 0 disables it."
     )
     cutout: Annotated[int, Field(ge=0, le=128)] = Field(
-        0, description="Side in pixels of the square that is blanked; 0 disables it."
+        default=0, description="Side in pixels of the square that is blanked; 0 disables it."
     )
 
 
@@ -96,42 +98,42 @@ class Train(Part):
     """Training with stochastic gradient descent on cross-entropy."""
 
     epochs: Count = Field(description="Number of epochs.")
-    batch_size: Count = Field(128, description="Images per step.")
+    batch_size: Count = Field(default=128, description="Images per step.")
     learning_rate: Positive = Field(description="Peak learning rate.")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum.")
-    nesterov: bool = Field(True, description="Use Nesterov momentum.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Momentum.")
+    nesterov: bool = Field(default=True, description="Use Nesterov momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        5e-4, description="L2 penalty on tensors of two or more dimensions."
+        default=5e-4, description="L2 penalty on tensors of two or more dimensions."
     )
     decay_norms: bool = Field(
-        False, description="Apply weight decay to biases and normalization parameters too."
+        default=False, description="Apply weight decay to biases and normalization parameters too."
     )
     schedule: Literal["one-cycle", "step", "constant"] = Field(
-        "one-cycle",
+        default="one-cycle",
         description="`one-cycle` rises linearly, then falls linearly to 0; `step` multiplies by "
         "step_factor at each milestone.",
     )
     warmup: Fraction = Field(
-        0.25, description="Fraction of all steps in which the one-cycle schedule rises."
+        default=0.25, description="Fraction of all steps in which the one-cycle schedule rises."
     )
     milestones: tuple[Fraction, ...] = Field(
-        (), description="Fractions of training at which the step schedule multiplies."
+        default=(), description="Fractions of training at which the step schedule multiplies."
     )
     step_factor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="Factor of the step schedule."
+        default=0.1, description="Factor of the step schedule."
     )
-    label_smoothing: Fraction = Field(0.0, description="Label smoothing; 0 disables it.")
+    label_smoothing: Fraction = Field(default=0.0, description="Label smoothing; 0 disables it.")
     ema: Fraction = Field(
-        0.0,
+        default=0.0,
         description="Decay per step of the averaged weights, which are evaluated and kept; "
         "0 disables averaging.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Arithmetic of the forward pass; `bf16` uses autocast."
+        default="fp32", description="Arithmetic of the forward pass; `bf16` uses autocast."
     )
-    augment: Augment = Field(Augment(), description="Augmentation of training images.")
+    augment: Augment = Field(default=Augment(), description="Augmentation of training images.")
     until: Annotated[float, Field(gt=0, le=100)] | None = Field(
-        None,
+        default=None,
         description="Stop after the first epoch that classifies this percentage of the training "
         "images correctly; not used in retraining.",
     )
@@ -141,22 +143,22 @@ class Scan(Part):
     """The pruning scan: accuracy on validation against the fraction pruned, without retraining."""
 
     fractions: tuple[Fraction, ...] = Field(
-        tuple(round(0.05 * i, 2) for i in range(1, 20)),
+        default=tuple(round(0.05 * i, 2) for i in range(1, 20)),
         description="Fractions of the network-wide scan, on all validation images.",
     )
     layer_fractions: tuple[Fraction, ...] = Field(
-        (0.1, 0.3, 0.5, 0.7, 0.9), description="Fractions of the scan of single layers."
+        default=(0.1, 0.3, 0.5, 0.7, 0.9), description="Fractions of the scan of single layers."
     )
     images: Annotated[int, Field(ge=0)] = Field(
-        2000, description="Validation images of the scan of single layers; 0 uses all."
+        default=2000, description="Validation images of the scan of single layers; 0 uses all."
     )
     tolerance: Annotated[float, Field(gt=0, lt=100)] = Field(
-        1.0,
+        default=1.0,
         description="Largest loss of accuracy in percentage points, at the upper end of its 95 % "
         "interval, up to the threshold.",
     )
     threshold: Fraction | None = Field(
-        None, description="Fraction to prune; replaces the one that the scan chooses."
+        default=None, description="Fraction to prune; replaces the one that the scan chooses."
     )
 
 
@@ -164,55 +166,55 @@ class Prune(Part):
     """Iterative pruning: rounds of removing channels and retraining."""
 
     fraction: Fraction | Literal["scan"] = Field(
-        "scan",
+        default="scan",
         description="Fraction of prunable channels, and of linear weights, removed in the end; "
         "`scan` uses the scan's threshold.",
     )
     objective: Literal["macs", "parameters", "latency"] | None = Field(
-        None, description="Cost that target refers to; without it, fraction decides."
+        default=None, description="Cost that target refers to; without it, fraction decides."
     )
     target: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Fraction of the objective's cost to keep."
+        default=None, description="Fraction of the objective's cost to keep."
     )
     precision: Literal["int8", "fp32"] = Field(
-        "int8", description="Precision in which the latency objective is measured."
+        default="int8", description="Precision in which the latency objective is measured."
     )
     importance: Literal["l1", "l2", "batch_norm", "taylor", "random"] = Field(
-        "l2", description="Score of a channel; the lowest are removed first."
+        default="l2", description="Score of a channel; the lowest are removed first."
     )
     scope: Literal["local", "global", "sensitivity"] = Field(
-        "local",
+        default="local",
         description="`local` removes the same fraction of each group, `global` the lowest scores "
         "anywhere, `sensitivity` what the scan allows for one common loss.",
     )
     linear: Literal["weights", "neurons"] = Field(
-        "weights", description="What hidden linear layers lose: single weights or neurons."
+        default="weights", description="What hidden linear layers lose: single weights or neurons."
     )
     schedule: Literal["geometric", "cubic", "one-shot"] = Field(
-        "geometric",
+        default="geometric",
         description="`geometric` removes the same share of the rest in each round, `cubic` most "
         "in the early rounds, `one-shot` all in the first.",
     )
-    rounds: Count = Field(3, description="Rounds of pruning and retraining.")
+    rounds: Count = Field(default=3, description="Rounds of pruning and retraining.")
     epochs: Count = Field(description="Epochs of retraining in each round.")
     retrain: Literal["finetune", "rewind", "reinit"] = Field(
-        "rewind",
+        default="rewind",
         description="`finetune` uses a small constant rate; `rewind` repeats the schedule from "
         "the trained weights; `reinit` re-initializes the surviving weights.",
     )
     learning_rate: Positive | None = Field(
-        None, description="Peak rate of retraining; without it, that of [train]."
+        default=None, description="Peak rate of retraining; without it, that of [train]."
     )
     finetune_factor: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.01, description="Constant rate of finetune, as a fraction of the peak rate."
+        default=0.01, description="Constant rate of finetune, as a fraction of the peak rate."
     )
     distill: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0,
+        default=0.0,
         description="Share of the loss that is the divergence from the reference network's "
         "probabilities; 0 disables distillation.",
     )
     round_to: Literal[1, 4, 8, 16] = Field(
-        8, description="Round remaining widths up to a multiple of this."
+        default=8, description="Round remaining widths up to a multiple of this."
     )
 
     @model_validator(mode="after")
@@ -228,57 +230,61 @@ class Quantize(Part):
     Calibration uses training images without labels. Choices between methods use validation.
     """
 
-    images: Count = Field(512, description="Training images that calibrate activation ranges.")
+    images: Count = Field(
+        default=512, description="Training images that calibrate activation ranges."
+    )
     method: Literal["minmax", "percentile", "mse", "entropy", "auto"] = Field(
-        "minmax",
+        default="minmax",
         description="Choice of activation ranges; `auto` tries all four and keeps the least "
         "cross-entropy on validation.",
     )
     percentile: Annotated[float, Field(gt=50, le=100)] = Field(
-        99.99, description="Central percentage of values that the percentile method keeps."
+        default=99.99, description="Central percentage of values that the percentile method keeps."
     )
     bits: Annotated[int, Field(ge=2, le=8)] | Literal["mixed"] = Field(
-        8, description="Bits of each weight; `mixed` chooses them layer by layer."
+        default=8, description="Bits of each weight; `mixed` chooses them layer by layer."
     )
     size: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Size of mixed weights as a fraction of int8; replaces tolerance there."
+        default=None,
+        description="Size of mixed weights as a fraction of int8; replaces tolerance there.",
     )
     tolerance: Annotated[float, Field(gt=0, lt=100)] = Field(
-        0.3, description="Largest loss in percentage points for mixed bits and automatic price."
+        default=0.3,
+        description="Largest loss in percentage points for mixed bits and automatic price.",
     )
     scan_images: Annotated[int, Field(ge=0)] = Field(
-        1000, description="Validation images on which quantization chooses; 0 uses all."
+        default=1000, description="Validation images on which quantization chooses; 0 uses all."
     )
     price: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        0.0,
+        default=0.0,
         description="Rate-distortion price, nats of loss per megabyte of weights; 0 disables it, "
         "`auto` takes the highest within tolerance.",
     )
     per_channel: bool = Field(
-        True, description="One scale per output channel; otherwise one per weight tensor."
+        default=True, description="One scale per output channel; otherwise one per weight tensor."
     )
     saturation_free: bool = Field(
-        True, description="Limit int8 weights so that 16-bit kernels cannot saturate."
+        default=True, description="Limit int8 weights so that 16-bit kernels cannot saturate."
     )
     block: Literal[1, 8, 16] = Field(
-        16, description="Pad depthwise layers with zero channels to a multiple of this."
+        default=16, description="Pad depthwise layers with zero channels to a multiple of this."
     )
-    equalize: bool = Field(False, description="Equalize the ranges of neighboring layers.")
+    equalize: bool = Field(default=False, description="Equalize the ranges of neighboring layers.")
     rounding: Literal["nearest", "adaptive", "auto"] = Field(
-        "auto",
+        default="auto",
         description="Rounding of weights; `auto` tries adaptive rounding below 8 bits and keeps "
         "the better on validation.",
     )
     correct_bias: bool | Literal["auto"] = Field(
-        "auto",
+        default="auto",
         description="Subtract the mean error of each channel from its bias; `auto` keeps it "
         "if validation improves.",
     )
     epochs: Annotated[int, Field(ge=0)] = Field(
-        0, description="Epochs of quantization-aware training with learned step sizes."
+        default=0, description="Epochs of quantization-aware training with learned step sizes."
     )
     learning_rate: Positive = Field(
-        0.005, description="Peak rate of quantization-aware training, one cycle."
+        default=0.005, description="Peak rate of quantization-aware training, one cycle."
     )
 
     @model_validator(mode="after")
@@ -294,11 +300,11 @@ class Bench(Part):
     """Measurement of files: accuracy on the test images, and latency of one image."""
 
     runtime: Literal["onnxruntime", "openvino"] = Field(
-        "onnxruntime", description="Runtime of the files; `openvino` is an extra."
+        default="onnxruntime", description="Runtime of the files; `openvino` is an extra."
     )
-    threads: Count = Field(2, description="Threads inside one operator.")
-    warmup: Count = Field(20, description="Turns before timing starts.")
-    repeats: Count = Field(200, description="Timed turns of each file; files take turns.")
+    threads: Count = Field(default=2, description="Threads inside one operator.")
+    warmup: Count = Field(default=20, description="Turns before timing starts.")
+    repeats: Count = Field(default=200, description="Timed turns of each file; files take turns.")
 
 
 class Recipe(Part):
@@ -307,20 +313,20 @@ class Recipe(Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = Field(
         description="Name of the run's folder; not part of the id."
     )
-    description: str = Field("", description="A line for people; not part of the id.")
+    description: str = Field(default="", description="A line for people; not part of the id.")
     preset: Literal["paper", "fast", "quick", "custom"] = Field(
-        "custom", description="Family of built-in recipes; not part of the id."
+        default="custom", description="Family of built-in recipes; not part of the id."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        0, description="Seed of initial weights, batches, augmentation and pruning."
+        default=0, description="Seed of initial weights, batches, augmentation and pruning."
     )
     data: Data = Field(description="The images.")
     network: Network = Field(description="The network.")
     train: Train = Field(description="Training of the reference network.")
-    scan: Scan = Field(Scan(), description="The pruning scan.")
+    scan: Scan = Field(default=Scan(), description="The pruning scan.")
     prune: Prune = Field(description="Pruning and retraining.")
-    quantize: Quantize = Field(Quantize(), description="Quantization.")
-    bench: Bench = Field(Bench(), description="Measurement.")
+    quantize: Quantize = Field(default=Quantize(), description="Quantization.")
+    bench: Bench = Field(default=Bench(), description="Measurement.")
 
     @property
     def id(self) -> str:
