@@ -61,11 +61,11 @@ def verify(path: Path, data: Path | None = None) -> Verified:
             expected=network.about["data"]["test_sha256"],
             found=test.fingerprint,
         )
-    pixels, labels = test.pixels.numpy(), test.labels.numpy()
+    labels = test.labels.numpy()
     right = 0
     with progress("test set", len(labels)) as tick:
         for start in range(0, len(labels), _BATCH):
-            decided = network(pixels[start : start + _BATCH]).argmax(axis=1)
+            decided = network(test.pixels[start : start + _BATCH].numpy()).argmax(axis=1)
             right += int(np.sum(decided == labels[start : start + _BATCH]))
             tick.advance(len(decided))
     if abs(right - recorded[0]) > TOLERATED * recorded[1]:

@@ -1,4 +1,4 @@
-"""Images in memory as uint8, made ready for a network batch by batch."""
+"""Images as uint8, in memory or in a mapped file, prepared for a network batch by batch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,65 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur import recipe
+from secateur.imaging import Preparation
+
+
+class MappedPixels:
+    """Images in a file, uint8 (N, C, S, S): indexed as a tensor is, and read when indexed.
+
+    Args:
+        stored: A tensor whose memory is the mapped file.
+        order: Indices into ``stored``, int64 (N,); None for all in order.
+        device: Where indexing puts the images that it reads.
+    """
+
+    def __init__(
+        self, stored: Tensor, order: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self._stored, self._order, self.device = stored, order, torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self._stored if self._order is None else self._order)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, S, S)."""
+        return torch.Size((len(self), *self._stored.shape[1:]))
+
+    def __getitem__(self, chosen: slice | Tensor) -> Tensor:
+        """Read some images: uint8 on :attr:`device`."""
+        if isinstance(chosen, Tensor):
+            chosen = chosen.cpu()
+        if self._order is not None:
+            chosen = self._order[chosen]
+        return self._stored[chosen].to(self.device)
+
+    def select(self, indices: Tensor) -> MappedPixels:
+        """Some of the images, in the order of ``indices``; none is read."""
+        indices = indices.cpu()
+        order = indices if self._order is None else self._order[indices]
+        return MappedPixels(self._stored, order, self.device)
+
+    def to(self, device: torch.device) -> MappedPixels:
+        """The same images, which indexing puts on ``device``; none is read."""
+        return MappedPixels(self._stored, self._order, device)
+
+
+Pixels = Tensor | MappedPixels
+"""Images that are indexed by a slice or by an int64 tensor."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images with their labels.
+    """Images with their labels, in memory or in a mapped file.
 
     Attributes:
-        pixels: uint8 tensor of shape (N, C, H, W).
+        pixels: uint8 of shape (N, C, H, W): a tensor, or :class:`MappedPixels`.
         labels: int64 tensor of shape (N,), each in [0, classes).
         classes: Class names in the order of the labels.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     labels: Tensor
     classes: tuple[str, ...]
 
@@ -34,6 +80,8 @@ class Images:
 
     def take(self, indices: Tensor) -> Images:
         """Return the images at ``indices``, an int64 tensor, in that order."""
+        if isinstance(self.pixels, MappedPixels):
+            return Images(self.pixels.select(indices), self.labels[indices], self.classes)
         return Images(self.pixels[indices], self.labels[indices], self.classes)
 
     def spread(self, count: int) -> Images:
@@ -52,36 +100,23 @@ class Images:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over pixels and labels, as hexadecimal digits."""
-        digest = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
-        digest.update(self.pixels.cpu().contiguous().numpy().tobytes())
-        digest.update(self.labels.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """SHA-256 over shape, pixels and labels, as hexadecimal digits."""
+        return fingerprint_of(self.pixels, self.labels)
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """What stands between stored pixels and the network: resize, then normalize.
+def fingerprint_of(pixels: Pixels, labels: Tensor) -> str:
+    """SHA-256 over shape, pixels and labels, as hexadecimal digits."""
+    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
+    for some in chunks(pixels):
+        digest.update(some.cpu().contiguous().numpy().data)
+    digest.update(labels.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
-    Attributes:
-        mean: Per channel, in units of [0, 1].
-        std: Per channel, in units of [0, 1].
-        resolution: Side in pixels of the square the network takes.
-    """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resolution: int
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Turn uint8 (N, C, H, W) into normalized float32 (N, C, R, R), channels last."""
-        images = pixels.float().div_(255)
-        if images.shape[-2:] != (self.resolution, self.resolution):
-            side = (self.resolution, self.resolution)
-            images = F.interpolate(images, size=side, mode="bilinear", antialias=True)
-        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
-        std = images.new_tensor(self.std).view(1, -1, 1, 1)
-        return images.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+def chunks(pixels: Pixels, size: int = 1024) -> Iterator[Tensor]:
+    """Yield all images in order, ``size`` at a time: uint8 (n, C, H, W)."""
+    for start in range(0, len(pixels), size):
+        yield pixels[start : start + size]
 
 
 def augment(pixels: Tensor, config: recipe.Augment, generator: torch.Generator) -> Tensor:

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from secateur.data.images import Images
+from secateur.data.images import Images, chunks
 from secateur.errors import DataError
 
 
-def split(labels: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split into training and validation, class by class.
+def split(
+    labels: Tensor, fraction: float, seed: int, classes: Sequence[str] = ()
+) -> tuple[Tensor, Tensor]:
+    """Split in two, class by class.
 
     Args:
         labels: int64, shape (N,).
-        validation: Fraction of each class that is held out, rounded, at least one image.
+        fraction: Of each class, what goes into the second part: rounded, at least one image.
         seed: Decides which.
+        classes: Class names for the error; without them it says the label.
 
     Returns:
-        Two sorted, disjoint int64 tensors of indices: training, validation.
+        Two sorted, disjoint int64 tensors of indices: what is kept, what is drawn.
 
     Raises:
         DataError: A class has fewer than two images.
     """
     generator = torch.Generator().manual_seed(seed)
-    training, held = [], []
+    kept, drawn = [], []
     for label in labels.unique().tolist():
         members = torch.where(labels == label)[0]
         if len(members) < 2:
             raise DataError(
                 "too few images to split",
-                where=f"class {label}",
-                expected="at least 2 training images",
+                where=f"class {classes[label] if classes else label}",
+                expected="at least 2 images",
                 found=len(members),
             )
         order = members[torch.randperm(len(members), generator=generator)]
-        count = min(max(1, round(validation * len(members))), len(members) - 1)
-        held.append(order[:count])
-        training.append(order[count:])
-    return torch.cat(training).sort().values, torch.cat(held).sort().values
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        drawn.append(order[:count])
+        kept.append(order[count:])
+    return torch.cat(kept).sort().values, torch.cat(drawn).sort().values
 
 
 def draw(labels: Tensor, count: int, seed: int) -> Tensor:
@@ -118,9 +123,11 @@ def normalization(images: Images, kind: str) -> tuple[tuple[float, ...], tuple[f
     channels = images.pixels.shape[1]
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels
-    values = images.pixels.transpose(0, 1).reshape(channels, -1)
     # A histogram is exact, needs no float copy of the set, and is the same on every device.
-    counts = torch.stack([torch.bincount(row.long(), minlength=256) for row in values]).double()
+    counts = torch.zeros(channels, 256, dtype=torch.float64, device=images.labels.device)
+    for some in chunks(images.pixels):
+        values = some.transpose(0, 1).reshape(channels, -1)
+        counts += torch.stack([torch.bincount(row.long(), minlength=256) for row in values])
     level = torch.arange(256, dtype=torch.float64, device=counts.device) / 255
     mean = (counts * level).sum(1) / counts.sum(1)
     variance = (counts * (level - mean.unsqueeze(1)) ** 2).sum(1) / counts.sum(1)

@@ -119,7 +119,7 @@ class Pipeline(Pruning):
         training, _ = self.parts
         generator = torch.Generator().manual_seed(self.recipe.seed)
         chosen = torch.randperm(len(training), generator=generator)[: config.images]
-        images = self.prepare(training.take(chosen.to(self.device)).pixels).contiguous().cpu()
+        images = self.prepare(training.take(chosen.to(self.device)).pixels[:]).contiguous().cpu()
         if config.bits == "mixed":
             scanned = self.scan_bits.json("scan_bits.json")
             points = [BitPoint.from_dict(point) for point in scanned]

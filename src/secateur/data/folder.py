@@ -1,0 +1,143 @@
+"""A folder of images as data: listed, compared, split, decoded.
+
+    folder = load_folder(Path("images"), prepare, validation=0.2, seed=0)
+    folder.training, folder.validation     # Images: pixels, labels, classes, take, spread
+    folder.test                            # Images, decoded when it is first asked for
+    folder.classes, folder.report          # names; lines that say what there is, what was skipped
+
+Which images are which part (see :mod:`secateur.data.listing` for the two layouts):
+
+| folders | training | validation | test |
+|---|---|---|---|
+| train, val, test | train | val | test |
+| train, test | train less a part drawn by seed | that part | test |
+| train, val | train less a part drawn by seed | that part | val |
+| train, or classes alone | what two draws by seed leave | the second draw | the first |
+
+So validation, on which everything is chosen, is never the part that is opened once at the end.
+
+Pixels are the squares of side ``prepare.side`` that ``prepare.fit`` makes; ``prepare(pixels)``
+turns them into the input. Sets of more than ``memory`` bytes are decoded once into a file and
+mapped (:mod:`secateur.data.pixel_store`); their ``Images`` have the same interface.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from secateur.data.images import Images
+from secateur.data.listing import list_folder
+from secateur.data.pixel_store import MEMORY_LIMIT, ImageFiles, load_pixels
+from secateur.data.splits import split
+from secateur.imaging import PIXEL_LIMIT, Preparation
+
+
+class Folder:
+    """A folder of images; made by :func:`load_folder`.
+
+    Attributes:
+        listing: The files of each part, and what was skipped.
+        classes: Class names in the order of the labels.
+        report: Lines that say what there is, and what was skipped.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        preparation: Preparation,
+        *,
+        validation: float,
+        test: float,
+        seed: int,
+        max_pixels: int,
+        memory: int,
+        cache: Path | None,
+    ) -> None:
+        self.listing = list_folder(root)
+        self.classes, self.report = self.listing.classes, tuple(self.listing.report())
+        self._preparation, self._max_pixels = preparation, max_pixels
+        self._memory, self._cache = memory, cache
+        parts = self.listing.files
+        train, last = parts["train"], parts.get("test") or parts.get("val")
+        if last is None:
+            kept, drawn = split(_labels(train), test, seed, self.classes)
+            train, last = _at(train, kept), _at(train, drawn)
+        if "val" in parts and "test" in parts:
+            self._files = train + parts["val"]
+            self.split = torch.arange(len(train)), torch.arange(len(train), len(self._files))
+        else:
+            self._files = train
+            self.split = split(_labels(train), validation, seed, self.classes)
+        self._test_files = last
+
+    @cached_property
+    def source(self) -> Images:
+        """Training and validation images; :attr:`split` holds the indices of each."""
+        return self._load(self._files)[0]
+
+    @cached_property
+    def training(self) -> Images:
+        """Images to train on."""
+        return self.source.take(self.split[0])
+
+    @cached_property
+    def validation(self) -> Images:
+        """Images to choose by."""
+        return self.source.take(self.split[1])
+
+    @cached_property
+    def test(self) -> Images:
+        """Images that are opened once, at the end."""
+        return self._load(self._test_files)[0]
+
+    def _load(self, files: list[tuple[Path, int]]) -> tuple[Images, str]:
+        listed = ImageFiles(self.listing.root, files, self._preparation, self._max_pixels)
+        pixels, fingerprint = load_pixels(listed, self._memory, self._cache)
+        return Images(pixels, listed.labels, self.classes), fingerprint
+
+
+def load_folder(
+    root: Path,
+    preparation: Preparation,
+    *,
+    validation: float = 0.2,
+    test: float = 0.2,
+    seed: int = 0,
+    max_pixels: int = PIXEL_LIMIT,
+    memory: int = MEMORY_LIMIT,
+    cache: Path | None = None,
+) -> Folder:
+    """List a folder of images and split it; nothing is decoded before it is asked for.
+
+    Args:
+        root: ``train/``, ``val/``, ``test/`` with a folder for each class, or one level of classes.
+        preparation: How images become squares; mean and standard deviation are not used.
+        validation: Fraction of each class that is drawn for validation where there is no part for
+            it, in (0, 1).
+        test: Fraction of each class that is drawn for test where there is no part for it, in
+            (0, 1).
+        seed: Decides which are drawn.
+        max_pixels: Largest width times height of a file.
+        memory: Bytes up to which decoded images are kept in memory.
+        cache: Folder for decoded images that are more; None for the user's cache.
+
+    Raises:
+        DataError: The folder, a class or (once decoded) an image does not fit; the message names
+            it.
+    """
+    return Folder(
+        root, preparation, validation=validation, test=test, seed=seed, max_pixels=max_pixels,
+        memory=memory, cache=cache,
+    )  # fmt: skip
+
+
+def _labels(files: list[tuple[Path, int]]) -> Tensor:
+    return torch.tensor([label for _, label in files])
+
+
+def _at(files: list[tuple[Path, int]], indices: Tensor) -> list[tuple[Path, int]]:
+    return [files[index] for index in indices.tolist()]
