@@ -30,7 +30,7 @@ from secateur.artifact.container import read_sections
 from secateur.artifact.packing import TAGS, pack, unpack
 from secateur.artifact.stream import Writer
 from secateur.artifact.tensors import Banks, code_tensor
-from secateur.benchmark.timing import latencies
+from secateur.benchmarking.timing import latencies
 from secateur.data import batches, load
 from secateur.onnx_ir.model import read_model
 from secateur.pipeline import Pipeline

@@ -19,8 +19,8 @@ import torch
 from json_lines import append, is_there, read
 from markdown import table
 
-from secateur.benchmark.layer_timer import Layer, layer_graph
-from secateur.benchmark.timing import latencies
+from secateur.benchmarking.layer_timer import Layer, layer_graph
+from secateur.benchmarking.timing import latencies
 from secateur.data import Images, load
 from secateur.onnx_ir.model import read_model
 from secateur.pipeline import Pipeline
@@ -138,7 +138,7 @@ def _depthwise(width: int) -> Found:
     layer = Layer("conv", width, width, width, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     graph = layer_graph(layer, "int8", 1)
     rivals = {"fbgemm": _Fbgemm(width), "onnxruntime": OnnxRuntime(graph.SerializeToString(), 1)}
-    turns = latencies(rivals, image, 5, 60, settle=1)
+    turns = latencies(rivals, image, 5, 60)
     return {name: float(spent.min()) for name, spent in turns.items()}
 
 

@@ -34,7 +34,7 @@ from markdown import aim_text, drop_text, in_points, made_with, ratio_text, tabl
 from torch import nn
 
 from secateur import data, recipe
-from secateur.benchmark.timing import latencies
+from secateur.benchmarking.timing import latencies
 from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import read_model, write_model
@@ -144,7 +144,7 @@ def time_network(name: str, said: argparse.Namespace) -> dict[str, Record]:
             found[key] = apart(make_and_try, key, float_path, images, folder, said.threads)
         files = {key: made.pop("files")[0] for key, made in found.items() if "files" in made}
         runtimes = {key: rows[key].open(file, said.threads) for key, file in files.items()}
-        for key, samples in latencies(runtimes, images[:1], WARMUP, said.repeats, settle=1).items():
+        for key, samples in latencies(runtimes, images[:1], WARMUP, said.repeats).items():
             found[key]["milliseconds"] = [round(float(sample), 3) for sample in samples]
     return found
 

@@ -27,14 +27,14 @@ from torch import nn
 
 from secateur import recipe
 from secateur.artifact import packing
-from secateur.benchmark.cost import macs
-from secateur.benchmark.layer_timer import Layer, layer_graph
-from secateur.benchmark.timing import REST, SETTLE, latencies
-from secateur.explain import explain
+from secateur.benchmarking.cost import macs
+from secateur.benchmarking.layer_timer import Layer, layer_graph
+from secateur.benchmarking.timing import latencies
 from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
 from secateur.pipeline import Pipeline
 from secateur.pipeline.training_stages import plan_of
+from secateur.profiling import explain
 from secateur.pruning.surgery import rebuild
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize
@@ -106,7 +106,7 @@ def measure_time(pipeline: Pipeline, said: argparse.Namespace) -> Record:
             if name != "packed":  # it decodes to the int8 file, bit for bit
                 runtimes[name] = OnnxRuntime(path, said.threads)
         drawn = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
-        samples = latencies(runtimes, drawn, WARMUP, said.repeats, settle=SETTLE, rest=REST)
+        samples = latencies(runtimes, drawn, WARMUP, said.repeats)
         sizes = {"eager": bytes_of(dense)} | {k: p.stat().st_size for k, p in files.items()}
         explained = explain(files["int8"], said.threads, 50)
     return {

@@ -12,7 +12,7 @@ from json_lines import Record, read, unpack
 from markdown import drop_text, in_points, made_with, ratio_text, table
 from matplotlib.figure import Figure
 
-from secateur.benchmark.timing import SETTLE
+from secateur.benchmarking.timing import SETTLE
 from secateur.report.numbers import (
     NONE,
     fixed,

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from secateur import environment, recipe
-from secateur.benchmark.cost import macs, parameters
+from secateur.benchmarking.cost import macs, parameters
 from secateur.data import load
 from secateur.pipeline import Pipeline
 from secateur.pruning.plan import Plan

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import environment
-from secateur.benchmark.cost import macs, parameters
+from secateur.benchmarking.cost import macs, parameters
 from secateur.onnx_ir.export import export_onnx
 from secateur.pruning.find import find_prunable
 from secateur.pruning.tracing.trace import weightless

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from secateur import environment
-from secateur.benchmark.cost import macs, parameters
-from secateur.benchmark.layer_timer import LayerClock, Precision
-from secateur.benchmark.network_timer import NetworkClock
-from secateur.benchmark.timing import latencies
+from secateur.benchmarking.cost import macs, parameters
+from secateur.benchmarking.layer_timer import LayerTimer, Precision
+from secateur.benchmarking.network_timer import NetworkTimer
+from secateur.benchmarking.timing import latencies
 from secateur.errors import NetworkError
 from secateur.models.build import build_network
 from secateur.pruning.channels import Prunable, Scores
@@ -80,8 +80,8 @@ class Case:
 
     def by_latency(self, target: float, precision: Precision) -> tuple[dict[str, int], float]:
         """Widths by measured layers, and the milliseconds they predict."""
-        clock = LayerClock(precision, self.threads)
-        whole = NetworkClock(self.shape, precision, self.threads)
+        clock = LayerTimer(precision, self.threads)
+        whole = NetworkTimer(self.shape, precision, self.threads)
         model, prunable, scores = self.model, self.prunable, self.scores
         try:
             found = reach_latency(model, prunable, scores, self.plan, target, 8, clock, whole)
@@ -99,9 +99,9 @@ class Case:
 
     def by_kept(self, kept: float, precision: Precision) -> tuple[dict[str, int], float]:
         """Widths of least latency that keep as much importance, and what they predict, in ms."""
-        clock = LayerClock(precision, self.threads)
-        whole = NetworkClock(self.shape, precision, self.threads)
-        milliseconds, yardstick = whole.time(whole.load(self.model), clock.yardstick)
+        clock = LayerTimer(precision, self.threads)
+        whole = NetworkTimer(self.shape, precision, self.threads)
+        milliseconds, yardstick = whole.time(whole.load(self.model), clock.reference)
         full = milliseconds / yardstick
         geometry = Geometry(self.model, self.prunable)
         choice = Choice(self.prunable, self.scores, geometry, 8, clock, full)
@@ -148,7 +148,7 @@ def measure(case: Case, repeats: int, targets: Sequence[float]) -> None:
         }
     runtimes: dict[str, Runtime] = {}
     for precision in PRECISIONS:
-        clock = NetworkClock(case.shape, precision, case.threads)
+        clock = NetworkTimer(case.shape, precision, case.threads)
         runtimes |= {f"{arm}|{precision}": clock.load(network) for arm, network in networks.items()}
     image = np.random.default_rng(0).standard_normal((1, *case.shape)).astype(np.float32)
     for key, samples in latencies(runtimes, image, 20, repeats).items():

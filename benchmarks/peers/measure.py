@@ -22,7 +22,7 @@ from peers.onnx_rows import BATCH
 from peers.rows import ROWS
 from peers.torch_pruning_row import prune_and_train
 from secateur import data
-from secateur.benchmark.timing import REST, SETTLE, latencies
+from secateur.benchmarking.timing import latencies
 from secateur.console import say
 from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
@@ -192,7 +192,7 @@ def time_rows(study: Study, keys: list[str], said: dict[str, Record], repeats: i
                 except Exception as error:
                     found[key] = {"error": in_one_line(error)}
                     runtimes.pop(key, None)
-        turns = latencies(runtimes, image, WARMUP, repeats, settle=SETTLE, rest=REST)
+        turns = latencies(runtimes, image, WARMUP, repeats)
         for key, samples in turns.items():
             found[key]["milliseconds"] = [round(float(sample), 4) for sample in samples]
     return found

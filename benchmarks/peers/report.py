@@ -13,7 +13,7 @@ from json_lines import Record
 from markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
 
 from peers.rows import ROWS
-from secateur.benchmark.timing import SETTLE
+from secateur.benchmarking.timing import SETTLE
 from secateur.report.numbers import NONE, fixed, size, times
 from secateur.statistics import (
     Interval,

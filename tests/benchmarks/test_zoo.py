@@ -9,7 +9,7 @@ from torch import nn
 
 import secateur
 from helpers.odd_networks import assert_same
-from secateur.benchmark.cost import parameters
+from secateur.benchmarking.cost import parameters
 from secateur.pruning.find import find_prunable
 
 SMALL = [

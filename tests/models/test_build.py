@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import secateur
-from secateur.benchmark.cost import parameters
+from secateur.benchmarking.cost import parameters
 from secateur.errors import NetworkError
 from secateur.models.build import build_network
 from secateur.recipe import Network

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from secateur.artifact.packing import unpack
-from secateur.benchmark.cost import macs, parameters
+from secateur.benchmarking.cost import macs, parameters
 from secateur.errors import RecipeError
 from secateur.onnx_ir.model import Graph, read_model
 from secateur.pipeline import Pipeline

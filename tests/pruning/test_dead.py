@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.benchmark.cost import parameters
+from secateur.benchmarking.cost import parameters
 from secateur.pruning.dead import plan_dead
 from secateur.pruning.masks import weight_masks
 from secateur.pruning.plan import Fold, Plan

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from secateur import remove
-from secateur.benchmark import layer_timer as layer_latency
-from secateur.benchmark.layer_timer import Layer, LayerClock, copies_of, layer_graph
+from secateur.benchmarking import layer_timer as layer_latency
+from secateur.benchmarking.layer_timer import Layer, LayerTimer, copies_of, layer_graph
 from secateur.errors import NetworkError
 from secateur.pruning.find import find_prunable
 from secateur.pruning.geometry import Geometry, list_calls
@@ -54,9 +54,9 @@ def cliff(layer: Layer) -> float:
 
 
 class Clock:
-    """Times layers by a function; the yardstick takes one millisecond."""
+    """Times layers by a function; the reference takes one millisecond."""
 
-    yardstick = 1.0
+    reference = 1.0
 
     def __init__(self, function):
         self.function = function
@@ -227,10 +227,10 @@ def test_one_call_plans_for_latency(small, monkeypatch):
 
     model, _, _ = small
     asked = []
-    monkeypatch.setattr(latency, "NetworkClock", lambda *what: asked.append(what) or Machine(cliff))
+    monkeypatch.setattr(latency, "NetworkTimer", lambda *what: asked.append(what) or Machine(cliff))
     clock = Clock(cliff)
     clock.save = lambda: asked.append("saved")
-    monkeypatch.setattr(latency, "LayerClock", lambda *what: asked.append(what) or clock)
+    monkeypatch.setattr(latency, "LayerTimer", lambda *what: asked.append(what) or clock)
     plan = plan_removal(
         model, torch.zeros(2, *SHAPE), objective="latency", target=0.8, precision="fp32", threads=3
     )
@@ -304,8 +304,8 @@ def test_layers_run_on_the_kernels_of_files_that_ship(monkeypatch, tmp_path):
         return onnxruntime.SessionOptions()
 
     monkeypatch.setattr(layer_latency, "session_options", session_options)
-    LayerClock("int8", 1, tmp_path)(LAYERS[1])
-    assert asked.count(True) == 2  # the layer and the yardstick
+    LayerTimer("int8", 1, tmp_path)(LAYERS[1])
+    assert asked.count(True) == 2  # the layer and the reference
 
 
 def test_copies_lift_small_layers_and_spare_memory():
@@ -315,9 +315,9 @@ def test_copies_lift_small_layers_and_spare_memory():
 
 
 def test_one_layer_is_measured_for_real(tmp_path):
-    clock = LayerClock("int8", 1, tmp_path)
+    clock = LayerTimer("int8", 1, tmp_path)
     assert clock(LAYERS[1]) > 0
-    clock.yardstick.run(np.zeros((1, 3, 4, 4), np.float32))
+    clock.reference.run(np.zeros((1, 3, 4, 4), np.float32))
 
 
 # ---- the file
@@ -333,18 +333,18 @@ def counting(asked, value=2.0):
 
 def test_a_layer_is_measured_once_for_all_times(tmp_path):
     asked = []
-    clock = LayerClock("int8", 2, tmp_path, counting(asked))
+    clock = LayerTimer("int8", 2, tmp_path, counting(asked))
     assert clock(LAYERS[0]) == clock(LAYERS[0]) == 2.0
     assert (clock.fresh, len(asked)) == (1, 1)
     clock.save()
-    again = LayerClock("int8", 2, tmp_path, counting(asked))
+    again = LayerTimer("int8", 2, tmp_path, counting(asked))
     assert again(LAYERS[0]) == 2.0
     assert (again.fresh, len(asked)) == (0, 1)
 
 
 def test_precisions_and_threads_do_not_share_a_file(tmp_path):
     paths = {
-        LayerClock(precision, threads, tmp_path).path
+        LayerTimer(precision, threads, tmp_path).path
         for precision in ("int8", "fp32")
         for threads in (1, 2)
     }
@@ -356,11 +356,11 @@ def test_precisions_and_threads_do_not_share_a_file(tmp_path):
 )
 def test_a_damaged_file_is_made_anew(tmp_path, damage):
     asked = []
-    clock = LayerClock("int8", 2, tmp_path, counting(asked))
+    clock = LayerTimer("int8", 2, tmp_path, counting(asked))
     clock(LAYERS[0])
     clock.save()
     clock.path.write_text(damage(clock.path.read_text()))
-    again = LayerClock("int8", 2, tmp_path, counting(asked))
+    again = LayerTimer("int8", 2, tmp_path, counting(asked))
     assert again(LAYERS[0]) == 2.0
     assert len(asked) == 2
     again.save()
@@ -368,8 +368,8 @@ def test_a_damaged_file_is_made_anew(tmp_path, damage):
 
 
 def test_what_another_process_wrote_meanwhile_is_kept(tmp_path):
-    first = LayerClock("int8", 2, tmp_path, counting([]))
-    second = LayerClock("int8", 2, tmp_path, counting([]))
+    first = LayerTimer("int8", 2, tmp_path, counting([]))
+    second = LayerTimer("int8", 2, tmp_path, counting([]))
     first(LAYERS[0]), second(LAYERS[1])
     first.save(), second.save()
     assert len(json.loads(first.path.read_text())["ratios"]) == 2
@@ -377,11 +377,11 @@ def test_what_another_process_wrote_meanwhile_is_kept(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     (tmp_path / "file").touch()
-    clock = LayerClock("int8", 2, tmp_path / "file", counting([]))
+    clock = LayerTimer("int8", 2, tmp_path / "file", counting([]))
     assert clock(LAYERS[0]) == 2.0
     clock.save()
 
 
 def test_default_folder_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert LayerClock("fp32", 1).path.parent == tmp_path / "secateur"
+    assert LayerTimer("fp32", 1).path.parent == tmp_path / "secateur"

@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_leaves
 
 import secateur
 from helpers.odd_networks import FOLLOWED, Net, assert_same, batch, conv, lively, outputs, tail
-from secateur.benchmark.cost import parameters
+from secateur.benchmarking.cost import parameters
 from secateur.onnx_ir.export import export_onnx
 from secateur.pruning.find import find_prunable
 from secateur.runtimes import OnnxRuntime

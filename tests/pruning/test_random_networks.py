@@ -8,7 +8,7 @@ from torch import nn
 
 import secateur
 from helpers.odd_networks import batch, conv, lively, outputs, shuffled, tail
-from secateur.benchmark.cost import parameters
+from secateur.benchmarking.cost import parameters
 from secateur.pruning.find import find_prunable
 
 IMAGES = batch(3, 8, 8, count=4)

@@ -11,7 +11,7 @@ from torch import nn
 
 import secateur
 from helpers.odd_networks import Net, assert_same, batch, conv, lively, stacked, tail
-from secateur.benchmark.cost import macs, parameters
+from secateur.benchmarking.cost import macs, parameters
 from secateur.errors import NetworkError
 from secateur.pruning.find import find_prunable
 from secateur.pruning.plan import Plan

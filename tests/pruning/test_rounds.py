@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from helpers.tiny_networks import mobilenet, shufflenet
-from secateur.benchmark.cost import macs
+from secateur.benchmarking.cost import macs
 from secateur.errors import NetworkError
 from secateur.pruning.plan import Plan
 from secateur.pruning.rounds import plan_round, start_of

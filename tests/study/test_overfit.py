@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur.benchmark.cost import parameters
+from secateur.benchmarking.cost import parameters
 from secateur.data import load
 from secateur.errors import DataError
 from secateur.pipeline import Pipeline

@@ -50,10 +50,12 @@ def bench(
 
         secateur bench quantized.onnx --against openvino
     """
-    from secateur.benchmark import comparison
+    from secateur.benchmarking import comparison
 
     sizes = tuple(sorted(set(batch or (1, 32))))
-    result = comparison.bench(files, against or [], threads=threads, batches=sizes, repeats=repeats)
+    result = comparison.benchmark(
+        files, against or [], threads=threads, batches=sizes, repeats=repeats
+    )
     comparison.save(result, out)
     if json:
         from json import dumps

@@ -94,8 +94,8 @@ def explain(
 
         secateur explain network.onnx --json > network.json
     """
-    from secateur.explain import explain as explain_file
-    from secateur.explain import render
+    from secateur.profiling import explain as explain_file
+    from secateur.profiling import render
 
     explanation = explain_file(file, threads, repeats, size)
     if json:

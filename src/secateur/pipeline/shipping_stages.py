@@ -14,8 +14,8 @@ import torch
 
 from secateur.artifact.container import VERSION
 from secateur.artifact.packing import pack, unpack
-from secateur.benchmark.cost import macs, nonzero_parameters, parameters
-from secateur.benchmark.measurement import measure
+from secateur.benchmarking.cost import macs, nonzero_parameters, parameters
+from secateur.benchmarking.measurement import measure
 from secateur.console import progress
 from secateur.data import Images, batches, load
 from secateur.onnx_ir.export import export_onnx

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from secateur.benchmark.layer_timer import Layer
+from secateur.benchmarking.layer_timer import Layer
 from secateur.pruning.channels import Prunable
 from secateur.pruning.tracing.channel_graph import Axis
 from secateur.pruning.tracing.trace import first_names, weightless

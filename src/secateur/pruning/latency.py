@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from secateur.benchmark.layer_timer import Layer, LayerClock, Precision
-from secateur.benchmark.network_timer import NetworkClock
+from secateur.benchmarking.layer_timer import Layer, LayerTimer, Precision
+from secateur.benchmarking.network_timer import NetworkTimer
 from secateur.console import progress
 from secateur.errors import NetworkError
 from secateur.pruning.channels import Group, Prunable, Scores
@@ -83,18 +83,18 @@ class Found:
 
 
 class Clock(Protocol):
-    """What times layers: :class:`secateur.benchmark.layer_timer.LayerClock`, or a test."""
+    """What times layers: :class:`secateur.benchmarking.layer_timer.LayerTimer`, or a test."""
 
     def __call__(self, layer: Layer) -> float:
-        """Yardsticks that a layer takes."""
+        """Time of a layer over that of the reference layer."""
 
     @property
-    def yardstick(self) -> Runtime:
-        """The unit, for :meth:`Whole.time`."""
+    def reference(self) -> Runtime:
+        """The reference layer, for :meth:`Whole.time`."""
 
 
 class Whole(Protocol):
-    """Times networks: :class:`secateur.benchmark.network_timer.NetworkClock`, or a test's own."""
+    """Times networks: :class:`secateur.benchmarking.network_timer.NetworkTimer`, or a test's."""
 
     def load(self, network: nn.Module) -> Runtime:
         """Make a network ready to run."""
@@ -133,8 +133,8 @@ def reach_latency(
         NetworkError: The target cannot be reached.
     """
     unpruned = whole.load(model)
-    first, yardstick = whole.time(unpruned, clock.yardstick)
-    full = first / yardstick
+    first, reference = whole.time(unpruned, clock.reference)
+    full = first / reference
     choice = Choice(prunable, scores, Geometry(model, prunable), round_to, clock, full)
     best, tried = None, None
     for _ in range(ATTEMPTS):
@@ -363,8 +363,8 @@ def plan_latency(
     Raises:
         NetworkError: The target cannot be reached, or the network cannot be exported.
     """
-    clock = LayerClock(precision, threads)
-    whole = NetworkClock(prunable.example.shape[1:], precision, threads)
+    clock = LayerTimer(precision, threads)
+    whole = NetworkTimer(prunable.example.shape[1:], precision, threads)
     try:
         return reach_latency(model, prunable, scores, plan, target, round_to, clock, whole)
     finally:

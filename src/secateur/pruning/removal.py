@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from secateur import environment
-from secateur.benchmark.cost import macs, parameters
-from secateur.benchmark.layer_timer import Precision
+from secateur.benchmarking.cost import macs, parameters
+from secateur.benchmarking.layer_timer import Precision
 from secateur.errors import NetworkError
 from secateur.pruning.allocation import (
     Curve,

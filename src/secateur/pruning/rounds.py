@@ -9,8 +9,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from secateur import recipe
-from secateur.benchmark.cost import macs, parameters
-from secateur.benchmark.network_timer import NetworkClock
+from secateur.benchmarking.cost import macs, parameters
+from secateur.benchmarking.network_timer import NetworkTimer
 from secateur.errors import NetworkError
 from secateur.pruning.allocation import Curve, channels_of, global_fractions, sensitivity_fractions
 from secateur.pruning.channels import Group, Prunable
@@ -107,7 +107,7 @@ def plan_round(
     shape = tuple(example_input.shape[1:])
     if config.objective == "latency":
         by_widths = partial(plan_widths, model, found, scores=scores, round_to=config.round_to)
-        clock = NetworkClock(shape, config.precision, threads)
+        clock = NetworkTimer(shape, config.precision, threads)
         then, now = clock.time(clock.load(start.network), clock.load(model))
         target = min(1.0, (1 - fraction) * then / now)
         return plan_latency(

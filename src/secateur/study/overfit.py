@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from secateur.benchmark.cost import parameters
+from secateur.benchmarking.cost import parameters
 from secateur.data import load
 from secateur.pipeline import Pipeline
 from secateur.pipeline.to_records import Recorder, percent

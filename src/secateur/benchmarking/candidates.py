@@ -1,4 +1,4 @@
-"""What ``secateur bench`` lets compete: files on a runtime, and networks in eager PyTorch."""
+"""Candidates of a comparison: files on a runtime, and networks in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ NETWORKS = get_args(recipe.Network.model_fields["name"].annotation)
 
 
 @dataclass(frozen=True)
-class Form:
-    """What goes into a network and comes out: channels, side in pixels, classes."""
+class ClassifierShape:
+    """Input and output of a classifier: channels, side in pixels, number of classes."""
 
     channels: int
     side: int
@@ -32,7 +32,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class FileContender:
+class FileCandidate:
     """A file on a runtime.
 
     Attributes:
@@ -47,9 +47,8 @@ class FileContender:
 
     @property
     def title(self) -> str:
-        """The file's name, and its runtime where that is not the usual one."""
-        elsewhere = "" if self.runtime == OnnxRuntime.name else f" ({self.runtime})"
-        return f"{self.path}{elsewhere}"
+        """The file's name, with its runtime unless that is ONNX Runtime."""
+        return str(self.path) + ("" if self.runtime == OnnxRuntime.name else f" ({self.runtime})")
 
     @property
     def size_bytes(self) -> int:
@@ -79,11 +78,11 @@ class FileContender:
 
 
 @dataclass(frozen=True)
-class EagerContender:
-    """One of torchvision's networks in eager PyTorch, float32, untrained: weights cost no time."""
+class EagerCandidate:
+    """A torchvision network in eager PyTorch, float32, untrained: time depends on no weight."""
 
     name: str
-    form: Form
+    shape: ClassifierShape
     threads: int
 
     @property
@@ -105,15 +104,15 @@ class EagerContender:
         return Eager(self._build(), self.threads)
 
     def _build(self) -> nn.Module:
-        config = recipe.Network.model_validate({"name": self.name, "resolution": self.form.side})
-        return build_network(config, self.form.channels, self.form.classes)
+        config = recipe.Network.model_validate({"name": self.name, "resolution": self.shape.side})
+        return build_network(config, self.shape.channels, self.shape.classes)
 
 
-Contender = FileContender | EagerContender
+Candidate = FileCandidate | EagerCandidate
 
 
-def form_of(path: Path) -> Form:
-    """Read from a file what goes into it and comes out.
+def shape_of(path: Path) -> ClassifierShape:
+    """Read the input and output of a classifier from its file.
 
     Raises:
         SecateurError: It is not a file of a classifier of square images.
@@ -122,51 +121,49 @@ def form_of(path: Path) -> Form:
         model = onnx.load_model_from_string(unpack(path.read_bytes()).onnx)
     else:
         model = read_model(path)
-    given, found = ([d.dim_value for d in v.type.tensor_type.shape.dim] for v in _ends(model))
-    if len(given) != 4 or given[2] != given[3] or not all(given[1:]) or not found[-1]:
+    inputs, outputs = (
+        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (model.graph.input[0], model.graph.output[0])
+    )
+    if len(inputs) != 4 or inputs[2] != inputs[3] or not all(inputs[1:]) or not outputs[-1]:
         raise SecateurError(
             "not a classifier of square images",
             where=path,
             expected="input (N, C, R, R) with C and R fixed, output (N, classes)",
-            found=f"input {given}, output {found}",
+            found=f"input {inputs}, output {outputs}",
         )
-    return Form(given[1], given[2], found[-1])
+    return ClassifierShape(inputs[1], inputs[2], outputs[-1])
 
 
-def _ends(model: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
-    return model.graph.input[0], model.graph.output[0]
-
-
-def contenders(files: list[Path], against: list[str], threads: int) -> list[Contender]:
-    """Who competes, whom all are compared with first.
+def list_candidates(files: list[Path], against: list[str], threads: int) -> list[Candidate]:
+    """List the candidates of a comparison, the baseline first.
 
     Args:
-        files: Files of networks with the same input.
-        against: Names: a network of torchvision's, for that in eager PyTorch; a runtime, for each
-            of ``files`` there too; or one more file, for that.
+        files: Files of networks with the same input and output.
+        against: Baselines: a torchvision network (in eager PyTorch), a runtime (each of ``files``
+            runs there too), or another file.
         threads: Inside one operator, for all.
 
     Raises:
-        SecateurError: A name is none of these, or inputs differ.
+        SecateurError: A baseline is none of these, or shapes differ.
     """
     known = [*NETWORKS, *RUNTIMES]
     more = [Path(name) for name in against if name not in known]
     for path in more:
         if not path.is_file():
             raise SecateurError(
-                "nothing of this name to compare with", found=path, expected=", ".join(known),
-                remedy="or give a file",
+                "unknown baseline", found=path, expected=", ".join(known), remedy="or give a file"
             )  # fmt: skip
-    forms = {path: form_of(path) for path in [*more, *files]}
-    form = forms[files[0]]
-    for path, other in forms.items():
-        if other != form:
-            raise SecateurError("networks of another form", where=path, expected=form, found=other)
-    first: list[Contender] = []
+    shapes = {path: shape_of(path) for path in [*more, *files]}
+    shape = shapes[files[0]]
+    for path, other in shapes.items():
+        if other != shape:
+            raise SecateurError("shapes differ", where=path, expected=shape, found=other)
+    baselines: list[Candidate] = []
     for name in against:
         if name in NETWORKS:
-            first.append(EagerContender(name, form, threads))
+            baselines.append(EagerCandidate(name, shape, threads))
         elif name not in RUNTIMES:
-            first.append(FileContender(Path(name), OnnxRuntime.name, threads))
-    where = list(dict.fromkeys([OnnxRuntime.name, *(n for n in against if n in RUNTIMES)]))
-    return first + [FileContender(path, runtime, threads) for path in files for runtime in where]
+            baselines.append(FileCandidate(Path(name), OnnxRuntime.name, threads))
+    runtimes = list(dict.fromkeys([OnnxRuntime.name, *(n for n in against if n in RUNTIMES)]))
+    return baselines + [FileCandidate(p, runtime, threads) for p in files for runtime in runtimes]

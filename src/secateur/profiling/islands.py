@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from secateur.explain.nodes import Node
-from secateur.explain.operators import CONVERTERS, INTEGER, MOVERS, is_quantized
 from secateur.onnx_ir.model import Graph, attribute
+from secateur.profiling.nodes import Node
+from secateur.profiling.operators import CONVERTERS, INTEGER, MOVERS, is_quantized
 
 UNCOUNTED = {*CONVERTERS, *MOVERS} - {"Concat"}
 """What may be in float without being an island."""

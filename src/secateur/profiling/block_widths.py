@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx
 
 from secateur import environment
-from secateur.explain.nodes import Node
 from secateur.onnx_ir.model import Graph, attribute
+from secateur.profiling.nodes import Node
 
 CONVOLUTION = re.compile(r"(Fused|Nhwc|NhwcFused|QLinear)?Conv")
 

@@ -1,4 +1,8 @@
-"""How long a batch of images takes, how a network starts from cold, and what memory it needs."""
+"""Latency of a batch, cold start and peak memory.
+
+One protocol times everything (:func:`latencies`): candidates take turns, each turn first rests and
+then settles, and only its last run counts.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,12 @@ import numpy.typing as npt
 from secateur.runtimes import Runtime
 
 REST = 0.01
-"""Seconds before a turn in which OpenMP's threads, which spin on for milliseconds, come to rest."""
+"""Seconds of rest before a turn: OpenMP threads of the previous one spin on for milliseconds."""
 SETTLE = 5
-"""Runs after it that do not count: a core that fell asleep meanwhile wakes late, and after one run
-alone some turns of a small network on two threads still come out several times too long."""
+"""Uncounted runs of one image after the rest: a core that fell asleep wakes late, and after a
+single run some turns of a small network on two threads still take several times too long."""
+SETTLE_BATCH = 1
+"""The same for a larger batch, one run of which takes longer than a core needs to wake."""
 
 
 def latencies(
@@ -27,56 +33,50 @@ def latencies(
     images: npt.NDArray[np.float32],
     warmup: int,
     repeats: int,
-    settle: int = 0,
-    rest: float = 0.0,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Time each runtime on one batch, taking turns: A B C A B C ...
 
     Turns share a machine's slow moments evenly, so that ratios hold where absolute times drift.
+    Each turn rests for :data:`REST` seconds, runs :data:`SETTLE` times (:data:`SETTLE_BATCH` for
+    more than one image) without being timed, then once more, which is timed: what the candidate
+    before left in caches and spinning threads is not attributed to this one.
 
     Args:
         runtimes: What to time, by name.
         images: One batch, float32 (N, C, R, R).
-        warmup: Rounds that are run first and not counted.
-        repeats: Rounds that are counted.
-        settle: Runs at the start of each turn that are not counted, so that what the one before
-            left in the caches, and its threads that still spin, are not put down to this one.
-        rest: Seconds before each turn, in which nothing runs; see :data:`REST`, and with it settle
-            for :data:`SETTLE` runs.
+        warmup: Uncounted rounds at the start.
+        repeats: Counted rounds.
 
     Returns:
-        For each name, the milliseconds of each counted round, shape (repeats,), in order.
+        For each name, the milliseconds of each counted round, float64 (repeats,), in order.
 
     Raises:
         ValueError: ``images`` is not a batch, or ``repeats`` is not positive.
     """
     if images.ndim != 4 or images.shape[0] < 1:
         raise ValueError(f"need a batch of shape (N, C, R, R), found {images.shape}")
-    if repeats < 1 or warmup < 0 or settle < 0:
-        raise ValueError(
-            f"need repeats >= 1, warmup >= 0 and settle >= 0, "
-            f"found {repeats}, {warmup} and {settle}"
-        )
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"need repeats >= 1 and warmup >= 0, found {repeats} and {warmup}")
+    settle = SETTLE if len(images) == 1 else SETTLE_BATCH
     samples = {name: np.empty(repeats) for name in runtimes}
     for turn in range(-warmup, repeats):
         for name, runtime in runtimes.items():
-            if rest:
-                time.sleep(rest)
+            time.sleep(REST)
             for _ in range(settle):
                 runtime.run(images)
             start = time.perf_counter_ns()
             runtime.run(images)
-            spent = time.perf_counter_ns() - start
+            elapsed = time.perf_counter_ns() - start
             if turn >= 0:
-                samples[name][turn] = spent / 1e6
+                samples[name][turn] = elapsed / 1e6
     return samples
 
 
 class Openable(Protocol):
-    """Something that becomes a runtime; pickled into a process of its own."""
+    """A candidate that can be opened in a new process; picklable."""
 
     def prepare(self) -> None:
-        """Import what :meth:`open` needs: a program has done so before it meets its network."""
+        """Import the libraries that :meth:`open` needs; not part of the cold start."""
 
     def open(self) -> Runtime:
         """Read the file and make it ready to run."""
@@ -84,13 +84,13 @@ class Openable(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """A network's start in a process that has just begun, libraries already imported.
+    """The cold start of a network in a new process, libraries already imported.
 
     Attributes:
-        open_ms: From nothing to ready: reading, decoding, optimizing the graph.
-        first_ms: The first image after that.
-        peak_bytes: How far the process grew beyond its size before, at most, while it opened the
-            network and ran the batches; 0 where the system does not tell.
+        open_ms: Reading, decoding and optimizing the graph, in milliseconds.
+        first_ms: Inference of the first image after that, in milliseconds.
+        peak_bytes: Largest growth of the process while it opened the network and ran the batches;
+            0 where the system does not tell.
     """
 
     open_ms: float
@@ -122,9 +122,9 @@ def _start(network: Openable, images: npt.NDArray[np.float32], runs: int) -> Sta
 
 
 def _peak_memory(reset: bool = False) -> int:
-    """Most bytes this process has ever held, or holds now after a ``reset``; 0 if unknown.
+    """Peak resident bytes of this process, counted from a ``reset``; 0 if unknown.
 
-    Linux's VmHWM: unlike ``ru_maxrss`` it is of this program alone, not of the one that forked it.
+    Linux's VmHWM; unlike ``ru_maxrss`` it does not include the process that forked this one.
     """
     try:
         if reset:

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from secateur.benchmark.timing import cold_start, latencies
+from secateur.benchmarking.timing import REST, SETTLE, SETTLE_BATCH, cold_start, latencies
 
 IMAGE = np.zeros((1, 1, 4, 4), np.float32)
 
@@ -20,10 +20,10 @@ class Sleeper:
         return images
 
 
-def test_variants_take_turns_and_warm_up_is_left_out():
+def test_candidates_take_turns_and_warm_up_is_not_counted():
     log = []
     samples = latencies({k: Sleeper(log, k) for k in "ABC"}, IMAGE, warmup=5, repeats=3)
-    assert "".join(log) == "ABC" * 8
+    assert "".join(log) == "".join(k * (SETTLE + 1) for k in "ABC") * 8
     assert {name: times.shape for name, times in samples.items()} == dict.fromkeys("ABC", (3,))
 
 
@@ -33,10 +33,38 @@ def test_samples_are_milliseconds():
     assert samples.min() < 1000
 
 
-def test_a_turn_settles_first():
+def test_a_larger_batch_settles_with_fewer_runs():
     log = []
-    latencies({k: Sleeper(log, k) for k in "AB"}, IMAGE, warmup=1, repeats=1, settle=2)
-    assert "".join(log) == "AAABBB" * 2
+    latencies({"a": Sleeper(log, "a")}, np.zeros((4, 1, 4, 4), np.float32), 0, repeats=2)
+    assert len(log) == 2 * (SETTLE_BATCH + 1)
+
+
+def test_a_turn_rests_first_and_only_its_last_run_counts(monkeypatch):
+    log = []
+    monkeypatch.setattr("secateur.benchmarking.timing.time.sleep", lambda s: log.append(s))
+    monkeypatch.setattr("secateur.benchmarking.timing.time.perf_counter_ns", _Counter(log))
+    latencies({"a": Logger(log)}, IMAGE, warmup=0, repeats=1)
+    assert log == [REST] + ["run"] * SETTLE + ["clock", "run", "clock"]
+
+
+class Logger:
+    name, version = "logger", "1"
+
+    def __init__(self, log):
+        self.log = log
+
+    def run(self, images):
+        self.log.append("run")
+        return images
+
+
+class _Counter:
+    def __init__(self, log):
+        self.log = log
+
+    def __call__(self):
+        self.log.append("clock")
+        return 0
 
 
 def test_cold_start_is_that_of_a_new_process_without_its_imports():

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur import recipe
-from secateur.benchmark.timing import latencies
+from secateur.benchmarking.timing import latencies
 from secateur.console import progress
 from secateur.data import Images, Preparation, batches
 from secateur.runtimes import Runtime, open_file

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from secateur.explain.block_widths import Width, blocks_are_known
-from secateur.explain.explanation import Explanation
-from secateur.explain.nodes import Node
-from secateur.explain.operators import MOVERS
+from secateur.profiling.block_widths import Width, blocks_are_known
+from secateur.profiling.explanation import Explanation
+from secateur.profiling.nodes import Node
+from secateur.profiling.operators import MOVERS
 
 
 def render(found: Explanation, everything: bool = False) -> Iterator[str | Table]:

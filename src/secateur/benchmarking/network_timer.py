@@ -1,4 +1,4 @@
-"""How long whole networks take on this machine, in the form in which they would ship."""
+"""Latency of networks on this machine, exported and quantized as they would ship."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from secateur import recipe
-from secateur.benchmark.layer_timer import Precision
-from secateur.benchmark.timing import latencies
+from secateur.benchmarking.layer_timer import Precision
+from secateur.benchmarking.timing import latencies
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import read_model
 from secateur.onnx_ir.padding import pad_widths
@@ -23,25 +23,25 @@ from secateur.runtimes import OnnxRuntime, Runtime
 WARMUP = 10
 
 
-class NetworkClock:
-    """Times networks beside one another.
+class NetworkTimer:
+    """Times networks in turns.
 
     Args:
         shape: Of one image, (C, H, W).
         precision: ``fp32`` or ``int8``; int8 is calibrated on noise: speed is the same.
         threads: Inside one operator.
-        repeats: Turns that are counted.
+        repeats: Counted turns.
     """
 
     def __init__(
-        self, shape: Sequence[int], precision: Precision, threads: int, repeats: int = 100
+        self, shape: Sequence[int], precision: Precision, threads: int, repeats: int = 50
     ) -> None:
         channels, height, width = shape
         self.shape = (channels, height, width)
         self.precision, self.threads, self.repeats = precision, threads, repeats
 
     def load(self, network: nn.Module) -> Runtime:
-        """Export a network, quantize it if asked for, and make it ready to run.
+        """Export a network, quantize it in int8 precision, and open it.
 
         Raises:
             NetworkError: It cannot be exported.
@@ -57,11 +57,10 @@ class NetworkClock:
             return OnnxRuntime(path, self.threads)
 
     def time(self, *networks: Runtime) -> list[float]:
-        """Least milliseconds of each on one image, taking turns; what disturbs only adds."""
+        """Least milliseconds of each on one image, taking turns; disturbances only add time."""
         named = {str(number): network for number, network in enumerate(networks)}
         samples = latencies(named, self._noise(1), WARMUP, self.repeats)
         return [float(samples[name].min()) for name in named]
 
     def _noise(self, images: int) -> np.ndarray:
-        drawn = np.random.default_rng(0).standard_normal((images, *self.shape))
-        return drawn.astype(np.float32)
+        return np.random.default_rng(0).standard_normal((images, *self.shape), np.float32)

@@ -13,11 +13,11 @@ import secateur.cli.app as cli
 from helpers.onnx_graphs import pointwise
 from helpers.tiny_networks import NETWORKS, images, settled
 from secateur.errors import SecateurError
-from secateur.explain import Node, Width, explain, float_islands, optimized_graph, render
-from secateur.explain.block_widths import _integer_blocks
-from secateur.explain.nodes import WARMUP, gather
-from secateur.explain.operators import MOVERS
 from secateur.onnx_ir.export import export_onnx
+from secateur.profiling import Node, Width, explain, float_islands, optimized_graph, render
+from secateur.profiling.block_widths import _integer_blocks
+from secateur.profiling.nodes import WARMUP, gather
+from secateur.profiling.operators import MOVERS
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.qdq import quantize_onnx
 

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 
 from secateur import environment
-from secateur.benchmark.timing import latencies
+from secateur.benchmarking.timing import latencies
 from secateur.errors import SecateurError
-from secateur.explain.block_widths import Width, find_widths
-from secateur.explain.islands import Island, find_conversions, find_islands
-from secateur.explain.nodes import WARMUP, Node, gather, optimized_graph, profile
-from secateur.explain.operators import MOVERS, is_quantized
 from secateur.onnx_ir.model import read_model
+from secateur.profiling.block_widths import Width, find_widths
+from secateur.profiling.islands import Island, find_conversions, find_islands
+from secateur.profiling.nodes import WARMUP, Node, gather, optimized_graph, profile
+from secateur.profiling.operators import MOVERS, is_quantized
 from secateur.runtimes import Array, OnnxRuntime, session_options
 from secateur.runtimes.onnx_runtime import is_saturation_free
 

@@ -5,11 +5,11 @@ takes integer kernels where it has them. So the graph it makes of the file is re
 its nodes is timed while it runs.
 """
 
-from secateur.explain.block_widths import Width
-from secateur.explain.explanation import Explanation, explain
-from secateur.explain.islands import Island, float_islands
-from secateur.explain.nodes import Node, optimized_graph
-from secateur.explain.text import render
+from secateur.profiling.block_widths import Width
+from secateur.profiling.explanation import Explanation, explain
+from secateur.profiling.islands import Island, float_islands
+from secateur.profiling.nodes import Node, optimized_graph
+from secateur.profiling.text import render
 
 __all__ = [
     "Explanation",

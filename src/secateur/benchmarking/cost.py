@@ -1,4 +1,4 @@
-"""What a network costs on paper: parameters and multiply-accumulates, counted exactly."""
+"""Cost of a network that needs no measurement: parameters and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -27,12 +27,16 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Count the multiply-accumulates of one input, in inference mode.
 
     One multiply-accumulate counts one. Convolution and linear layers only, each as often as it is
-    called: not their biases, nor norms, activations, pooling, attention, or a convolution that is
-    written as a function call instead of a module. Only shapes are computed, so any size is cheap.
+    called; not biases, normalization, activations, pooling, attention, nor a convolution written as
+    a function call. Only shapes are computed (on the meta device), so any size is cheap.
 
     Args:
-        model: Left as it is.
+        model: Not modified.
         input_shape: Of one input without the batch, for example ``(3, 224, 224)``.
+
+    Example:
+        >>> macs(nn.Conv2d(3, 8, 3), (3, 32, 32))  # 30 x 30 outputs x 8 channels x 27 weights
+        194400
     """
     probe = copy.deepcopy(model).eval().to("meta")
     total = 0
@@ -50,11 +54,11 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     return total
 
 
-def _layer_macs(layer: nn.Module, given: Tensor, output: Tensor) -> int:
+def _layer_macs(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
     if isinstance(layer, nn.Linear):
         return output.numel() * layer.in_features
     if isinstance(layer, _TRANSPOSED):  # every input element is spread over a whole kernel
         kernel = math.prod(layer.kernel_size)
-        return given.numel() * layer.out_channels // layer.groups * kernel
+        return inputs.numel() * layer.out_channels // layer.groups * kernel
     assert isinstance(layer, _CONVOLUTIONS)
     return output.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)

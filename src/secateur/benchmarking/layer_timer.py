@@ -1,8 +1,8 @@
-"""How long one layer takes on this machine, measured once and remembered.
+"""Latency of single layers on this machine, measured once and cached.
 
 A layer's time does not follow its multiply-accumulates: kernels work in blocks of 8 or 16 channels,
-and a width between two blocks can cost more than the next one up. So widths are not modeled, they
-are run (NetAdapt, Yang et al. 2018, section 3.3; HALP, Shen et al. 2022, section 3.2).
+and a width between two blocks can cost more than the next one up. So widths are measured,
+not modeled (NetAdapt, Yang et al. 2018, section 3.3; HALP, Shen et al. 2022, section 3.2).
 
 A layer runs several times side by side in a graph of its own, through the same runtime, options and
 quantizers as the file that ships. Each copy's result is thinned to a pixel: runtimes keep images in
@@ -40,10 +40,10 @@ COPIES = 6
 """Most copies of a layer in one graph."""
 ENOUGH_MACS = 12_000_000
 """Multiply-accumulates of a graph that lift it well above the cost of a call."""
-REPEATS, MOST_ROUNDS = 12, 5
-"""How often a graph is timed, and how often over again on a busy machine."""
+REPEATS, MAX_ROUNDS = 12, 5
+"""Timings of a graph in a round, and rounds at most on a busy machine."""
 AGREES = 1.03
-"""The second least time over the least, where the least can be believed."""
+"""Largest ratio of the second least time to the least at which the least is accepted."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class Layer:
 
     @property
     def elements(self) -> int:
-        """Numbers that it gives."""
+        """Elements of its output."""
         return self.outputs * math.prod(self.result)
 
     @property
     def weights(self) -> int:
-        """Numbers in its weight."""
+        """Elements of its weight."""
         return self.outputs * self.inputs // self.groups * math.prod(self.kernel)
 
     @property
@@ -97,25 +97,25 @@ class Layer:
         """All of it in one line, for example ``conv 58>58/58 28x28 k3x3 s1x1 d1x1 p1x1x1x1``."""
         parts = [("", self.size), ("k", self.kernel), ("s", self.stride), ("d", self.dilation),
                  ("p", self.pads)]  # fmt: skip
-        said = " ".join(head + "x".join(map(str, part)) for head, part in parts if part)
-        return f"{self.kind} {self.inputs}>{self.outputs}/{self.groups} {said}"
+        shape = " ".join(head + "x".join(map(str, part)) for head, part in parts if part)
+        return f"{self.kind} {self.inputs}>{self.outputs}/{self.groups} {shape}"
 
 
-class LayerClock:
-    """Time of a layer, from a file where it has been measured on this machine before.
+class LayerTimer:
+    """Relative time of a layer, cached in a file per machine.
 
-    A shared machine's speed drifts. So a layer and a yardstick, a fixed convolution, are timed in
-    turns, and their ratio is what is told and remembered.
+    A shared machine's speed drifts. So a layer takes turns with a reference layer, a fixed
+    convolution, and the ratio of their times is returned and cached.
 
     Args:
         precision: ``int8`` as :mod:`secateur.quantization.qdq` makes it, or ``fp32``.
         threads: Inside one operator.
-        folder: Where the file is; by default the user's cache. A file that cannot be read is made
-            anew, one that cannot be written is not an error.
-        ratio: From a layer to its time over the yardstick's; by default a measurement.
+        folder: Of the cache file; by default the user's cache. An unreadable file is replaced; a
+            file that cannot be written is not an error.
+        ratio: From a layer to its time over the reference layer's; by default a measurement.
 
     Attributes:
-        fresh: Layers that were measured, not found.
+        fresh: Number of layers measured rather than read from the cache.
     """
 
     def __init__(
@@ -130,36 +130,36 @@ class LayerClock:
             "threads": threads,
             "onnxruntime": onnxruntime.__version__,
             "precision": precision,
-            "saturation_free": True,  # files of before were not
+            "saturation_free": True,  # older cache files lack it
         }
         self.path = (folder or cache_folder()) / f"latency-{content_id(about)}.json"
         self.fresh = 0
         self._about, self._known = about, _read(self.path, about)
-        self._stopwatch: _Stopwatch | None = None
+        self._cached_runner: _LayerRunner | None = None
         self._precision, self._threads = precision, threads
         self._ratio = ratio
 
     def __call__(self, layer: Layer) -> float:
-        """Yardsticks that one call of ``layer`` takes, without the cost of calling a graph."""
+        """Time of one call of ``layer`` over the reference layer's, call overhead excluded."""
         if layer.key not in self._known:
-            measure = self._ratio or self._watch.ratio
+            measure = self._ratio or self._runner.ratio
             self._known[layer.key] = measure(layer)
             self.fresh += 1
         return self._known[layer.key]
 
     @property
-    def yardstick(self) -> Runtime:
-        """The yardstick itself, to be timed in turns with what is to be compared to layers."""
-        return self._watch
+    def reference(self) -> Runtime:
+        """The reference layer, to take turns with a network that is compared with layers."""
+        return self._runner
 
     @property
-    def _watch(self) -> _Stopwatch:
-        if self._stopwatch is None:
-            self._stopwatch = _Stopwatch(self._precision, self._threads)
-        return self._stopwatch
+    def _runner(self) -> _LayerRunner:
+        if self._cached_runner is None:
+            self._cached_runner = _LayerRunner(self._precision, self._threads)
+        return self._cached_runner
 
     def save(self) -> None:
-        """Write down what was measured, beside what another process wrote meanwhile."""
+        """Merge the measurements into the cache file, which another process may have changed."""
         if self.fresh:
             known = _read(self.path, self._about) | self._known
             with contextlib.suppress(OSError):
@@ -174,42 +174,42 @@ def cache_folder() -> Path:
 
 
 def _read(path: Path, about: dict[str, Any]) -> dict[str, float]:
-    """What the file says, or nothing where it is missing, damaged or of another machine."""
+    """Read cached ratios; empty if the file is missing, damaged or of another machine."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        ratios = {str(key): float(value) for key, value in found["ratios"].items()}
-        sound = found["about"] == about and all(0 <= r < math.inf for r in ratios.values())
+        cached = json.loads(path.read_text(encoding="utf-8"))
+        ratios = {str(key): float(value) for key, value in cached["ratios"].items()}
+        valid = cached["about"] == about and all(0 <= r < math.inf for r in ratios.values())
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
-    return ratios if sound else {}
+    return ratios if valid else {}
 
 
-class _Stopwatch:
-    """Runs layers beside a yardstick; as a runtime, it is the yardstick."""
+class _LayerRunner:
+    """Runs layers in turns with the reference layer; as a runtime, it is the reference layer."""
 
     name, version = "onnxruntime", onnxruntime.__version__
 
-    YARDSTICK = Layer("conv", 64, 64, 1, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    REFERENCE = Layer("conv", 64, 64, 1, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
 
     def __init__(self, precision: Precision, threads: int) -> None:
         self.precision, self.threads = precision, threads
-        self._stick = self._runner(layer_graph(self.YARDSTICK, precision, 1))
-        empty = self._runner(_empty_graph())
+        self._reference = self._session(layer_graph(self.REFERENCE, precision, 1))
+        empty = self._session(_empty_graph())
         self._overhead = _fastest(empty)[0]
 
     def run(self, images: Array) -> Array:
-        """Run the yardstick, whatever the images."""
-        self._stick()
+        """Run the reference layer on its own input; ``images`` are ignored."""
+        self._reference()
         return images
 
     def ratio(self, layer: Layer) -> float:
-        """Time of ``layer`` over the yardstick's, taking turns."""
+        """Time of ``layer`` over the reference layer's, taking turns."""
         copies = copies_of(layer)
-        runner = self._runner(layer_graph(layer, self.precision, copies))
-        ours, theirs = _fastest(runner, self._stick)
-        return max(ours - self._overhead, 0.0) / copies / theirs
+        session = self._session(layer_graph(layer, self.precision, copies))
+        of_copies, of_reference = _fastest(session, self._reference)
+        return max(of_copies - self._overhead, 0.0) / copies / of_reference
 
-    def _runner(self, model: onnx.ModelProto) -> Callable[[], object]:
+    def _session(self, model: onnx.ModelProto) -> Callable[[], object]:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(),
             session_options(self.threads, is_saturation_free(model)),
@@ -223,29 +223,29 @@ class _Stopwatch:
 
 
 def _fastest(*runners: Callable[[], object]) -> list[float]:
-    """Least milliseconds of each, taking turns, until the least of each has nearly come twice.
+    """Least milliseconds of each, taking turns, until the two least of each nearly agree.
 
-    What disturbs a run only ever makes it longer.
+    Disturbances only ever make a run longer.
     """
     for runner in runners:
         runner()
-    spent = np.empty((0, len(runners)))
-    for _ in range(MOST_ROUNDS):
-        spent = np.vstack([spent, [[_spent(r) for r in runners] for _ in range(REPEATS)]])
-        least = np.sort(spent, axis=0)
+    samples = np.empty((0, len(runners)))
+    for _ in range(MAX_ROUNDS):
+        samples = np.vstack([samples, [[_timed(r) for r in runners] for _ in range(REPEATS)]])
+        least = np.sort(samples, axis=0)
         if (least[1] <= AGREES * least[0]).all():
             break
     return least[0].tolist()
 
 
-def _spent(runner: Callable[[], object]) -> float:
+def _timed(runner: Callable[[], object]) -> float:
     start = time.perf_counter_ns()
     runner()
     return (time.perf_counter_ns() - start) / 1e6
 
 
 def copies_of(layer: Layer) -> int:
-    """Copies that a graph needs to take longer than the call of it; of large weights, one."""
+    """Copies for a graph to take much longer than its call; one where weights are large."""
     if layer.weights > 1_000_000:
         return 1
     macs = layer.weights * math.prod(layer.result)
@@ -259,13 +259,13 @@ def layer_graph(layer: Layer, precision: Precision, copies: int) -> onnx.ModelPr
     scale a tensor; int8 weights, one scale an output channel; int32 biases.
     """
     writer = _Writer(precision == "int8")
-    source = writer.given("x")
+    source = writer.dequantized("x")
     results = []
     for number in range(copies):
         tensor = writer.weighted(layer, source, str(number))
         if layer.kind == "conv":
             tensor = writer.thinned(layer, tensor)
-        results.append(writer.given_back(tensor))
+        results.append(writer.quantized_output(tensor))
     kind = onnx.TensorProto.UINT8 if precision == "int8" else onnx.TensorProto.FLOAT
     convolves = layer.kind == "conv"
     shape = [1, layer.inputs, *layer.size] if convolves else [*layer.size, layer.inputs]
@@ -298,11 +298,11 @@ def _model(
 
 
 SCALE = 0.05
-"""Of all activations; any will do."""
+"""Scale of all activations; time does not depend on it."""
 
 
 class _Writer:
-    """Adds nodes one by one, with quantizers around them where asked for."""
+    """Adds nodes one by one, with quantizers around them if ``quantized``."""
 
     def __init__(self, quantized: bool) -> None:
         self.quantized = quantized
@@ -314,12 +314,12 @@ class _Writer:
                 self._constant("zero", np.uint8(0)),
             ]
 
-    def given(self, name: str) -> str:
-        """The real values of the graph's input."""
+    def dequantized(self, name: str) -> str:
+        """Add a dequantizer, if the graph is quantized."""
         return self._add("DequantizeLinear", [name, *self.grid]) if self.quantized else name
 
-    def given_back(self, tensor: str) -> str:
-        """A result of the graph: integers, where there are any."""
+    def quantized_output(self, tensor: str) -> str:
+        """Add a quantizer, if the graph is quantized."""
         return self._add("QuantizeLinear", [tensor, *self.grid]) if self.quantized else tensor
 
     def weighted(self, layer: Layer, source: str, tag: str) -> str:
@@ -351,7 +351,7 @@ class _Writer:
     def thinned(self, layer: Layer, tensor: str) -> str:
         """One pixel of each channel: a pool of one pixel whose stride is the whole image."""
         if self.quantized:
-            tensor = self.given(self.given_back(tensor))
+            tensor = self.dequantized(self.quantized_output(tensor))
         ones = [1] * len(layer.size)
         return self._add("MaxPool", [tensor], kernel_shape=ones, strides=layer.result)
 

@@ -5,7 +5,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-from secateur.benchmark.cost import macs, nonzero_parameters, parameters
+from secateur.benchmarking.cost import macs, nonzero_parameters, parameters
 
 
 @pytest.mark.parametrize(

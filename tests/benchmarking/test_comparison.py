@@ -12,9 +12,15 @@ from rich.console import Console
 
 from helpers import tiny_networks
 from secateur.artifact.packing import pack
-from secateur.benchmark.candidates import EagerContender, FileContender, Form, contenders, form_of
-from secateur.benchmark.comparison import Bench, Timed, bench, save
-from secateur.benchmark.timing import REST, SETTLE, Start
+from secateur.benchmarking.candidates import (
+    ClassifierShape,
+    EagerCandidate,
+    FileCandidate,
+    list_candidates,
+    shape_of,
+)
+from secateur.benchmarking.comparison import CandidateResult, Comparison, benchmark, save
+from secateur.benchmarking.timing import Start
 from secateur.cli.bench_table import render
 from secateur.errors import SecateurError
 
@@ -28,41 +34,28 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return path, packed
 
 
-def shown(found: Bench) -> str:
+def shown(found: Comparison) -> str:
     console = Console(file=io.StringIO(), width=200)
     for part in render(found):
         console.print(part, soft_wrap=True)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def made_up(*medians: float, restless: bool = False) -> Bench:
+def made_up(*medians: float, restless: bool = False) -> Comparison:
     turns = np.linspace(0.7, 1.3, 40) if restless else np.linspace(0.99, 1.01, 40)
     rows = [
-        Timed(f"net{i}", 1000, {1: m * turns, 8: 4 * m * turns}, Start(10, 2, 5_000_000))
+        CandidateResult(f"net{i}", 1000, {1: m * turns, 8: 4 * m * turns}, Start(10, 2, 5_000_000))
         for i, m in enumerate(medians)
     ]
-    return Bench(rows, 2, {"processor": "A CPU", "versions": {}, "commit": "0"})
+    return Comparison(rows, 2, {"processor": "A CPU", "versions": {}, "commit": "0"})
 
 
 def test_a_packed_file_competes_with_what_it_decodes_to(files: tuple[Path, Path]) -> None:
-    found = bench(list(files), [], threads=1, batches=(1, 4), repeats=8, warmup=1)
+    found = benchmark(list(files), [], threads=1, batches=(1, 4), repeats=8, warmup=1)
     assert [row.title for row in found.rows] == [str(path) for path in files]
     assert [row.size_bytes for row in found.rows] == [path.stat().st_size for path in files]
     assert [{b: len(s) for b, s in row.samples.items()} for row in found.rows] == [{1: 8, 4: 2}] * 2
     assert all(row.start.open_ms > 0 and row.start.first_ms > 0 for row in found.rows)
-
-
-def test_turns_rest_and_settle(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    settled: list[tuple[int, int]] = []
-
-    def timed(runtimes, images, warmup, repeats, settle=0, rest=0.0):  # type: ignore[no-untyped-def]
-        assert rest == REST
-        settled.append((len(images), settle))
-        return {name: np.ones(repeats) for name in runtimes}
-
-    monkeypatch.setattr("secateur.benchmark.comparison.latencies", timed)
-    bench([files[0]], [], threads=1, batches=(1, 4), repeats=8, warmup=1)
-    assert settled == [(1, SETTLE), (4, 1)]
 
 
 def test_raw_samples_are_kept(tmp_path: Path) -> None:
@@ -86,29 +79,29 @@ def test_a_noisy_machine_is_said_to_be_noisy() -> None:
 
 def test_names_say_what_to_compare_with(files: tuple[Path, Path]) -> None:
     path, packed = files
-    found = contenders([path], ["alexnet", "openvino", str(packed)], 3)
+    found = list_candidates([path], ["alexnet", "openvino", str(packed)], 3)
     assert found == [
-        EagerContender("alexnet", Form(3, 28, 10), 3),
-        FileContender(packed, "onnxruntime", 3),
-        FileContender(path, "onnxruntime", 3),
-        FileContender(path, "openvino", 3),
+        EagerCandidate("alexnet", ClassifierShape(3, 28, 10), 3),
+        FileCandidate(packed, "onnxruntime", 3),
+        FileCandidate(path, "onnxruntime", 3),
+        FileCandidate(path, "openvino", 3),
     ]
 
 
-def test_an_eager_network_runs_in_the_form_of_the_file(files: tuple[Path, Path]) -> None:
-    form = form_of(files[1])
-    rival = EagerContender("shufflenet_v2_x1_0", form, 1)
-    images = np.zeros((2, form.channels, form.side, form.side), np.float32)
-    assert rival.open().run(images).shape == (2, form.classes)
+def test_an_eager_network_runs_in_the_shape_of_the_file(files: tuple[Path, Path]) -> None:
+    shape = shape_of(files[1])
+    rival = EagerCandidate("shufflenet_v2_x1_0", shape, 1)
+    images = np.zeros((2, shape.channels, shape.side, shape.side), np.float32)
+    assert rival.open().run(images).shape == (2, shape.classes)
     assert rival.size_bytes > 4 * 1_250_000
 
 
-def test_unknown_names_and_other_forms_are_refused(
+def test_unknown_baselines_and_other_shapes_are_refused(
     files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(SecateurError, match=r"mobilenet_v2.*or give a file"):
-        contenders([files[0]], ["resnet"], 1)
+    with pytest.raises(SecateurError, match=r"unknown baseline.*mobilenet_v2.*or give a file"):
+        list_candidates([files[0]], ["resnet"], 1)
     other = tmp_path / "other.onnx"
     tiny_networks.exported("alexnet", other)
-    with pytest.raises(SecateurError, match=r"another form.*other\.onnx"):
-        contenders([files[0], other], [], 1)
+    with pytest.raises(SecateurError, match=r"shapes differ.*other\.onnx"):
+        list_candidates([files[0], other], [], 1)

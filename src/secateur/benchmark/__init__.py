@@ -1,1 +1,0 @@
-"""How files and layers are timed, and what they cost: one protocol for all."""

@@ -1,0 +1,137 @@
+"""Comparison of files and networks, timed in turns, with everything the times depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur import environment
+from secateur.benchmarking.candidates import ClassifierShape, list_candidates, shape_of
+from secateur.benchmarking.timing import Start, cold_start, latencies
+from secateur.console import progress
+from secateur.statistics import noise
+from secateur.store import write_json
+
+
+@dataclass(frozen=True)
+class CandidateResult:
+    """The measurements of one candidate.
+
+    Attributes:
+        title: Name of the candidate.
+        size_bytes: On disk; of an eager network, of its weights.
+        samples: By batch size, the milliseconds of each counted turn in order.
+        start: Cold start in a new process.
+    """
+
+    title: str
+    size_bytes: int
+    samples: dict[int, npt.NDArray[np.float64]]
+    start: Start
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of :func:`benchmark`.
+
+    Attributes:
+        rows: One result per candidate; all are compared with the first.
+        threads: Inside one operator.
+        about: Processor, versions, commit.
+    """
+
+    rows: list[CandidateResult]
+    threads: int
+    about: dict[str, Any]
+
+    @property
+    def noise(self) -> float:
+        """The widest spread of any row at the smallest batch: (p90 - p10) / median."""
+        return max(noise(row.samples[min(row.samples)]) for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, raw samples too, as plain data."""
+        rows = [
+            asdict(row)
+            | {"samples": {str(k): np.round(v, 5).tolist() for k, v in row.samples.items()}}
+            for row in self.rows
+        ]
+        return {"rows": rows, "threads": self.threads, **self.about}
+
+
+def benchmark(
+    files: Sequence[str | Path],
+    against: Sequence[str] = (),
+    *,
+    threads: int = 2,
+    batches: tuple[int, ...] = (1, 32),
+    repeats: int = 200,
+    warmup: int = 20,
+) -> Comparison:
+    """Compare files: latency, throughput, cold start and memory.
+
+    Times come from :func:`secateur.benchmarking.timing.latencies`. The images are noise, on which
+    no time depends.
+
+    Args:
+        files: ``.onnx`` or ``.sec`` files with the same input and output.
+        against: Baselines: torchvision networks, runtimes or files; see
+            :func:`secateur.benchmarking.candidates.list_candidates`.
+        threads: Inside one operator.
+        batches: Batch sizes; those above 1 measure throughput, with a quarter of the turns.
+        repeats: Counted turns at batch 1.
+        warmup: Uncounted turns before those.
+
+    Returns:
+        Raw samples of each candidate, the baseline first.
+
+    Raises:
+        SecateurError: A file is missing or damaged, shapes differ, or a file cannot be run.
+
+    Example:
+        >>> result = secateur.benchmark(["net.onnx"], batches=(1,), repeats=20)  # doctest: +SKIP
+        >>> result.rows[0].samples[1].shape                                      # doctest: +SKIP
+        (20,)
+    """
+    paths = [Path(file) for file in files]
+    candidates = list_candidates(paths, list(against), threads)
+    images = _noise(shape_of(paths[0]), max(batches))
+    starts = [cold_start(candidate, images[:1]) for candidate in candidates]
+    runtimes = {str(place): candidate.open() for place, candidate in enumerate(candidates)}
+    samples: dict[int, dict[str, npt.NDArray[np.float64]]] = {}
+    with progress("bench", len(batches)) as tick:
+        for size in batches:
+            turns = repeats if size == 1 else max(1, repeats // 4)
+            samples[size] = latencies(runtimes, images[:size], warmup, turns)
+            tick.advance(note=f"batch {size}")
+    rows = [
+        CandidateResult(
+            candidate.title,
+            candidate.size_bytes,
+            {size: of_batch[str(place)] for size, of_batch in samples.items()},
+            starts[place],
+        )
+        for place, candidate in enumerate(candidates)
+    ]
+    about = {
+        "processor": environment.processor(),
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+    }
+    return Comparison(rows, threads, about)
+
+
+def _noise(shape: ClassifierShape, count: int) -> npt.NDArray[np.float32]:
+    size = (count, shape.channels, shape.side, shape.side)
+    return np.random.default_rng(0).standard_normal(size).astype(np.float32)
+
+
+def save(result: Comparison, path: Path) -> None:
+    """Write every raw sample as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result.to_dict())
