@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import threading
@@ -10,12 +11,18 @@ import pytest
 import torch
 from filelock import FileLock
 
+from secateur.disk import TEMPORARY
 from secateur.errors import StoreError
 from secateur.store import Store, save_tensors, write_text
 
 
 def _write(text: str) -> object:
     return lambda folder: write_text(folder / "out.txt", text)
+
+
+def folders(root: Path) -> list[str]:
+    """Names of all that is in a store, without the locks, which stay."""
+    return sorted(path.name for path in root.iterdir() if path.suffix != ".lock")
 
 
 def test_a_stage_is_made_once(tmp_path: Path) -> None:
@@ -28,7 +35,7 @@ def test_a_stage_is_made_once(tmp_path: Path) -> None:
     assert not second.fresh
     assert not store.made_any
     assert (second.folder / "out.txt").read_text() == "a"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [first.folder.name]
+    assert folders(tmp_path) == [first.folder.name]
 
 
 def test_a_store_that_only_finds_makes_nothing(tmp_path: Path) -> None:
@@ -38,7 +45,7 @@ def test_a_store_that_only_finds_makes_nothing(tmp_path: Path) -> None:
     assert found.folder == made.folder
     with pytest.raises(StoreError, match="no such stage"):
         store.stage("train", {"epochs": 2}, {}, _write("b"))  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == [made.folder.name]
+    assert folders(tmp_path) == [made.folder.name]
 
 
 def test_the_id_is_the_hash_of_what_is_said_and_read(tmp_path: Path) -> None:
@@ -106,11 +113,10 @@ def test_a_store_may_wait_for_another_process(tmp_path: Path) -> None:
     other.join()
     assert not stage.fresh
     assert (stage.folder / "out.txt").read_text() == "a"
-    assert not list(tmp_path.glob("*.lock"))
 
 
 def _hold_then_put(made: Path, folder: Path, held: Any, release: Any) -> None:
-    with FileLock(f"{folder}.lock"):
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         held.set()
         release.wait(60)
         made.rename(folder)
@@ -121,7 +127,7 @@ def test_two_processes_do_not_make_the_same_stage(tmp_path: Path) -> None:
     os.rename(stage.folder, tmp_path / "elsewhere")
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
-    lock = str(stage.folder) + ".lock"
+    lock = str(stage.folder.with_name(f".{stage.folder.name}.lock"))
     other = context.Process(target=_hold, args=(lock, held, release))
     other.start()
     try:
@@ -150,3 +156,78 @@ def test_a_full_disk_leaves_no_tensors_behind(
     with pytest.raises(StoreError, match="No space left"):
         save_tensors(tmp_path / "weights.safetensors", {"a": torch.ones(1)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_of_other_threads_is_not_reused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chain(store: Store, text: str) -> list[str]:
+        data = store.stage("data", {}, {}, _write(text))  # type: ignore[arg-type]
+        train = store.stage("train", {}, {"data": data}, _write(text))  # type: ignore[arg-type]
+        return [(stage.folder / "out.txt").read_text() for stage in (data, train)]
+
+    for threads, text in ((1, "one"), (2, "two"), (1, "again"), (2, "again")):
+        monkeypatch.setattr("secateur.environment.threads", lambda threads=threads: threads)
+        assert chain(Store(tmp_path), text) == ["one", "one" if threads == 1 else "two"]
+    assert "stored with 1 threads, this process has 2: not reused" in capsys.readouterr().err
+    monkeypatch.setattr("secateur.environment.threads", lambda: 8)
+    for store in (Store(tmp_path, find_only=True), Store(tmp_path, any_threads=True)):
+        assert chain(store, "never") == ["one", "one"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda manifest: manifest["says"].update(epochs=2),
+        lambda manifest: manifest.update(id="0123456789ab"),
+        lambda manifest: manifest.update(stage="prune-1"),
+        lambda manifest: manifest.update(seconds=0.0),
+        lambda manifest: manifest["upstream"].update(data="0123456789ab"),
+        lambda manifest: manifest["files"].pop("out.txt"),
+        lambda manifest: manifest["files"].update({"../elsewhere": "00"}),
+    ],
+)
+def test_an_edited_manifest_is_refused(tmp_path: Path, edit: Any) -> None:
+    stage = Store(tmp_path).stage("train", {"epochs": 1}, {}, _write("a"))  # type: ignore[arg-type]
+    manifest = stage.manifest
+    edit(manifest)
+    (stage.folder / "stage.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=r"damaged.*delete"):
+        Store(tmp_path).stage("train", {"epochs": 1}, {}, _write("a"))  # type: ignore[arg-type]
+
+
+def test_a_manifest_without_a_checksum_is_read(tmp_path: Path) -> None:
+    """As version 0.1.0 wrote them."""
+    stage = Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+    manifest = stage.manifest
+    del manifest["checksum"]
+    (stage.folder / "stage.json").write_text(json.dumps(manifest))
+    assert not Store(tmp_path).stage("train", {}, {}, _write("b")).fresh  # type: ignore[arg-type]
+
+
+def test_a_file_that_no_manifest_lists_is_refused(tmp_path: Path) -> None:
+    stage = Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+    (stage.folder / "plan.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"damaged.*plan\.json"):
+        Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+
+
+def test_a_lock_is_never_unlinked(tmp_path: Path) -> None:
+    """Else a process that waits holds the old file, and a third one makes and locks a new one."""
+    stage = Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+    lock = stage.folder.with_name(f".{stage.folder.name}.lock")
+    before = lock.stat().st_ino
+    (stage.folder / "stage.json").unlink()
+    assert Store(tmp_path).stage("train", {}, {}, _write("a")).fresh  # type: ignore[arg-type]
+    assert lock.stat().st_ino == before
+
+
+def test_unfinished_files_of_a_killed_attempt_do_not_become_results(tmp_path: Path) -> None:
+    def killed(folder: Path) -> None:
+        (folder / f".out.txt.0123{TEMPORARY}").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path).stage("train", {}, {}, killed)
+    stage = Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
+    assert set(stage.manifest["files"]) == {"out.txt"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from secateur.disk import write_text
 from secateur.errors import StoreError
 
 
@@ -69,10 +70,7 @@ class Record(BaseModel):
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write ``records`` to ``path``, one JSON object a line; the file is whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    lines = "".join(record.to_json() + "\n" for record in records)
-    temporary.write_text(lines, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(record.to_json() + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[Record]:

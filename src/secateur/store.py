@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur import environment
+from secateur.console import say
+from secateur.disk import TEMPORARY, flush, replacing, write_bytes, write_json, write_text
 from secateur.errors import StoreError
 from secateur.recipe import content_id
+
+__all__ = [
+    "MANIFEST",
+    "Stage",
+    "Store",
+    "load_tensors",
+    "save_tensors",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 MANIFEST = "stage.json"
 
@@ -57,41 +70,54 @@ class Stage:
 class Store:
     """A folder of finished stages.
 
-    A stage is made in ``NAME-ID.partial`` and renamed when whole. What a killed run left there (a
-    checkpoint, say) is offered to the next one; it is never mistaken for a result.
+    A stage is made in ``NAME-ID.partial`` and renamed when it is complete and on the disk. What a
+    killed run left there (a checkpoint, say) is offered to the next one; it is never mistaken for
+    a result.
+
+    Floating-point sums depend on the number of threads. A stage that was made with another number
+    of threads than this process has is therefore not reused: its second version goes into
+    ``NAME-ID-Nthreads``. A stage that reads no other one only selects data, and counts always.
 
     Args:
         root: Created where missing.
         wait: Where another process makes a stage, wait until it is there; else that is an error.
         find_only: A stage that is not there is an error, instead of being made.
+        any_threads: A stored stage counts, whatever number of threads made it.
 
     Attributes:
-        made_any: Whether any stage was made, rather than found, so far.
+        made_any: Whether any stage was made, rather than reused, so far.
 
     Raises:
         StoreError: The folder cannot be written.
     """
 
-    def __init__(self, root: Path, wait: bool = False, find_only: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        wait: bool = False,
+        find_only: bool = False,
+        any_threads: bool = False,
+    ) -> None:
         self.root, self.wait, self.find_only = root, wait, find_only
+        self.any_threads = any_threads or find_only
         self.made_any = False
         try:
             root.mkdir(parents=True, exist_ok=True)
-            probe = root / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
+            with replacing(root / ".probe") as probe:
+                probe.touch()
+            (root / ".probe").unlink(missing_ok=True)
+        except (OSError, StoreError) as error:
             raise StoreError(
                 "cannot write to output folder",
                 where=root,
-                found=error.strerror,
+                found=getattr(error, "strerror", None) or error.__cause__ or error,
                 remedy="see --out",
             ) from error
 
     def stage(
         self,
         name: str,
-        says: Mapping[str, Any],
+        settings: Mapping[str, Any],
         upstream: Mapping[str, Stage],
         make: Callable[[Path], None],
     ) -> Stage:
@@ -99,24 +125,57 @@ class Store:
 
         Args:
             name: The stage's name.
-            says: The part of the recipe that decides its outcome, plain data.
+            settings: The part of the recipe that decides its outcome, plain data.
             upstream: The stages it reads.
-            make: Writes the stage's files into the folder it is given, which may hold what an
+            make: Writes the stage's files into the folder it gets, which may hold what an
                 earlier, killed attempt left.
 
         Raises:
             StoreError: The stored files are damaged, another process is making the same stage, or
                 the stage is not there and this store only finds.
         """
-        key = {"says": dict(says), "upstream": {k: stage.id for k, stage in upstream.items()}}
+        key = {"says": dict(settings), "upstream": {k: stage.id for k, stage in upstream.items()}}
         identity = content_id({"stage": name.split("-")[0], **key})
-        folder = self.root / f"{name}-{identity}"
+        folder = self._folder(name, identity, bool(upstream))
         if (folder / MANIFEST).exists():
-            return Stage(name, _verified(folder, identity), folder)
+            return _verified(name, identity, folder)
         if self.find_only:
             raise StoreError("no such stage", where=folder, remedy="make it where it was made")
-        partial = folder.with_name(folder.name + ".partial")
-        lock = FileLock(folder.with_name(folder.name + ".lock"))
+        with self._lock(folder):
+            if (folder / MANIFEST).exists():  # made by the process that was waited for
+                return _verified(name, identity, folder)
+            partial = folder.with_name(folder.name + ".partial")
+            partial.mkdir(exist_ok=True)
+            for unfinished in partial.glob(f".*{TEMPORARY}"):
+                unfinished.unlink()
+            start, threads = time.monotonic(), environment.threads()
+            make(partial)
+            facts = {"seconds": round(time.monotonic() - start, 3), "threads": threads}
+            _finish({"stage": name, "id": identity, **key}, facts, partial, folder)
+        self.made_any = True
+        return Stage(name, identity, folder, fresh=True)
+
+    def _folder(self, name: str, identity: str, depends_on_threads: bool) -> Path:
+        """Where the stage is, or is to be made, for the threads that this process has."""
+        first, here = self.root / f"{name}-{identity}", environment.threads()
+        versions = [first, *sorted(self.root.glob(f"{first.name}-*threads"))]
+        made = {
+            threads: folder
+            for folder in reversed(versions)
+            if (threads := _threads(folder)) is not None
+        }
+        if not made or here in made or not depends_on_threads:
+            return made.get(here) or next(iter(made.values()), first)
+        if self.any_threads:
+            return first if first in made.values() else next(iter(made.values()))
+        others = ", ".join(map(str, sorted(made)))
+        say(f"{name}: stored with {others} threads, this process has {here}: not reused")
+        return first.with_name(f"{first.name}-{here}threads")
+
+    @contextmanager
+    def _lock(self, folder: Path) -> Iterator[None]:
+        """Hold the stage's lock. The file stays: who unlinks it may cut off one that waits."""
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         try:
             lock.acquire(timeout=-1 if self.wait else 0)
         except Timeout:
@@ -126,43 +185,34 @@ class Store:
                 remedy="wait for it, or choose another --out",
             ) from None
         try:
-            if (folder / MANIFEST).exists():  # made by the one that was waited for
-                return Stage(name, _verified(folder, identity), folder)
-            partial.mkdir(exist_ok=True)
-            start = time.monotonic()
-            make(partial)
-            self._finish(name, identity, key, partial, folder, time.monotonic() - start)
+            yield
         finally:
             lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
-        self.made_any = True
-        return Stage(name, identity, folder, fresh=True)
 
-    def _finish(
-        self,
-        name: str,
-        identity: str,
-        key: Mapping[str, Any],
-        partial: Path,
-        folder: Path,
-        seconds: float,
-    ) -> None:
-        files = {file.name: _digest(file) for file in sorted(partial.iterdir())}
-        manifest = {
-            "stage": name,
-            "id": identity,
-            **key,
-            "files": files,
-            "seconds": round(seconds, 3),
-            "processor": environment.processor(),
-            "threads": environment.threads(),
-            "versions": environment.versions(),
-            "commit": environment.commit(),
-        }
-        write_json(partial / MANIFEST, manifest)
-        if folder.exists():  # without a manifest: not ours to trust, and in the way
-            shutil.rmtree(folder)
-        partial.replace(folder)
+
+def _finish(key: dict[str, Any], facts: dict[str, Any], partial: Path, folder: Path) -> None:
+    """Write the manifest, flush everything, and give the folder its name."""
+    files = sorted(partial.iterdir())
+    manifest = {
+        **key,
+        "files": {file.name: _digest(file) for file in files},
+        **facts,
+        "processor": environment.processor(),
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+    }
+    for file in files:
+        flush(file)
+    write_json(partial / MANIFEST, manifest | {"checksum": _checksum(manifest)})
+    if folder.exists():  # without a manifest it is no result, and in the way
+        shutil.rmtree(folder)
+    partial.replace(folder)
+    flush(folder.parent)
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Content id of a manifest without its own checksum."""
+    return content_id({key: value for key, value in manifest.items() if key != "checksum"})
 
 
 def _digest(path: Path) -> str:
@@ -170,40 +220,51 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verified(folder: Path, identity: str) -> str:
+def _threads(folder: Path) -> int | None:
+    """The number of threads that a stored stage was made with; None where there is none."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        damaged = [
-            name
-            for name, digest in manifest["files"].items()
-            if not (folder / name).exists() or _digest(folder / name) != digest
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        damaged = [MANIFEST]
-    if damaged:
+        return int(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["threads"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0  # damaged: refused by name when it is read
+
+
+def _verified(name: str, identity: str, folder: Path) -> Stage:
+    """Return a stored stage whose manifest and files are what its id and checksums say.
+
+    Raises:
+        StoreError: They are not; the message names the first wrong file.
+    """
+    damaged = _damaged(name, identity, folder)
+    if damaged is not None:
         raise StoreError(
             "stored stage is damaged",
-            where=folder / damaged[0],
+            where=folder / damaged,
             remedy="delete the folder; the next run makes it again",
         )
-    return identity
+    return Stage(name, identity, folder)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON; the file is whole or not there."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8; the file is whole or not there."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data``; the file is whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _damaged(name: str, identity: str, folder: Path) -> str | None:
+    """The name of the first file of a stored stage that is missing, changed or not listed."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        key = {"stage": name.split("-")[0], "says": manifest["says"]}
+        computed = content_id({**key, "upstream": manifest["upstream"]})
+        checksum = manifest.get("checksum", _checksum(manifest))  # version 0.1.0 wrote none
+        expected = (name, identity, identity, checksum)
+        if expected != (manifest["stage"], manifest["id"], computed, _checksum(manifest)):
+            return MANIFEST
+        files: dict[str, str] = manifest["files"]
+        present = {path.name for path in folder.iterdir()} - {MANIFEST}
+        wrong = present.symmetric_difference(files)
+        return next(
+            (file for file in sorted(present | set(files))
+             if file in wrong or _digest(folder / file) != files[file]), None
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return MANIFEST
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -226,12 +287,10 @@ def save_tensors(
     Raises:
         StoreError: The disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     # Cloned, because views of one storage (masks of a group, say) are refused.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
-        save_file(plain, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError("cannot write", where=path, found=error) from error
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata)
+        except SafetensorError as error:
+            raise StoreError("cannot write", where=path, found=error) from error

@@ -25,7 +25,7 @@ from secateur.artifact.stream import Reader, Writer
 from secateur.artifact.tensors import DTYPES, FLOAT, Banks, can_code, code_tensor
 from secateur.errors import ArtifactError
 
-LIMIT = 2**27
+LIMIT = 2**28
 """Bytes that an unpacked file may have unless the caller allows more. Decoding takes about ten
 times as much memory as the largest tensor."""
 

@@ -14,8 +14,8 @@ from secateur import environment
 from secateur.benchmarking.candidates import ClassifierShape, list_candidates, shape_of
 from secateur.benchmarking.timing import Start, cold_start, latencies
 from secateur.console import progress
+from secateur.disk import write_json
 from secateur.statistics import noise
-from secateur.store import write_json
 
 
 @dataclass(frozen=True)

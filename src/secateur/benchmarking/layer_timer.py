@@ -28,11 +28,12 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from secateur import environment
+from secateur.disk import write_json
+from secateur.errors import StoreError
 from secateur.onnx_ir.model import IR_VERSION, OPSET
 from secateur.recipe import content_id
 from secateur.runtimes import SATURATION_FREE, Array, Runtime, session_options
 from secateur.runtimes.onnx_runtime import is_saturation_free
-from secateur.store import write_json
 
 Precision = Literal["fp32", "int8"]
 
@@ -162,7 +163,7 @@ class LayerTimer:
         """Merge the measurements into the cache file, which another process may have changed."""
         if self.fresh:
             known = _read(self.path, self._about) | self._known
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StoreError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self.path, {"about": self._about, "ratios": dict(sorted(known.items()))})
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from secateur import environment
 from secateur.artifact.classifier import load
-from secateur.artifact.packing import pack, unpack
+from secateur.artifact.packing import LIMIT, pack, unpack
 from secateur.artifact.verify import verify
+from secateur.disk import check_output, read_bytes, write_bytes
 from secateur.errors import SecateurError
+from secateur.onnx_ir.reader import read_self_contained
 from secateur.pipeline.run import run
 from secateur.statistics import proportion
-from secateur.store import write_bytes
 
 
 def pack_into(source: Path, out: Path, data: Path | None = None) -> Iterator[str]:
@@ -26,21 +27,22 @@ def pack_into(source: Path, out: Path, data: Path | None = None) -> Iterator[str
     Raises:
         SecateurError: ``source`` is neither, or the chain fails.
     """
+    check_output(out, [source])
     if (source / "net.sec").is_file():
         content = (source / "net.sec").read_bytes()
     elif (source / "recipe.toml").is_file():
         packed = run(str(source / "recipe.toml"), data=data, out=source.parent).packed
         assert packed is not None
         content = packed.read_bytes()
-    elif source.suffix == ".onnx" and source.is_file():
+    elif source.suffix == ".onnx" and source.exists():
         about = {"versions": environment.versions(), "source": source.name}
-        content = pack(source.read_bytes(), about)
+        content = pack(read_self_contained(source, LIMIT)[0], about)
     else:
         raise SecateurError(
             "nothing to pack", where=source, expected="a run's folder or an .onnx file"
         )
-    write_bytes(out, content)
     before = len(unpack(content).onnx)
+    write_bytes(out, content, [source])
     yield f"{out}: {len(content):,} bytes, {before / len(content):.2f} times smaller than its ONNX"
 
 
@@ -50,8 +52,9 @@ def unpack_into(path: Path, out: Path) -> Iterator[str]:
     Raises:
         ArtifactError: The file is damaged, newer, or too large.
     """
-    unpacked = unpack(path.read_bytes())
-    write_bytes(out, unpacked.onnx)
+    check_output(out, [path])
+    unpacked = unpack(read_bytes(path, LIMIT))
+    write_bytes(out, unpacked.onnx, [path])
     yield f"{out}: {len(unpacked.onnx):,} bytes, SHA-256 {unpacked.about['onnx_sha256']}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from secateur.disk import write_bytes
 from secateur.errors import SecateurError, StoreError
+from secateur.onnx_ir.reader import read_onnx
 
 IR_VERSION = 10
 OPSET = 18
@@ -86,10 +87,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     Raises:
         StoreError: The file is missing or is not ONNX.
     """
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's DecodeError is not importable from a stable place
-        raise StoreError("cannot read an ONNX file", where=path, found=error) from error
+    model = read_onnx(path)
     if not model.graph.node:
         raise StoreError("an ONNX file without a graph", where=path)
     return model
@@ -106,13 +104,7 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise SecateurError("not a valid ONNX graph", where=path, found=error) from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError("cannot write an ONNX file", where=path, found=error) from error
+    write_bytes(path, model.SerializeToString(deterministic=True))
 
 
 def tidy(model: onnx.ModelProto) -> onnx.ModelProto:

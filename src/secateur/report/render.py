@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from secateur.disk import write_text
 from secateur.errors import RecipeError
 from secateur.records import Record, read_records
 from secateur.report import numbers
@@ -137,11 +138,3 @@ def markdown(text: str) -> str:
     line = re.sub(r"([\\`*\[\]<>|~#$])", r"\\\1", line.replace("&", "&amp;"))
     # Inside a word GitHub leaves underscores alone, and names stay readable in the source.
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    # Not secateur.store: that needs torch.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)

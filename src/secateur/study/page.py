@@ -9,8 +9,9 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from secateur.disk import write_text
 from secateur.report import numbers
-from secateur.report.render import markdown, write_text
+from secateur.report.render import markdown
 from secateur.study.cells import Cells, read_cells
 from secateur.study.contribution import contributions, verdict
 from secateur.study.formats import Table

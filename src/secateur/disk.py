@@ -1,0 +1,166 @@
+"""Files: replaced whole or not at all, flushed before they count, and read only within bounds.
+
+Every file that Secateur writes goes through :func:`replacing`. The bytes are written to a new file
+of unpredictable name in the same folder (``O_EXCL``), flushed to the disk, and only then renamed;
+the folder is flushed after. A power cut leaves the old file or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from secateur.errors import StoreError
+
+TEMPORARY = ".tmp"
+"""Suffix of unfinished files, whose names also start with a dot."""
+
+_NAME_BYTES = 200
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Make sure that ``path`` may be written, before long work starts.
+
+    Args:
+        path: A new name in an existing folder, or a regular file, which will be replaced.
+        inputs: Files that are read: none of them may be replaced.
+
+    Raises:
+        StoreError: ``path`` is a folder, link, FIFO or device, is one of ``inputs``, or its folder
+            is missing.
+    """
+    for source in inputs:
+        with contextlib.suppress(OSError):
+            if path.samefile(source):
+                raise _refused(path, "the input itself", "choose another name")
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise _refused(path, "no such folder", "make the folder first") from None
+        return
+    except OSError as error:
+        raise _refused(path, error.strerror) from error
+    if not stat.S_ISREG(mode):
+        raise _refused(path, _kind(mode), "choose another name")
+
+
+@contextmanager
+def replacing(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield the name of a new, empty file; when the block ends well, it becomes ``path``.
+
+    Args:
+        path: See :func:`check_output`.
+        inputs: See :func:`check_output`.
+
+    Raises:
+        StoreError: ``path`` may not be written, or the disk is full.
+    """
+    check_output(path, inputs)
+    stem = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")
+    temporary = path.with_name(f".{stem}.{secrets.token_hex(8)}{TEMPORARY}")
+    try:
+        # The mode is that of any new file: the kernel takes the user's umask off.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+        flush(path.parent)
+    except OSError as error:
+        raise StoreError("cannot write", where=path, found=error.strerror or error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path: Path, data: bytes, inputs: Iterable[Path] = ()) -> None:
+    """Write ``data``; the file is whole or not there. Errors as :func:`replacing`."""
+    with replacing(path, inputs) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, line feeds as they are. Errors as :func:`replacing`."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented JSON. Errors as :func:`replacing`."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems flush no folders
+            raise
+    finally:
+        os.close(number)
+
+
+def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
+    """Read a regular file of at most ``limit`` bytes; a FIFO or device is refused, not waited for.
+
+    Args:
+        path: A regular file, or a link to one.
+        limit: The most bytes it may have.
+        remedy: What the message says to do about a larger one.
+
+    Raises:
+        StoreError: The file is missing, larger, or not a regular file.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or error
+        raise StoreError("cannot read", where=path, found=found) from error
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(number)
+        raise StoreError(
+            "cannot read", where=path, expected="a regular file", found=_kind(status.st_mode)
+        )
+    with os.fdopen(number, "rb") as file:
+        data = file.read(limit + 1) if status.st_size <= limit else b""
+    if status.st_size > limit or len(data) > limit:
+        raise StoreError(
+            "larger than allowed",
+            where=path,
+            expected=f"at most {limit:,} bytes",
+            found=f"{status.st_size:,}",
+            remedy=remedy,
+        )
+    return data
+
+
+def _kind(mode: int) -> str:
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
+
+
+def _refused(path: Path, found: object, remedy: str | None = None) -> StoreError:
+    return StoreError(
+        "cannot write", where=path, expected="a new name or a regular file", found=found,
+        remedy=remedy,
+    )  # fmt: skip
