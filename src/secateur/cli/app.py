@@ -12,6 +12,7 @@ from secateur import __version__
 from secateur.cli import (
     bench_commands,
     chain_commands,
+    demo_commands,
     file_commands,
     inspect_commands,
     study_commands,
@@ -27,7 +28,15 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _family in (chain_commands, file_commands, bench_commands, inspect_commands, study_commands):
+_FAMILIES = (
+    chain_commands,
+    file_commands,
+    demo_commands,
+    bench_commands,
+    inspect_commands,
+    study_commands,
+)
+for _family in _FAMILIES:
     app.add_typer(_family.app)
 
 
