@@ -33,7 +33,8 @@ from secateur.artifact.tensors import Banks, code_tensor
 from secateur.benchmarking.timing import latencies
 from secateur.data import batches, load
 from secateur.onnx_ir.model import read_model
-from secateur.pipeline import Pipeline
+from secateur.pipeline import Chain, open_chain
+from secateur.pipeline.quantization_stages import validation_images
 from secateur.quantization.pricing import PRICES, scheme_by_price
 from secateur.quantization.qdq import read_scheme, write_qdq
 from secateur.quantization.quantize import quantize
@@ -68,21 +69,21 @@ def coded_bytes(integers: list[npt.NDArray[np.int32]]) -> int:
     return len(writer.to_bytes())
 
 
-def measure(chain: Pipeline, controls: dict[str, Path]) -> Record:
+def measure(chain: Chain, controls: dict[str, Path]) -> Record:
     """Everything about the chain's packed file."""
     import zstandard  # of the group peers, and for this alone
 
     packed = chain.packed_file.read_bytes()
     onnx = unpack(packed).onnx
     assert onnx == chain.file("quantized").read_bytes()
-    source = read_model(chain.quantize.folder / "float.onnx")
+    source = read_model(chain.stage("quantize").folder / "float.onnx")
     scheme = read_scheme(source, chain.file("quantized"))
-    right = {v: r.numpy() for v, r in chain.bench.tensors("right.safetensors").items()}
+    right = {v: r.numpy() for v, r in chain.stage("bench").tensors("right.safetensors").items()}
     integers = [layer.integers for layer in scheme.layers.values()]
     test = load(chain.recipe.data.name, chain.data_root, train=False)
     return {
         "kind": "file",
-        "parameters": sum(p.numel() for p in chain.load_network(chain.train).parameters()),
+        "parameters": sum(p.numel() for p in chain.load_network("train").parameters()),
         "reference_bytes": chain.file("reference").stat().st_size,
         "onnx_bytes": len(onnx),
         "packed_bytes": len(packed),
@@ -94,14 +95,14 @@ def measure(chain: Pipeline, controls: dict[str, Path]) -> Record:
         "xz_bytes": len(lzma.compress(onnx, preset=9 | lzma.PRESET_EXTREME)),
         "zstd_bytes": len(zstandard.ZstdCompressor(level=19).compress(onnx)),
         "decode_seconds": decoding(packed),
-        "chosen": chain.quantize.json("chosen.json").get("price"),
+        "chosen": chain.stage("quantize").json("chosen.json").get("price"),
         "test_images": len(right["reference"]),
         "right": {variant: int(found.sum()) for variant, found in right.items()},
         "drop": against(right["reference"], right["quantized"]),
         "drop_from_pruned": against(right["pruned"], right["quantized"]),
         "controls": {name: control(chain, path, right, test) for name, path in controls.items()},
         # Of the quantized file, which the packed one decodes to, as asserted above.
-        "parity": chain.bench.json("bench.json")["parity"],
+        "parity": chain.stage("bench").json("bench.json")["parity"],
         "latency_ms": timed(chain, onnx, test),
     }
 
@@ -112,7 +113,7 @@ def against(reference: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) 
     return {"points": drop, "mcnemar_p": mcnemar(reference, candidate)}
 
 
-def control(chain: Pipeline, path: Path, right: dict[str, Any], test: Any) -> Record:
+def control(chain: Chain, path: Path, right: dict[str, Any], test: Any) -> Record:
     """Another float network on the same test images, and what the packed one loses against it."""
     runtime = OnnxRuntime(path, 2)
     decided = [runtime.run(batch).argmax(1) for batch in batches(test, chain.prepare, 250)]
@@ -135,7 +136,7 @@ def decoding(packed: bytes) -> list[float]:
     return times
 
 
-def timed(chain: Pipeline, onnx: bytes, test: Any) -> Record:
+def timed(chain: Chain, onnx: bytes, test: Any) -> Record:
     """Median, p10 and p90 of one image: the float files and the one that was unpacked, in turns."""
     runtimes = {
         "reference": OnnxRuntime(chain.file("reference"), 2),
@@ -147,15 +148,15 @@ def timed(chain: Pipeline, onnx: bytes, test: Any) -> Record:
     return {name: list(spread(values)) for name, values in samples.items()}
 
 
-def curve(chain: Pipeline, prices: tuple[float, ...]) -> Iterator[Record]:
+def curve(chain: Chain, prices: tuple[float, ...]) -> Iterator[Record]:
     """The pruned network at each price: bytes, and what is lost on validation."""
-    path = chain.export.folder / "pruned.onnx"
+    path = chain.stage("export").folder / "pruned.onnx"
     training, validation = chain.parts
     config = chain.recipe.quantize.model_copy(update={"price": 0.0})
     generator = torch.Generator().manual_seed(chain.recipe.seed)
     chosen = torch.randperm(len(training), generator=generator)[: config.images]
     images = chain.prepare(training.take(chosen).pixels).contiguous()
-    judge = chain._judge
+    judge = validation_images(chain)
     done = quantize(path, images, config, judge)
     truth = judge.right(Simulated(done.model))
     scheme_at = scheme_by_price(done.model, done.scheme, done.rules, images, True)
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--control", action="append", default=[], metavar="NAME=FILE")
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.set)
-    chain = Pipeline(recipe, Store(options.runs / "stages"), options.data, torch.device("cpu"))
+    chain = open_chain(recipe, Store(options.runs / "stages"), options.data, torch.device("cpu"))
     about = {
         "recipe": options.recipe, "sets": options.set, "recipe_id": recipe.id,
         "network": recipe.network.name, "geometry": recipe.geometry, "seed": recipe.seed,

@@ -23,7 +23,7 @@ from secateur.benchmarking.layer_timer import Layer, layer_graph
 from secateur.benchmarking.timing import latencies
 from secateur.data import Images, load
 from secateur.onnx_ir.model import read_model
-from secateur.pipeline import Pipeline
+from secateur.pipeline import Chain, open_chain
 from secateur.quantization.affine import Grid, from_range
 from secateur.quantization.calibrate import calibrate
 from secateur.quantization.placement import joint_range
@@ -54,9 +54,9 @@ def drop(reference: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> Foun
 class Network:
     """One recipe's trained reference, its test images, and what it decides of them."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Chain) -> None:
         self.pipeline = pipeline
-        self.module = pipeline.load_network(pipeline.train)
+        self.module = pipeline.load_network("train")
         self.test = load(pipeline.recipe.data.name, pipeline.data_root, train=False)
         self.right = correctness(self.module, self.test, pipeline.prepare)
 
@@ -173,7 +173,7 @@ def retraining(network: Network) -> Found:
         recipe, prune = network.pipeline.recipe, network.pipeline.recipe.prune
         changed = {"retrain": how, "epochs": RETRAIN_EPOCHS, "distill": 0.0}
         recipe = recipe.model_copy(update={"prune": prune.model_copy(update=changed)})
-        arm = Pipeline(
+        arm = open_chain(
             recipe, network.pipeline.store, network.pipeline.data_root, torch.device("cpu")
         )
         right = correctness(arm.load_network(arm.remove), network.test, arm.prepare)
@@ -201,7 +201,7 @@ def measure(said: argparse.Namespace) -> None:
         if is_there(path, cell):
             continue
         store = Store(said.runs / "stages", wait=True)
-        network = network or Network(Pipeline(recipe, store, said.data, torch.device("cpu")))
+        network = network or Network(open_chain(recipe, store, said.data, torch.device("cpu")))
         about = {
             "geometry": recipe.geometry,
             "dataset": recipe.data.name,

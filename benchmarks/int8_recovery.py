@@ -22,7 +22,7 @@ from secateur import environment, recipe
 from secateur.data import Images, Preparation, batches, load
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import Graph, read_model
-from secateur.pipeline import Pipeline
+from secateur.pipeline import open_chain
 from secateur.quantization.aware import Trainable
 from secateur.quantization.bits import BitPoint, scan_bits
 from secateur.quantization.parity import compare
@@ -77,11 +77,11 @@ class Subject:
 
     def __init__(self, said: argparse.Namespace, folder: Path) -> None:
         self.recipe = load_recipe(said.recipe, said.set)
-        self.pipeline = Pipeline(
+        self.pipeline = open_chain(
             self.recipe, Store(said.runs / "stages"), said.data, torch.device("cpu")
         )
         self.path = folder / "float.onnx"
-        network = self.pipeline.load_network(self.pipeline.train)
+        network = self.pipeline.load_network("train")
         export_onnx(network, self.pipeline.input_shape, self.path, {})
         self.training, self.validation = self.pipeline.parts
         self.prepare: Preparation = self.pipeline.prepare

@@ -39,7 +39,7 @@ from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import read_model, write_model
 from secateur.onnx_ir.shuffles import straighten
-from secateur.pipeline import Pipeline
+from secateur.pipeline import open_chain
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize
 from secateur.recipe import load_recipe
@@ -202,8 +202,8 @@ def decide(key: str, said: argparse.Namespace) -> Record:
 def export_reference(said: argparse.Namespace, path: Path) -> str:
     """Write the recipe's trained network as a float file, shuffles kept; return its name."""
     chosen = load_recipe(said.recipe, said.set)
-    pipeline = Pipeline(chosen, Store(said.runs / "stages"), said.data, torch.device("cpu"))
-    network = pipeline.load_network(pipeline.train)
+    pipeline = open_chain(chosen, Store(said.runs / "stages"), said.data, torch.device("cpu"))
+    network = pipeline.load_network("train")
     export_onnx(network, pipeline.input_shape, path, pipeline.metadata, straight=False)
     return chosen.network.name
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from json_lines import Record, append, is_there, pack
 from ladder_report import write_report
+from secateur.pipeline.training_stages import plan_of
 from torch import nn
 
 from secateur import recipe
@@ -32,8 +33,8 @@ from secateur.benchmarking.layer_timer import Layer, layer_graph
 from secateur.benchmarking.timing import latencies
 from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
-from secateur.pipeline import Pipeline
-from secateur.pipeline.training_stages import plan_of
+from secateur.pipeline import Chain, open_chain
+from secateur.pipeline.chain import plan_of
 from secateur.profiling import explain
 from secateur.pruning.surgery import rebuild
 from secateur.quantization.qdq import write_qdq
@@ -52,7 +53,7 @@ MEMORY = 2**28
 """Bytes that are read to find how fast memory is: more than any cache holds."""
 
 
-def network_at(pipeline: Pipeline, stage: Stage, side: int) -> nn.Module:
+def network_at(pipeline: Chain, stage: Stage, side: int) -> nn.Module:
     """A stage's network with its weights, in torchvision's own geometry at another side."""
     said = pipeline.recipe.network.model_copy(update={"resolution": side, "stem": "paper"})
     fresh = build_network(
@@ -63,11 +64,11 @@ def network_at(pipeline: Pipeline, stage: Stage, side: int) -> nn.Module:
     return network.eval()
 
 
-def make_files(pipeline: Pipeline, folder: Path) -> dict[str, Path]:
+def make_files(pipeline: Chain, folder: Path) -> dict[str, Path]:
     """The files of each rung at 224, lowest first; eager PyTorch needs none."""
     shape = (pipeline.input_shape[0], SIDE, SIDE)
-    dense = network_at(pipeline, pipeline.train, SIDE)
-    small = network_at(pipeline, pipeline.remove, SIDE)
+    dense = network_at(pipeline, pipeline.stage("train"), SIDE)
+    small = network_at(pipeline, pipeline.stage("remove"), SIDE)
     files = {name: folder / f"{name}.onnx" for name in ("runtime", "folded", "pruned", "int8")}
     export_onnx(dense, shape, files["runtime"], pipeline.metadata, straight=False)
     export_onnx(dense, shape, files["folded"], pipeline.metadata)
@@ -82,9 +83,9 @@ def make_files(pipeline: Pipeline, folder: Path) -> dict[str, Path]:
     return files
 
 
-def at_its_price(pipeline: Pipeline) -> recipe.Quantize:
+def at_its_price(pipeline: Chain) -> recipe.Quantize:
     """The recipe's quantization at the price that its validation images chose."""
-    config, chosen = pipeline.recipe.quantize, pipeline.quantize.json("chosen.json")
+    config, chosen = pipeline.recipe.quantize, pipeline.stage("quantize").json("chosen.json")
     price = chosen.get("price", {}).get("price", 0.0)
     return config.model_copy(update={"price": price, "correct_bias": False})
 
@@ -94,11 +95,11 @@ def bytes_of(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def measure_time(pipeline: Pipeline, said: argparse.Namespace) -> Record:
+def measure_time(pipeline: Chain, said: argparse.Namespace) -> Record:
     """Every rung's bytes, multiply-accumulates and times, and what the machine could do."""
     shape = (pipeline.input_shape[0], SIDE, SIDE)
-    dense = network_at(pipeline, pipeline.train, SIDE)
-    small = network_at(pipeline, pipeline.remove, SIDE)
+    dense = network_at(pipeline, pipeline.stage("train"), SIDE)
+    small = network_at(pipeline, pipeline.stage("remove"), SIDE)
     with tempfile.TemporaryDirectory() as root:
         files = make_files(pipeline, Path(root))
         runtimes: dict[str, Runtime] = {"eager": Eager(dense, said.threads)}
@@ -144,9 +145,9 @@ def ceilings(threads: int) -> dict[str, float]:
     return found | {"bytes_per_second": MEMORY / min(spent)}
 
 
-def measure_accuracy(pipeline: Pipeline) -> Record:
+def measure_accuracy(pipeline: Chain) -> Record:
     """Which test images each file that ships gets right, from the recipe's own bench."""
-    right = pipeline.bench.tensors("right.safetensors")
+    right = pipeline.stage("bench").tensors("right.safetensors")
     return {
         "right": {variant: pack(found.numpy()) for variant, found in right.items()},
         "test_images": len(right["reference"]),
@@ -165,7 +166,7 @@ def measure(said: argparse.Namespace) -> None:
     if not said.again and is_there(said.out, cell):
         return
     store = Store(said.runs / "stages")
-    pipeline = Pipeline(chosen, store, said.data, torch.device("cpu"))
+    pipeline = open_chain(chosen, store, said.data, torch.device("cpu"))
     about: dict[str, Any] = {
         "network": chosen.network.name,
         "dataset": chosen.data.name,

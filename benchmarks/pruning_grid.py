@@ -33,7 +33,8 @@ from torch import nn
 from secateur import environment, recipe
 from secateur.benchmarking.cost import macs, parameters
 from secateur.data import load
-from secateur.pipeline import Pipeline
+from secateur.pipeline import open_chain
+from secateur.pipeline.sensitivity_stage import sensitivity_curves
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import plan_removal
 from secateur.pruning.surgery import rebuild, remove
@@ -109,19 +110,19 @@ class Reference:
     def __init__(self, network: str, seed: int, data: Path, out: Path) -> None:
         sets = ["network.stem=paper", f"train.epochs={EPOCHS}"]
         self.recipe: Recipe = load_recipe(NETWORKS[network], sets, seed)
-        self.pipeline = Pipeline(self.recipe, Store(out / "stages"), data, torch.device("cpu"))
+        self.pipeline = open_chain(self.recipe, Store(out / "stages"), data, torch.device("cpu"))
         self.shape = self.pipeline.input_shape
         self._plans: dict[tuple[float, str], Plan] = {}
 
     @cached_property
     def network(self) -> nn.Module:
         """The trained network."""
-        return self.pipeline.load_network(self.pipeline.train)
+        return self.pipeline.load_network("train")
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[float, float]]]:
         """Group to accuracy lost on validation images against the fraction removed."""
-        return self.pipeline.sensitivity_curves()
+        return sensitivity_curves(self.pipeline)
 
     def plan(self, left: float, arm: str) -> Plan:
         """The plan of an arm; one from scratch has the architecture of ``l2-local``."""

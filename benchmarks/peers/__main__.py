@@ -24,7 +24,7 @@ from peers.report import readme, write_report  # noqa: E402
 from peers.rows import PACKAGES, ROWS  # noqa: E402
 from secateur import data  # noqa: E402
 from secateur.console import say  # noqa: E402
-from secateur.pipeline import Pipeline  # noqa: E402
+from secateur.pipeline import open_chain  # noqa: E402
 from secateur.recipe import load_recipe  # noqa: E402
 from secateur.store import Store  # noqa: E402
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def run(said: argparse.Namespace) -> None:
     """Measure each row of one trained network."""
     recipe = load_recipe(said.recipe, said.set)
-    chain = Pipeline(recipe, Store(said.runs / "stages"), said.data, torch.device("cpu"))
+    chain = open_chain(recipe, Store(said.runs / "stages"), said.data, torch.device("cpu"))
     study = Study(chain, said.runs / "peers" / recipe.id, said.calibration, said.threads)
     cell = {"network": recipe.network.name, "recipe_id": recipe.id, "seed": recipe.seed}
     cell |= {"calibration": said.calibration, "images": said.images}

@@ -26,7 +26,7 @@ from secateur.benchmarking.timing import latencies
 from secateur.console import say
 from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
-from secateur.pipeline import Pipeline
+from secateur.pipeline import Chain
 
 SIDE = 224
 """Pixels, where time is measured."""
@@ -47,7 +47,7 @@ class Study:
         threads: For every runtime.
     """
 
-    chain: Pipeline
+    chain: Chain
     folder: Path
     calibration: int
     threads: int
@@ -57,7 +57,7 @@ class Study:
         if which == "torch-pruning":
             made = torch.load(prune_and_train(self.chain, self.folder), weights_only=False)
         else:
-            made = self.chain.load_network(getattr(self.chain, STAGES[which]))
+            made = self.chain.load_network(STAGES[which])
         return made.cpu().to(memory_format=torch.contiguous_format).eval()
 
     @cached_property

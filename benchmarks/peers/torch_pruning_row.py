@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from secateur.pipeline import Pipeline
+from secateur.pipeline import Chain
+from secateur.pipeline.pruning_stages import fraction_of_round, retraining
 from secateur.training.trainer import train
 
 
-def pruned_by_magnitude(chain: Pipeline) -> nn.Module:
+def pruned_by_magnitude(chain: Chain) -> nn.Module:
     """The reference network without the recipe's fraction of channels, widths multiples of 8.
 
     Every group loses the same fraction, which is its default and the recipe's ``local`` scope. The
@@ -19,13 +20,13 @@ def pruned_by_magnitude(chain: Pipeline) -> nn.Module:
     """
     import torch_pruning
 
-    network = chain.load_network(chain.train).cpu()
+    network = chain.load_network("train").cpu()
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     pruner = torch_pruning.pruner.MagnitudePruner(
         network,
         torch.zeros(1, *chain.input_shape),
         importance=torch_pruning.importance.MagnitudeImportance(p=2),
-        pruning_ratio=chain._fraction,
+        pruning_ratio=fraction_of_round(chain, chain.recipe.prune.rounds),
         round_to=8,
         ignored_layers=[last],
     )
@@ -34,7 +35,7 @@ def pruned_by_magnitude(chain: Pipeline) -> nn.Module:
     return network
 
 
-def prune_and_train(chain: Pipeline, folder: Path) -> Path:
+def prune_and_train(chain: Chain, folder: Path) -> Path:
     """File of the pruned module, trained as Secateur's is; found where it is there already.
 
     The same epochs in all, learning rates, distillation, seed, batches and augmentation as the
@@ -52,10 +53,10 @@ def prune_and_train(chain: Pipeline, folder: Path) -> Path:
         training,
         validation,
         chain.prepare,
-        chain._retraining.model_copy(update={"epochs": epochs}),
+        retraining(chain.recipe).model_copy(update={"epochs": epochs}),
         seed=chain.recipe.seed,
         checkpoint=folder / "checkpoint.safetensors",
-        teacher=chain.load_network(chain.train) if config.distill else None,
+        teacher=chain.load_network("train") if config.distill else None,
         distill=config.distill,
         label="torch-pruning",
     )

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from secateur.pipeline import Pipeline
-from secateur.pipeline.to_records import stages
+from secateur.pipeline import open_chain
 from secateur.recipe import builtin_recipes, content_id, load_recipe
 from secateur.store import Stage, Store
 
@@ -37,8 +36,8 @@ class UnmadeStore(Store):
 def stage_ids(root: Path, *sets: str) -> dict[str, str]:
     """Ids of all stages of the quickstart recipe, with ``sets`` changed."""
     recipe = load_recipe("quickstart", list(sets))
-    chain = Pipeline(recipe, UnmadeStore(root), None, torch.device("cpu"))
-    return {name: stage.id for name, stage in stages(chain, "pack")}
+    chain = open_chain(recipe, UnmadeStore(root), None, torch.device("cpu"))
+    return {stage.name: stage.id for stage in chain.stages("pack")}
 
 
 VARIANTS = {

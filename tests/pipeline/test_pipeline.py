@@ -13,8 +13,8 @@ from secateur.artifact.packing import unpack
 from secateur.benchmarking.cost import macs, parameters
 from secateur.errors import RecipeError
 from secateur.onnx_ir.model import Graph, read_model
-from secateur.pipeline import Pipeline
-from secateur.pipeline.to_records import collect
+from secateur.pipeline import Chain, open_chain
+from secateur.pipeline.to_records import to_records
 from secateur.quantization.pricing import PRICES
 from secateur.quantization.qdq import read_scheme
 from secateur.quantization.rate import priced_layers
@@ -24,9 +24,9 @@ from secateur.store import Store
 MOBILENET = ("network.name=mobilenet_v2", "train.epochs=1", "prune.round_to=1", "prune.rounds=1")
 
 
-def pipeline(recipe_file: Path, images: Path, out: Path, *sets: str) -> Pipeline:
+def pipeline(recipe_file: Path, images: Path, out: Path, *sets: str) -> Chain:
     recipe = load_recipe(str(recipe_file), list(sets))
-    return Pipeline(recipe, Store(out), images, torch.device("cpu"))
+    return open_chain(recipe, Store(out), images, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_fraction_of_the_channels_goes(
     recipe_file: Path, image_folder: Path, tmp_path: Path, sets: tuple[str, ...]
 ) -> None:
     chain = pipeline(recipe_file, image_folder, tmp_path / "out", *MOBILENET, *sets)
-    smaller = chain.load_network(chain.remove)
+    smaller = chain.load_network("remove")
     assert 0.2 < parameters(smaller) / parameters(chain.fresh_network()) < 0.7
     assert smaller(torch.zeros(1, *chain.input_shape)).shape == (1, 2)
 
@@ -55,21 +55,21 @@ def test_the_target_is_of_the_trained_network(
     assert 0.45 < share <= 0.5
 
 
-def integers(chain: Pipeline) -> dict[str, np.ndarray]:
+def integers(chain: Chain) -> dict[str, np.ndarray]:
     """The weights of the file that ships."""
-    model = read_model(chain.quantize.folder / "float.onnx")
+    model = read_model(chain.stage("quantize").folder / "float.onnx")
     scheme = read_scheme(model, chain.file("quantized"))
     return {name: layer.integers for name, layer in scheme.layers.items()}
 
 
-def check_prices(quantized: Callable[..., Pipeline]) -> None:
+def check_prices(quantized: Callable[..., Chain]) -> None:
     """A price for bits, and one small file."""
     plain = quantized("price=100")
     trained = quantized("price=100", "epochs=1", "learning_rate=0.05")
     before, after = integers(plain), integers(trained)
     zeros = sum(int((layer == 0).sum()) for layer in before.values())
     assert zeros > 0.2 * sum(layer.size for layer in before.values())
-    graph = Graph(read_model(plain.quantize.folder / "float.onnx"))
+    graph = Graph(read_model(plain.stage("quantize").folder / "float.onnx"))
     for name in priced_layers(graph):
         assert not after[name][before[name] == 0].any()  # what costs nothing goes on so
 
@@ -78,7 +78,7 @@ def check_prices(quantized: Callable[..., Pipeline]) -> None:
     assert unpacked.about["recipe"]["quantize"]["price"] == 100
     assert unpacked.about["accuracy"]["images"] == 12
     assert unpacked.about["data"]["name"] == "folder"
-    records = {(r.variant, r.metric): r for r in collect(plain)}
+    records = {(r.variant, r.metric): r for r in to_records(plain)}
     packed, dense = (records[v, "size_bytes"].value for v in ("packed", "quantized"))
     assert packed == plain.packed_file.stat().st_size < 0.5 * dense
     assert records["packed", "top1_percent"].at == {"decoded_to": "quantized"}
@@ -93,7 +93,7 @@ def check_prices(quantized: Callable[..., Pipeline]) -> None:
 def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path) -> None:
     """All from one trained network: what comes before quantization is found, not made again."""
 
-    def quantized(*sets: str) -> Pipeline:
+    def quantized(*sets: str) -> Chain:
         ours = ("train.epochs=1", "prune.rounds=1", *(f"quantize.{said}" for said in sets))
         return pipeline(recipe_file, image_folder, tmp_path / "out", *ours)
 
@@ -118,9 +118,9 @@ def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path)
         assert np.abs(layer).max() <= 2 ** (bits[name] - 1) - 1
 
     trained = quantized("bits=4", "epochs=1")
-    assert trained.file("quantized").parent == trained.quantize_train.folder
+    assert trained.file("quantized").parent == trained.stage("quantize-train").folder
     assert max(np.abs(layer).max() for layer in integers(trained).values()) == 7
-    records = collect(trained)
+    records = to_records(trained)
     (parity,) = (record for record in records if record.metric == "parity_percent")
     assert parity.n == 12
     assert parity.value >= 90

@@ -10,7 +10,7 @@ import torch
 from secateur.benchmarking.cost import parameters
 from secateur.data import load
 from secateur.errors import DataError
-from secateur.pipeline import Pipeline
+from secateur.pipeline import Chain
 from secateur.recipe import load_recipe
 from secateur.store import Store
 from secateur.study.overfit import Overfitting, records_of, run_overfit
@@ -39,30 +39,32 @@ def study(recipe_file: Path, image_folder: Path, tmp_path: Path) -> Overfitting:
 
 
 def test_the_labels_trained_on_are_noisy_and_no_others(study: Overfitting) -> None:
-    training, validation = study.parts
-    stored = study.data.tensors("split.safetensors")
-    clean = load("folder", study.data_root, train=True).labels
+    training, validation = study.chain.parts
+    stored = study.chain.stage("data").tensors("split.safetensors")
+    clean = load("folder", study.chain.data_root, train=True).labels
     assert len(training) == 16
     assert int((training.labels != clean[stored["training"]]).sum()) == 3  # of 16 a fifth
     assert torch.equal(validation.labels, clean[stored["validation"]])
     assert not set(stored["training"].tolist()) & set(stored["validation"].tolist())
-    other = study.recipe.model_copy(update={"seed": 7})
-    again = Overfitting(other, study.store, study.data_root, CPU)
-    assert torch.equal(again.parts[0].labels, training.labels)
+    other = study.chain.recipe.model_copy(update={"seed": 7})
+    again = Overfitting(other, study.chain.store, study.chain.data_root, CPU)
+    assert torch.equal(again.chain.parts[0].labels, training.labels)
 
 
 def test_more_images_than_there_are(study: Overfitting) -> None:
-    data = study.recipe.data.model_copy(update={"images": 19})
-    recipe = study.recipe.model_copy(update={"data": data})
+    data = study.chain.recipe.data.model_copy(update={"images": 19})
+    recipe = study.chain.recipe.model_copy(update={"data": data})
     with pytest.raises(DataError, match=r"data\.images.*at most 18, found 19"):
-        assert Overfitting(recipe, study.store, study.data_root, CPU).data
+        assert Overfitting(recipe, study.chain.store, study.chain.data_root, CPU).chain.stage(
+            "data"
+        )
 
 
 def test_one_cell(study: Overfitting, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
     def counting(name: str, root: Path | None, *, train: bool) -> object:
-        made = {path.name.rsplit("-", 1)[0] for path in study.store.root.glob("*")}
+        made = {path.name.rsplit("-", 1)[0] for path in study.chain.store.root.glob("*")}
         opened.append((train, "remove" in made))
         return load(name, root, train=train)
 
@@ -71,22 +73,24 @@ def test_one_cell(study: Overfitting, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opened == [(False, True)]  # the test images, once, after everything else
 
     chains = study.arms.values()
-    assert {chain.train.id for chain in chains} == {study.train.id}
-    assert len({chain.remove.id for chain in chains}) == 3
-    assert len(list(study.store.root.glob("train-*"))) == 1
+    assert {chain.stage("train").id for chain in chains} == {study.chain.stage("train").id}
+    assert len({chain.stage("remove").id for chain in chains}) == 3
+    assert len(list(study.chain.store.root.glob("train-*"))) == 1
     # Retraining goes on for as long in each arm, however well it fits.
-    assert {len(c.rounds[0].json("history.json")) for c in chains} == {study.recipe.prune.epochs}
+    assert {len(c.rounds[0].json("history.json")) for c in chains} == {
+        study.chain.recipe.prune.epochs
+    }
 
     _check_nothing_left(study.arms["dense"])
 
     by = {(r.variant, r.metric): r for r in records}
     assert len(by) == len(records) == 1 + 4 * 6 + 4
-    whole = parameters(study.fresh_network())
+    whole = parameters(study.chain.fresh_network())
     size = {v: by[v, "parameters"].value for v, _ in by}
     assert size["overfitted"] == size["overfitted-dense"] == whole
     assert size["overfitted-pruned"] == size["overfitted-random"] < 0.8 * whole
-    epochs = len(study.train.json("history.json"))
-    assert epochs < study.recipe.train.epochs
+    epochs = len(study.chain.stage("train").json("history.json"))
+    assert epochs < study.chain.recipe.train.epochs
     for variant in size:
         gap, spent, lost = (
             by[variant, f"{m}_nats"] for m in ("loss_gap", "train_loss", "test_loss")
@@ -97,16 +101,18 @@ def test_one_cell(study: Overfitting, monkeypatch: pytest.MonkeyPatch) -> None:
         trained = epochs + 2 * (variant != "overfitted")
         assert gap.at == {"label_noise": 0.2, "training_images": 16, "epochs": trained}
         assert (spent.n, lost.n) == (16, 12)
-    training, _ = study.parts
-    network = study.load_network(study.arms["random"].remove)
-    right = (network(study.prepare(training.pixels)).argmax(1) == training.labels).double().mean()
+    training, _ = study.chain.parts
+    network = study.chain.load_network(study.arms["random"].stage("remove"))
+    right = (
+        (network(study.chain.prepare(training.pixels)).argmax(1) == training.labels).double().mean()
+    )
     assert by["overfitted-random", "train_top1_percent"].value == pytest.approx(100 * float(right))
     gain = by["overfitted-pruned", "gain_over_dense_points"]
     ours, theirs = (by[f"overfitted-{arm}", "top1_percent"].value for arm in ("pruned", "dense"))
     assert gain.value == pytest.approx(ours - theirs)
 
-    store = Store(study.store.root)
-    again, right = run_overfit(study.recipe, store, study.data_root, CPU)
+    store = Store(study.chain.store.root)
+    again, right = run_overfit(study.chain.recipe, store, study.chain.data_root, CPU)
     assert again == records
     assert not store.made_any
     assert {v: 100 * r.double().mean().item() for v, r in right.items()} == pytest.approx(
@@ -114,10 +120,8 @@ def test_one_cell(study: Overfitting, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def _check_nothing_left(chain: Pipeline) -> None:
+def _check_nothing_left(chain: Chain) -> None:
     """The dense control retrained, and has every channel that it had."""
-    before, after = (
-        dict(chain.load_network(s).named_parameters()) for s in (chain.train, chain.remove)
-    )
+    before, after = (dict(chain.load_network(s).named_parameters()) for s in ("train", "remove"))
     assert {k: p.shape for k, p in after.items()} == {k: p.shape for k, p in before.items()}
     assert not torch.allclose(after["fc.weight"], before["fc.weight"])

@@ -1,11 +1,6 @@
-"""The chain: each stage a function of its part of the recipe and of the stages before it.
+"""The chain from a recipe to packed file and report: its stages, in the order of :mod:`.stages`."""
 
-    data -> train -> scan -> prune-1 .. prune-R -> remove -> export -> quantize -> bench
+from secateur.pipeline.chain import VARIANTS, Chain, Variant
+from secateur.pipeline.stages import open_chain
 
-Quantization reads the exported float graph, because the tensors that get rounded are those of the
-graph that ships. The test images are read by ``bench`` alone, from the files that ship.
-"""
-
-from secateur.pipeline.shipping_stages import VARIANTS, Pipeline, Variant
-
-__all__ = ["VARIANTS", "Pipeline", "Variant"]
+__all__ = ["VARIANTS", "Chain", "Variant", "open_chain"]

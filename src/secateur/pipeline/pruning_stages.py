@@ -1,15 +1,23 @@
-"""The middle of the chain: rounds of pruning and retraining, and the removal of what is dead."""
+"""The stages ``prune-1`` to ``prune-R`` and ``remove``: from the reference to the smaller network."""
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from secateur import recipe as recipes
-from secateur.pipeline.training_stages import Training, plan_of, said
+from secateur import recipe
+from secateur.pipeline.chain import Chain, StageDefinition, changed_fields, plan_of
+from secateur.pipeline.reference import train_into
+from secateur.pipeline.sensitivity_stage import (
+    dense_network,
+    pruning_threshold,
+    sensitivity_curves,
+    sparse_layers,
+)
 from secateur.pruning.dead import plan_dead
 from secateur.pruning.masks import Masks, weight_masks
 from secateur.pruning.plan import Plan
@@ -24,101 +32,100 @@ GRADIENT_IMAGES = 2000
 """Training images whose mean gradient first-order importance uses."""
 
 
-class Pruning(Training):
-    """Stages from the reference network to the smaller one."""
+def round_definitions(config: recipe.Prune) -> Iterator[StageDefinition]:
+    """One stage for each round of pruning and retraining."""
+    before = "train"
+    for index in range(1, config.rounds + 1):
+        reads = {"before": before}
+        if config.scope == "sensitivity":
+            reads["scan"] = "scan"
+        before = f"prune-{index}"
+        make, key = partial(_make_round, index=index), partial(_round_key, index=index)
+        yield StageDefinition(before, make, key, reads, part_of="prune")
 
-    @property
-    def _fraction(self) -> float:
-        config = self.recipe.prune
-        if config.target is not None:
-            return 1 - config.target
-        return self.threshold if config.fraction == "scan" else config.fraction
 
-    @cached_property
-    def rounds(self) -> list[Stage]:
-        """Each round of pruning and retraining."""
-        config, done, before = self.recipe.prune, [], self.train
-        for index in range(1, config.rounds + 1):
-            fraction = fraction_after(index, config.rounds, self._fraction, config.schedule)
-            says = {
-                "fraction": fraction,
-                "prune": said(config, "fraction", "rounds", "schedule", "target"),
-                "train": said(self.recipe.train),
-                "seed": self.recipe.seed,
-                "engine": 2,  # removes in every round; the first one masked and removed at the end
-            }
-            if config.objective == "latency":
-                says["threads"] = self.recipe.bench.threads
-            upstream = {"before": before}
-            if config.scope == "sensitivity":
-                upstream["scan"] = self.scan
-            stage = self._stage(
-                f"prune-{index}",
-                says,
-                upstream,
-                lambda folder, i=index, f=fraction, b=before: self._make_round(folder, i, f, b),
-            )
-            done.append(stage)
-            before = stage
-        return done
+def _round_key(chain: Chain, index: int) -> dict[str, Any]:
+    config = chain.recipe.prune
+    key = {
+        "fraction": fraction_of_round(chain, index),
+        "prune": changed_fields(config, "fraction", "rounds", "schedule", "target"),
+        "train": changed_fields(chain.recipe.train),
+        "seed": chain.recipe.seed,
+        "engine": 2,  # 2: removes in every round, where 1 masked and removed at the end
+    }
+    return key | ({"threads": chain.recipe.bench.threads} if config.objective == "latency" else {})
 
-    def _make_round(self, folder: Path, index: int, fraction: float, before: Stage) -> None:
-        config, network = self.recipe.prune, self.load_network(before)
-        plan = self._plan_round(network, fraction, index)
-        smaller = remove(network, plan)
-        masks = self._mask_weights(smaller, plan, fraction, before)
-        masks.apply_(smaller)
-        if config.retrain == "reinit":
-            smaller = reinitialize(smaller, masks, self.recipe.seed + index)
-        so_far = plan_of(before).then(plan)
-        write_text(folder / "plan.json", so_far.to_json())
-        label = f"prune {index}/{config.rounds} to {fraction:.3f}"
-        placed = self.place(smaller)
-        self._train_into(folder, placed, self._retraining, masks, label, config.distill)
-        masks.save(folder / "masks.safetensors")
 
-    def _plan_round(self, network: nn.Module, fraction: float, index: int) -> Plan:
-        config = self.recipe.prune
-        if config.importance == "taylor":
-            training, _ = self.parts
-            leave_gradients(network, training.spread(GRADIENT_IMAGES), self.prepare)
-        curves = self.sensitivity_curves() if config.scope == "sensitivity" else None
-        return plan_round(
-            network, self._example, self._start, config, fraction,
-            self.recipe.seed + index, curves, self.recipe.bench.threads,
-        )  # fmt: skip
+def fraction_of_round(chain: Chain, index: int) -> float:
+    """What is gone after round ``index``, from 1: of channels, or of the objective's cost."""
+    config = chain.recipe.prune
+    if config.target is not None:
+        total = 1 - config.target
+    else:
+        total = pruning_threshold(chain) if config.fraction == "scan" else config.fraction
+    return fraction_after(index, config.rounds, total, config.schedule)
 
-    def _mask_weights(
-        self, network: nn.Module, plan: Plan, fraction: float, before: Stage
-    ) -> Masks:
-        """Masks of single weights in linear layers, those of the round before included."""
-        path = before.folder / "masks.safetensors"
-        previous = None
-        if path.exists():
-            previous = Masks(shrink_state(Masks.load(path).tensors, plan))
-        return weight_masks(network, self._sparse_layers, fraction, previous)
 
-    @property
-    def _retraining(self) -> recipes.Train:
-        config, base = self.recipe.prune, self.recipe.train
-        peak = config.learning_rate or base.learning_rate
-        changes: dict[str, Any] = {"epochs": config.epochs, "learning_rate": peak, "until": None}
-        if config.retrain == "finetune":
-            changes |= {
-                "schedule": "constant",
-                "learning_rate": peak * config.finetune_factor,
-            }
-        return base.model_copy(update=changes)
+def _make_round(chain: Chain, folder: Path, index: int) -> None:
+    config, fraction = chain.recipe.prune, fraction_of_round(chain, index)
+    before = chain.stage("train" if index == 1 else f"prune-{index - 1}")
+    network = chain.load_network(before)
+    plan = _plan_round(chain, network, fraction, index)
+    smaller = remove(network, plan)
+    masks = _mask_weights(chain, smaller, plan, fraction, before)
+    masks.apply_(smaller)
+    if config.retrain == "reinit":
+        smaller = reinitialize(smaller, masks, chain.recipe.seed + index)
+    write_text(folder / "plan.json", plan_of(before).then(plan).to_json())
+    label = f"prune {index}/{config.rounds} to {fraction:.3f}"
+    schedule = retraining(chain.recipe)
+    train_into(chain, folder, chain.place(smaller), schedule, label, masks, config.distill)
+    masks.save(folder / "masks.safetensors")
 
-    @cached_property
-    def remove(self) -> Stage:
-        """The network without what its last round left dead."""
-        return self._stage("remove", {"engine": 2}, {"prune": self.rounds[-1]}, self._make_remove)
 
-    def _make_remove(self, folder: Path) -> None:
-        last = self.rounds[-1]
-        network = self.load_network(last).cpu()
-        dead = plan_dead(network, self._example)
-        smaller = remove(network, dead)
-        write_text(folder / "plan.json", plan_of(last).then(dead).to_json())
-        save_tensors(folder / "weights.safetensors", smaller.state_dict())
+def _plan_round(chain: Chain, network: nn.Module, fraction: float, index: int) -> Plan:
+    config = chain.recipe.prune
+    if config.importance == "taylor":
+        training, _ = chain.parts
+        leave_gradients(network, training.spread(GRADIENT_IMAGES), chain.prepare)
+    curves = sensitivity_curves(chain) if config.scope == "sensitivity" else None
+    return plan_round(
+        network, chain.example, dense_network(chain), config, fraction,
+        chain.recipe.seed + index, curves, chain.recipe.bench.threads,
+    )  # fmt: skip
+
+
+def _mask_weights(
+    chain: Chain, network: nn.Module, plan: Plan, fraction: float, before: Stage
+) -> Masks:
+    """Masks of single weights in linear layers, those of the round before included."""
+    path = before.folder / "masks.safetensors"
+    previous = None
+    if path.exists():
+        previous = Masks(shrink_state(Masks.load(path).tensors, plan))
+    return weight_masks(network, sparse_layers(chain), fraction, previous)
+
+
+def retraining(config: recipe.Recipe) -> recipe.Train:
+    """How the network is trained after each round."""
+    prune, base = config.prune, config.train
+    peak = prune.learning_rate or base.learning_rate
+    changes: dict[str, Any] = {"epochs": prune.epochs, "learning_rate": peak, "until": None}
+    if prune.retrain == "finetune":
+        changes |= {"schedule": "constant", "learning_rate": peak * prune.finetune_factor}
+    return base.model_copy(update=changes)
+
+
+def remove_key(_: Chain) -> dict[str, Any]:
+    """What decides the removal of dead channels."""
+    return {"engine": 2}
+
+
+def make_remove(chain: Chain, folder: Path) -> None:
+    """Remove what the last round left without input or output."""
+    last = chain.rounds[-1]
+    network = chain.load_network(last).cpu()
+    dead = plan_dead(network, chain.example)
+    smaller = remove(network, dead)
+    write_text(folder / "plan.json", plan_of(last).then(dead).to_json())
+    save_tensors(folder / "weights.safetensors", smaller.state_dict())

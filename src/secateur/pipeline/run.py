@@ -1,4 +1,4 @@
-"""One run: a recipe, taken down the chain, its records and its report in one folder."""
+"""One run: a recipe's chain up to a goal, with its records and its report in one folder."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.environment import choose_device
-from secateur.pipeline import Pipeline
-from secateur.pipeline.to_records import collect
+from secateur.pipeline.chain import Chain
+from secateur.pipeline.stages import open_chain
+from secateur.pipeline.to_records import to_records
 from secateur.recipe import load_recipe
 from secateur.records import Record, write_records
 from secateur.report import write_report
-from secateur.store import Store, write_bytes, write_text
+from secateur.store import Store, save_tensors, write_bytes, write_text
 from secateur.training.cpu import keep_freed_memory
+
+RECORDS, PACKED = "records.jsonl", "net.sec"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run came to.
+    """A finished run.
 
     Attributes:
         folder: Holds recipe.toml, records.jsonl, report.html, report.md and, after the whole chain,
             net.sec.
         records: Every measurement so far.
-        fresh: Some stage was made just now.
-        packed: net.sec, where the chain went that far.
+        fresh: At least one stage was made by this call.
+        packed: net.sec, after the whole chain; else None.
     """
 
     folder: Path
@@ -43,7 +46,7 @@ class Run:
 
 def run(
     name: str,
-    upto: str = "pack",
+    goal: str = "pack",
     *,
     data: Path | None = None,
     out: Path = Path("runs"),
@@ -51,11 +54,11 @@ def run(
     seed: int | None = None,
     sets: list[str] | None = None,
 ) -> Run:
-    """Take a recipe down the chain to the stage ``upto``; finished stages are found, not redone.
+    """Take a recipe down the chain to the stage ``goal``; finished stages are not made again.
 
     Args:
         name: A built-in recipe's name or a path to a TOML file.
-        upto: ``data``, ``train``, ``scan``, ``prune``, ``export``, ``scan-bits``, ``quantize``,
+        goal: ``data``, ``train``, ``scan``, ``prune``, ``export``, ``scan-bits``, ``quantize``,
             ``bench`` or ``pack``.
         data: Folder with the data set's files, or None.
         out: Receives ``stages/`` and a folder for the run, ``NAME-ID``.
@@ -69,14 +72,34 @@ def run(
     keep_freed_memory()
     recipe = load_recipe(name, sets, seed)
     store = Store(out / "stages")
-    pipeline = Pipeline(recipe, store, data, choose_device(device))
-    records = collect(pipeline, upto)
+    chain = open_chain(recipe, store, data, choose_device(device))
     folder = out / f"{recipe.name}-{recipe.id}"
-    folder.mkdir(exist_ok=True)
-    write_text(folder / "recipe.toml", recipe.to_toml())
-    write_records(folder / "records.jsonl", records)
-    write_report(folder)
-    packed = folder / "net.sec" if upto == "pack" else None
-    if packed is not None:
-        write_bytes(packed, pipeline.packed_file.read_bytes())
+    records = complete(chain, folder, goal)
+    packed = folder / PACKED if goal == "pack" else None
     return Run(folder, records, store.made_any, packed)
+
+
+def complete(chain: Chain, folder: Path, goal: str = "pack") -> list[Record]:
+    """Make or find all stages up to ``goal``, and write what they came to into ``folder``.
+
+    The records are written last but for the report, so that a folder with records is complete.
+
+    Args:
+        chain: Of one recipe.
+        folder: Receives recipe.toml, records.jsonl, report.html, report.md and, after ``pack``,
+            net.sec and right.safetensors (which test images each variant classifies right).
+        goal: As in :meth:`secateur.pipeline.chain.Chain.stages`.
+
+    Raises:
+        SecateurError: A stage cannot be made.
+    """
+    records = to_records(chain, goal)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.toml", chain.recipe.to_toml())
+    if goal == "pack":
+        right = chain.stage("bench").tensors("right.safetensors")
+        save_tensors(folder / "right.safetensors", right)
+        write_bytes(folder / PACKED, chain.packed_file.read_bytes())
+    write_records(folder / RECORDS, records)
+    write_report(folder)
+    return records

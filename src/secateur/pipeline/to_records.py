@@ -1,4 +1,4 @@
-"""From what the stages stored to records: the only place that gives numbers their names."""
+"""Turns what the stages stored into records: the only place that names the numbers."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from secateur.pipeline import VARIANTS, Pipeline
+from secateur.pipeline.chain import VARIANTS, Chain
+from secateur.pipeline.sensitivity_stage import pruning_threshold
+from secateur.recipe import Recipe
 from secateur.records import Record
 from secateur.statistics import Interval, mcnemar, paired_drop, proportion, spread
 from secateur.store import Stage
 
 
-def collect(pipeline: Pipeline, upto: str = "pack") -> list[Record]:
-    """Records of every stage from ``data`` to ``upto``, in the order of the chain."""
+def to_records(chain: Chain, goal: str = "pack") -> list[Record]:
+    """Records of every stage from ``data`` to ``goal``, in the order of the chain."""
     records: list[Record] = []
-    for name, stage in stages(pipeline, upto):
-        by = Recorder(pipeline, stage)
+    for stage in chain.stages(goal):
+        name, by = stage.name, Recorder(chain.recipe, stage)
         records.append(by("reference", "seconds", stage.manifest["seconds"], at={"stage": name}))
         if name in ("train", "quantize-train") or name.startswith("prune-"):
             records += _training(by, name)
         elif name == "scan":
-            records += _scan(by, pipeline)
+            records += _scan(by, chain)
         elif name == "scan-bits":
             records += _scan_bits(by)
         elif name == "bench":
@@ -32,40 +34,16 @@ def collect(pipeline: Pipeline, upto: str = "pack") -> list[Record]:
     return records
 
 
-STAGES = ("data", "train", "scan", "prune", "export", "scan-bits", "quantize", "bench", "pack")
-"""In the order of the chain."""
-
-
-def stages(pipeline: Pipeline, upto: str) -> Iterator[tuple[str, Stage]]:
-    """Make or find each stage up to ``upto``, in order; ``prune`` is its rounds and the removal."""
-    for name in STAGES:
-        if name == "prune":
-            for stage in pipeline.rounds:
-                yield stage.name, stage
-            yield "remove", pipeline.remove
-        elif name == "scan-bits":
-            if upto == name or pipeline.recipe.quantize.bits == "mixed":
-                yield name, pipeline.scan_bits
-        elif name == "quantize":
-            yield name, pipeline.quantize
-            if pipeline.recipe.quantize.epochs:
-                yield "quantize-train", pipeline.quantize_train
-        else:
-            yield name, getattr(pipeline, name)
-        if name == upto:
-            return
-
-
 class Recorder:
     """Makes records that share one stage's provenance.
 
     Args:
-        pipeline: Its recipe says what the records are of.
-        stage: Its manifest says where, when and with what the numbers were made.
+        recipe: What the records are of.
+        stage: Its manifest tells where, when and with what the numbers were measured.
     """
 
-    def __init__(self, pipeline: Pipeline, stage: Stage) -> None:
-        recipe, manifest = pipeline.recipe, stage.manifest
+    def __init__(self, recipe: Recipe, stage: Stage) -> None:
+        manifest = stage.manifest
         self.stage = stage
         self.common: dict[str, Any] = {
             "network": recipe.network.name,
@@ -108,17 +86,17 @@ def _training(by: Recorder, name: str) -> Iterator[Record]:
         yield by(variant, "validation_top1_percent", accuracy, n, at=at)
 
 
-def _scan(by: Recorder, pipeline: Pipeline) -> Iterator[Record]:
+def _scan(by: Recorder, chain: Chain) -> Iterator[Record]:
     scan = by.stage.json("scan.json")
     for point in scan["network"] + scan["layers"]:
         at = {key: point[key] for key in ("layer", "fraction", "effective_sparsity")}
         accuracy, drop = Interval(*point["accuracy"]), Interval(*point["drop"])
         yield by("reference", "scan_top1_percent", percent(accuracy), point["n"], at=at)
         yield by("reference", "scan_drop_points", percent(drop), point["n"], at=at)
-    at = {"tolerance_points": pipeline.recipe.scan.tolerance}
-    if pipeline.recipe.scan.threshold is not None:
+    at = {"tolerance_points": chain.recipe.scan.tolerance}
+    if chain.recipe.scan.threshold is not None:
         at = {"by_hand": "yes"}
-    yield by("reference", "threshold_fraction", pipeline.threshold, at=at)
+    yield by("reference", "threshold_fraction", pruning_threshold(chain), at=at)
 
 
 def _scan_bits(by: Recorder) -> Iterator[Record]:
@@ -145,7 +123,7 @@ def _bench(by: Recorder) -> Iterator[Record]:
     yield _parity(by, measured["parity"])
     reference_bytes = measured["variants"]["reference"]["size_bytes"]
     for variant in VARIANTS:
-        found, decided = measured["variants"][variant], right[variant]
+        numbers, decided = measured["variants"][variant], right[variant]
         accuracy = proportion(int(decided.sum()), images)
         yield by(variant, "top1_percent", percent(accuracy), images)
         if variant != "reference":
@@ -153,21 +131,22 @@ def _bench(by: Recorder) -> Iterator[Record]:
             at = {"mcnemar_p": mcnemar(right["reference"], decided)}
             yield by(variant, "top1_drop_points", drop, images, at=at)
         for metric in ("parameters", "nonzero_parameters", "macs", "size_bytes"):
-            yield by(variant, metric, found[metric])
-        yield by(variant, "compression_rate", reference_bytes / found["size_bytes"])
-        times = np.array(found["latencies_ms"])
+            yield by(variant, metric, numbers[metric])
+        yield by(variant, "compression_rate", reference_bytes / numbers["size_bytes"])
+        times = np.array(numbers["latencies_ms"])
         yield by(variant, "latency_ms", spread(times), len(times))
 
 
 def _pack(by: Recorder, records: list[Record]) -> Iterator[Record]:
     """What the packed file weighs; all else is the quantized file's, which it decodes to."""
-    found = by.stage.json("pack.json")
-    here = {"stage": "pack"}
-    yield by("packed", "unpack_seconds", found["unpack_seconds"], at=here)
-    yield by("packed", "size_bytes", found["size_bytes"], at=here)
+    packed = by.stage.json("pack.json")
+    at_pack = {"stage": "pack"}
+    yield by("packed", "unpack_seconds", packed["unpack_seconds"], at=at_pack)
+    yield by("packed", "size_bytes", packed["size_bytes"], at=at_pack)
     for record in records:
         if record.variant == "reference" and record.metric == "size_bytes":
-            yield by("packed", "compression_rate", record.value / found["size_bytes"], at=here)
+            rate = record.value / packed["size_bytes"]
+            yield by("packed", "compression_rate", rate, at=at_pack)
         elif record.variant == "quantized" and record.metric in _SHARED:
             at = record.at | {"decoded_to": "quantized"}
             yield record.model_copy(update={"variant": "packed", "at": at})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from secateur.console import progress
-from secateur.pipeline import Pipeline
+from secateur.pipeline import Chain
 from secateur.pipeline.to_records import Recorder, percent
 from secateur.pruning.removal import plan_removal
 from secateur.pruning.surgery import apply_masks
@@ -23,17 +23,17 @@ IMAGES = 2000
 """Validation images looked at for each fraction."""
 
 
-def scan_without_masks(pipeline: Pipeline) -> list[Record]:
+def scan_without_masks(chain: Chain) -> list[Record]:
     """Scan a trained network with masks that only a copy of it carries, as a record a fraction."""
-    network, config = pipeline.load_network(pipeline.train), pipeline.recipe.scan
-    _, validation = pipeline.parts
-    some, by, records = validation.spread(IMAGES), Recorder(pipeline, pipeline.train), []
-    example = torch.zeros(1, *pipeline.input_shape, device=pipeline.device)
+    network, config = chain.load_network("train"), chain.recipe.scan
+    _, validation = chain.parts
+    some, by, records = validation.spread(IMAGES), Recorder(chain.recipe, chain.stage("train")), []
+    example = torch.zeros(1, *chain.input_shape, device=chain.device)
     with progress("masks not in force", len(config.fractions)) as tick:
         for fraction in config.fractions:
             plan = plan_removal(network, example, fraction=fraction)
             apply_masks(network, plan)  # returns the masked copy, which nobody looks at: the fault
-            right = int(correctness(network, some, pipeline.prepare).sum())
+            right = int(correctness(network, some, chain.prepare).sum())
             at = {"layer": NOT_IN_FORCE, "fraction": fraction, "effective_sparsity": 0.0}
             accuracy = percent(proportion(right, len(some)))
             records.append(by("reference", "scan_top1_percent", accuracy, len(some), at=at))

@@ -17,12 +17,11 @@ import torch
 
 from secateur.environment import choose_device
 from secateur.errors import SecateurError, StoreError
-from secateur.pipeline import Pipeline
-from secateur.pipeline.to_records import collect
+from secateur.pipeline import open_chain
+from secateur.pipeline.run import RECORDS, complete
 from secateur.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
 from secateur.records import Record, write_records
-from secateur.report import write_report
-from secateur.store import Store, save_tensors, write_bytes, write_text
+from secateur.store import Store, save_tensors, write_text
 from secateur.study.cells import DEMONSTRATION
 from secateur.study.demonstration import scan_without_masks
 from secateur.study.overfit import run_overfit
@@ -32,8 +31,6 @@ from secateur.training.cpu import keep_freed_memory
 NOISES = (0.0, 0.2, 0.4)
 """Fractions of wrong training labels with which networks are made to overfit an excerpt."""
 CHAIN_TABLES, OVERFIT_TABLES = frozenset({1, 2, 3, 4}), frozenset({5, 6})
-RECORDS = "records.jsonl"
-"""Written last: a cell that has it is done."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,7 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
         save_tensors(folder / "right.safetensors", right)
         write_records(folder / RECORDS, records)
         return records
-    pipeline = Pipeline(cell.recipe, store, data, choose_device(device))
-    records = collect(pipeline)
-    save_tensors(folder / "right.safetensors", pipeline.bench.tensors("right.safetensors"))
-    write_bytes(folder / "net.sec", pipeline.packed_file.read_bytes())
-    write_records(folder / RECORDS, records)
-    write_report(folder)
-    return records
+    return complete(open_chain(cell.recipe, store, data, choose_device(device)), folder)
 
 
 def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
@@ -148,8 +139,8 @@ def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
     path = cell.folder(out) / DEMONSTRATION
     if not path.exists():
         store = Store(out / "stages", wait=True)
-        pipeline = Pipeline(cell.recipe, store, data, choose_device(device))
-        write_records(path, scan_without_masks(pipeline))
+        chain = open_chain(cell.recipe, store, data, choose_device(device))
+        write_records(path, scan_without_masks(chain))
 
 
 def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
@@ -162,14 +153,14 @@ def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
         Whether its files are here, to be measured anew.
     """
     store = Store(out / "stages", find_only=True)
-    pipeline = Pipeline(cell.recipe, store, data, torch.device("cpu"))
+    chain = open_chain(cell.recipe, store, data, torch.device("cpu"))
     try:
-        _ = pipeline.quantize
+        chain.stage("quantize")
     except StoreError:
         return False
     for name in ("pack", "bench"):  # the later one first: killed in between, it goes on from here
         with suppress(StoreError):
-            shutil.rmtree(getattr(pipeline, name).folder)
+            shutil.rmtree(chain.stage(name).folder)
     return True
 
 

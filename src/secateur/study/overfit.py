@@ -1,4 +1,4 @@
-"""What pruning does to a network that was made to overfit, beside what must be told apart from it.
+"""What pruning does to a network that was made to overfit, compared with controls.
 
 The publication (arXiv 2001.04850, section 3.5 and Table 5) lets a network overfit, prunes and
 retrains it, and credits pruning with what test accuracy that wins. Retraining alone could win it,
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from secateur.benchmarking.cost import parameters
 from secateur.data import load
-from secateur.pipeline import Pipeline
+from secateur.pipeline import Chain, open_chain
 from secateur.pipeline.to_records import Recorder, percent
 from secateur.recipe import Recipe
 from secateur.records import Record
@@ -45,53 +45,67 @@ def arm_of(recipe: Recipe, arm: Arm) -> Recipe:
     return recipe.model_copy(update={"prune": recipe.prune.model_copy(update=_CHANGES[arm])})
 
 
-class Overfitting(Pipeline):
-    """One recipe's overfitted network and its three arms; each arm is a chain in the same store."""
+class Overfitting:
+    """One recipe's overfitted network and its three arms; each arm is a chain in the same store.
 
-    @cached_property
-    def arms(self) -> dict[Arm, Pipeline]:
-        """Each arm's chain."""
-        return {
-            arm: Pipeline(arm_of(self.recipe, arm), self.store, self.data_root, self.device)
-            for arm in ARMS
-        }
+    Args:
+        recipe: Its ``data``, ``network`` and ``train`` make the overfitted network, its ``prune``
+            the arms; its other parts are not used.
+        store: Where stages are kept.
+        data_root: Folder with the data set's files, or None.
+        device: Where to train and evaluate.
+
+    Attributes:
+        chain: The chain up to the overfitted network.
+        arms: The chain of each arm, up to the pruned network.
+    """
+
+    def __init__(
+        self, recipe: Recipe, store: Store, data_root: Path | None, device: torch.device
+    ) -> None:
+        self.chain = open_chain(recipe, store, data_root, device)
+        self.arms = {arm: open_chain(arm_of(recipe, arm), store, data_root, device) for arm in ARMS}
 
     @cached_property
     def networks(self) -> dict[str, Stage]:
         """The stage that holds each network: ``overfitted`` and the arms."""
-        return {"overfitted": self.train} | {arm: self.arms[arm].remove for arm in ARMS}
+        overfitted = {"overfitted": self.chain.stage("train")}
+        return overfitted | {arm: chain.stage("remove") for arm, chain in self.arms.items()}
 
     @cached_property
     def fit(self) -> Stage:
         """How each network fits the images it trained on, and the test images, opened here."""
-        return self._stage("fit", {}, {"data": self.data, **self.networks}, self._make_fit)
+        reads = {"data": self.chain.stage("data"), **self.networks}
+        return self.chain.make("fit", {}, reads, self._make_fit)
 
-    def _make_fit(self, folder: Path) -> None:
-        training, _ = self.parts
-        test = load(self.recipe.data.name, self.data_root, train=False).to(self.device)
-        about: dict[str, Any] = {}
+    def _make_fit(self, chain: Chain, folder: Path) -> None:
+        training, _ = chain.parts
+        test = load(chain.recipe.data.name, chain.data_root, train=False).to(chain.device)
+        networks: dict[str, Any] = {}
         right: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         for name, stage in self.networks.items():
-            network = self.load_network(stage)
-            fitted, costs = judge(network, training, self.prepare)
-            decided, lost = judge(network, test, self.prepare)
-            about[name] = {
+            network = chain.load_network(stage)
+            fitted, training_losses = judge(network, training, chain.prepare)
+            decided, test_losses = judge(network, test, chain.prepare)
+            networks[name] = {
                 "train_right": int(fitted.sum()),
-                "train_loss": float(costs.mean()),
+                "train_loss": float(training_losses.mean()),
                 "parameters": parameters(network),
                 "epochs": self._epochs(name),
             }
-            right[name], losses[name] = torch.from_numpy(decided), torch.from_numpy(lost)
+            right[name] = torch.from_numpy(decided)
+            losses[name] = torch.from_numpy(test_losses)
         save_tensors(folder / "right.safetensors", right)
         save_tensors(folder / "losses.safetensors", losses)
-        found = {"training_images": len(training), "test_fingerprint": test.fingerprint}
-        write_json(folder / "fit.json", found | {"networks": about})
+        counts = {"training_images": len(training), "test_fingerprint": test.fingerprint}
+        write_json(folder / "fit.json", counts | {"networks": networks})
 
     def _epochs(self, name: str) -> int:
-        """Epochs of training that a network has behind it, the overfitting included."""
+        """Epochs that a network was trained for, those of overfitting included."""
         rounds = [] if name == "overfitted" else self.arms[name].rounds  # type: ignore[index]
-        return sum(len(stage.json("history.json")) for stage in (self.train, *rounds))
+        stages = (self.chain.stage("train"), *rounds)
+        return sum(len(stage.json("history.json")) for stage in stages)
 
 
 def run_overfit(
@@ -120,8 +134,8 @@ def run_overfit(
 
 def decisions(study: Overfitting) -> dict[str, Tensor]:
     """For each variant whether it is right, test image by test image: bool, shape (n,)."""
-    found = study.fit.tensors("right.safetensors")
-    return {variant_of(name): right for name, right in found.items()}
+    right = study.fit.tensors("right.safetensors")
+    return {variant_of(name): decided for name, decided in right.items()}
 
 
 def records_of(study: Overfitting) -> list[Record]:
@@ -130,28 +144,28 @@ def records_of(study: Overfitting) -> list[Record]:
     The training images are all there are, so that the training loss is exact; the gap has the
     width of the test loss's interval.
     """
-    by, stage = Recorder(study, study.fit), study.fit
-    found = stage.json("fit.json")
+    recipe, stage = study.chain.recipe, study.fit
+    by, fit = Recorder(recipe, stage), stage.json("fit.json")
     right = {name: t.numpy() for name, t in stage.tensors("right.safetensors").items()}
     losses = {name: t.numpy() for name, t in stage.tensors("losses.safetensors").items()}
-    images = found["training_images"]
-    spent = stage.manifest["seconds"] + sum(s.manifest["seconds"] for s in study.networks.values())
-    records = [by("overfitted", "seconds", spent, at={"stage": "fit"})]
+    images = fit["training_images"]
+    seconds = sum(s.manifest["seconds"] for s in (stage, *study.networks.values()))
+    records = [by("overfitted", "seconds", seconds, at={"stage": "fit"})]
     for name in study.networks:
-        about = found["networks"][name]
+        about = fit["networks"][name]
         at = {
-            "label_noise": study.recipe.data.label_noise,
+            "label_noise": recipe.data.label_noise,
             "training_images": images,
             "epochs": about["epochs"],
         }
         variant, n, loss = variant_of(name), len(right[name]), mean(losses[name])
-        fitted, spent = about["train_right"], about["train_loss"]
-        gap = Interval(*(bound - spent for bound in loss))
+        fitted, train_loss = about["train_right"], about["train_loss"]
+        gap = Interval(*(bound - train_loss for bound in loss))
         accuracy = percent(proportion(int(right[name].sum()), n))
         records += [
             by(variant, "top1_percent", accuracy, n, at=at),
             by(variant, "train_top1_percent", 100 * fitted / images, images, at=at),
-            by(variant, "train_loss_nats", spent, images, at=at),
+            by(variant, "train_loss_nats", train_loss, images, at=at),
             by(variant, "test_loss_nats", loss, n, at=at),
             by(variant, "loss_gap_nats", gap, n, at=at),
             by(variant, "parameters", about["parameters"], at=at),

@@ -1,0 +1,101 @@
+"""The stages ``data`` and ``train``: the split, and the reference network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur import recipe
+from secateur.data import draw, mislabel, normalization, split
+from secateur.pipeline.chain import Chain, changed_fields
+from secateur.pruning.masks import Masks
+from secateur.store import save_tensors, write_json
+from secateur.training.trainer import train
+
+
+def data_key(chain: Chain) -> dict[str, Any]:
+    """What decides the split."""
+    key: dict[str, Any] = {"data": changed_fields(chain.recipe.data)}
+    if chain.recipe.data.name == "folder":
+        key["fingerprint"] = chain.source_images.fingerprint
+    return key
+
+
+def make_data(chain: Chain, folder: Path) -> None:
+    """Write the split, the labels to train on, and the facts of the data set."""
+    config, images = chain.recipe.data, chain.source_images
+    training, validation = split(images.labels, config.validation, config.split_seed)
+    if config.images:
+        training = training[draw(images.labels[training], config.images, config.split_seed)]
+    mean, std = normalization(images.take(training), config.normalization)
+    parts = {"training": training, "validation": validation}
+    if config.label_noise:
+        parts["labels"] = mislabel(
+            images.labels[training], config.label_noise, len(images.classes), config.split_seed
+        )
+    save_tensors(folder / "split.safetensors", parts)
+    write_json(
+        folder / "data.json",
+        {
+            "name": config.name,
+            "classes": images.classes,
+            "shape": list(images.pixels.shape[1:]),
+            "training": len(training),
+            "validation": len(validation),
+            "mean": mean,
+            "std": std,
+            "fingerprint": images.fingerprint,
+        },
+    )
+
+
+def train_key(chain: Chain) -> dict[str, Any]:
+    """What decides the reference network."""
+    return {
+        "network": changed_fields(chain.recipe.network),
+        "train": changed_fields(chain.recipe.train),
+        "seed": chain.recipe.seed,
+    }
+
+
+def make_reference(chain: Chain, folder: Path) -> None:
+    """Train the reference network."""
+    train_into(chain, folder, chain.place(chain.fresh_network()), chain.recipe.train, "train")
+
+
+def train_into(
+    chain: Chain,
+    folder: Path,
+    network: nn.Module,
+    config: recipe.Train,
+    label: str,
+    masks: Masks | None = None,
+    distill: float = 0.0,
+) -> nn.Module:
+    """Train ``network`` in place; write its weights and training curve into ``folder``.
+
+    A checkpoint in ``folder`` is continued. Returns the network to keep; see
+    :func:`secateur.training.trainer.train` for the arguments.
+    """
+    checkpoint = folder / "checkpoint.safetensors"
+    training, validation = chain.parts
+    kept, history = train(
+        network,
+        training,
+        validation,
+        chain.prepare,
+        config,
+        seed=chain.recipe.seed,
+        checkpoint=checkpoint,
+        masks=masks.tensors if masks else None,
+        teacher=chain.load_network("train") if distill else None,
+        distill=distill,
+        label=label,
+    )
+    save_tensors(folder / "weights.safetensors", kept.state_dict())
+    write_json(folder / "history.json", [asdict(epoch) for epoch in history])
+    checkpoint.unlink()
+    return kept

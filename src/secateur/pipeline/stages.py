@@ -1,0 +1,81 @@
+"""The table of stages: every stage of a recipe's chain, in order.
+
+    data -> train -> scan -> prune-1 .. prune-R -> remove -> export -> [scan-bits] -> quantize
+         -> [quantize-train] -> bench -> pack
+
+Quantization reads the exported float graph, because the tensors that get rounded are those of the
+graph that ships. The test images are read by ``bench`` alone, from the files that ship.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from secateur.pipeline.chain import Chain, StageDefinition
+from secateur.pipeline.pruning_stages import make_remove, remove_key, round_definitions
+from secateur.pipeline.quantization_stages import (
+    export_key,
+    make_export,
+    make_quantize,
+    make_quantize_train,
+    make_scan_bits,
+    quantize_key,
+    quantize_train_key,
+    scan_bits_key,
+)
+from secateur.pipeline.reference import data_key, make_data, make_reference, train_key
+from secateur.pipeline.sensitivity_stage import make_scan, scan_key
+from secateur.pipeline.shipping_stages import bench_key, make_bench, make_pack, pack_key
+from secateur.recipe import Recipe
+from secateur.store import Store
+
+
+def open_chain(recipe: Recipe, store: Store, data_root: Path | None, device: torch.device) -> Chain:
+    """The chain of a recipe; nothing is made until a stage is asked for.
+
+    Args:
+        recipe: What to do.
+        store: Where stages are kept.
+        data_root: Folder with the data set's files, or None.
+        device: Where to train and evaluate.
+    """
+    return Chain(recipe, store, data_root, device, stage_definitions(recipe))
+
+
+def stage_definitions(recipe: Recipe) -> list[StageDefinition]:
+    """All stages of a recipe, in the order in which they are made."""
+    rounds = list(round_definitions(recipe.prune))
+    mixed, trained = recipe.quantize.bits == "mixed", recipe.quantize.epochs > 0
+    from_bits = {"scan_bits": "scan-bits"} if mixed else {}
+    table = [
+        StageDefinition("data", make_data, data_key),
+        StageDefinition("train", make_reference, train_key, {"data": "data"}),
+        StageDefinition("scan", make_scan, scan_key, {"train": "train"}),
+        *rounds,
+        StageDefinition(
+            "remove", make_remove, remove_key, {"prune": rounds[-1].name}, "prune"
+        ),
+        StageDefinition("export", make_export, export_key, {"train": "train", "remove": "remove"}),
+        StageDefinition(
+            "scan-bits", make_scan_bits, scan_bits_key, {"data": "data", "export": "export"},
+            on_request=not mixed,
+        ),
+        StageDefinition(
+            "quantize", make_quantize, quantize_key,
+            {"data": "data", "export": "export", **from_bits},
+        ),
+    ]  # fmt: skip
+    if trained:
+        reads = {"data": "data", "quantize": "quantize"}
+        table.append(
+            StageDefinition(
+                "quantize-train", make_quantize_train, quantize_train_key, reads, "quantize"
+            )
+        )
+    quantized = "quantize-train" if trained else "quantize"
+    reads = {"export": "export", "quantize": quantized}
+    table.append(StageDefinition("bench", make_bench, bench_key, reads))
+    table.append(StageDefinition("pack", make_pack, pack_key, {"bench": "bench"}))
+    return table
