@@ -1,4 +1,4 @@
-"""The stages ``prune-1`` to ``prune-R`` and ``remove``: from the reference to the smaller network."""
+"""The stages ``prune-1`` to ``prune-R``, and ``remove``: rounds of pruning and retraining."""
 
 from __future__ import annotations
 
