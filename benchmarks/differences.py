@@ -176,7 +176,7 @@ def retraining(network: Network) -> Found:
         arm = open_chain(
             recipe, network.pipeline.store, network.pipeline.data_root, torch.device("cpu")
         )
-        right = correctness(arm.load_network(arm.remove), network.test, arm.prepare)
+        right = correctness(arm.load_network("remove"), network.test, arm.prepare)
         found[how] = drop(network.right, right)
     return found
 

@@ -101,7 +101,7 @@ def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path)
     assert max(np.abs(layer).max() for layer in integers(plain).values()) > 64
 
     automatic = quantized("method=auto", "equalize=true", "per_channel=false")
-    assert set(automatic.quantize.json("chosen.json")["method_loss"]) == {
+    assert set(automatic.stage("quantize").json("chosen.json")["method_loss"]) == {
         "minmax", "percentile", "mse", "entropy",
     }  # fmt: skip
     graph = Graph(read_model(automatic.file("quantized")))
@@ -110,7 +110,7 @@ def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path)
     assert all(tuple(scale.dims) == () for scale in scales)
 
     mixed = quantized("bits=mixed", "size=0.5")
-    bits = mixed.quantize.json("bits.json")
+    bits = mixed.stage("quantize").json("bits.json")
     weights = {name: layer.size for name, layer in integers(mixed).items()}
     spent = sum(bits[name] * count for name, count in weights.items())
     assert 0.3 < spent / (8 * sum(weights.values())) <= 0.5
