@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from json_lines import Record, append, is_there, pack
 from ladder_report import write_report
-from secateur.pipeline.training_stages import plan_of
 from torch import nn
 
 from secateur import recipe

@@ -87,7 +87,7 @@ def check_prices(quantized: Callable[..., Chain]) -> None:
     assert trained.file("quantized").read_bytes() != unpacked.onnx
 
     found = quantized("price=auto", "tolerance=99")
-    assert found.quantize.json("chosen.json")["price"]["price"] == PRICES[-1]
+    assert found.stage("quantize").json("chosen.json")["price"]["price"] == PRICES[-1]
 
 
 def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path) -> None:
