@@ -21,7 +21,7 @@ Networks = Annotated[
     list[str] | None,
     typer.Option(
         "--network",
-        help="mobilenet_v2, shufflenet_v2_x1_0 or alexnet; repeatable. Default: all three.",
+        help="mobilenet_v2, shufflenet_v2 or alexnet; repeatable. Default: all three.",
     ),
 ]
 Preset = Annotated[str, typer.Option("--preset", help="quick, fast or paper.")]

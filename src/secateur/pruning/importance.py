@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,16 +43,17 @@ def channel_importance(
         NetworkError: Weights are not finite, or there are no gradients where they are needed.
         ValueError: There is no such importance.
     """
-    if importance not in get_args(Importance):
-        raise ValueError(f"importance must be one of {get_args(Importance)}, found {importance!r}")
+    if importance != "random" and importance not in CRITERIA:
+        known = (*CRITERIA, "random")
+        raise ValueError(f"importance must be one of {known}, found {importance!r}")
     if importance == "random":
         generator = np.random.default_rng(seed)
         return {group.name: generator.random(group.units) for group in prunable.groups}
-    found = {group.name: _CRITERIA[importance](model, group) for group in prunable.groups}
-    for name, scores in found.items():
+    by_group = {group.name: CRITERIA[importance](model, group) for group in prunable.groups}
+    for name, scores in by_group.items():
         if np.isnan(scores).any():
             raise NetworkError("weights are not finite numbers", where=name, found="nan")
-    return found
+    return by_group
 
 
 def _norm(order: int) -> Callable[[nn.Module, Group], Scores]:
@@ -93,12 +94,13 @@ def _batch_norm(model: nn.Module, group: Group) -> Scores:
     return np.where(count > 0, total / np.maximum(count, 1), np.inf)
 
 
-_CRITERIA: dict[str, Callable[[nn.Module, Group], Scores]] = {
+CRITERIA: dict[str, Callable[[nn.Module, Group], Scores]] = {
     "l1": _norm(1),
     "l2": _norm(2),
     "taylor": _taylor,
     "batch_norm": _batch_norm,
 }
+"""Scores of one group, float64 (units,), by name; `random` is drawn instead."""
 
 
 def _rows(tensor: Tensor, member: Member) -> Tensor:
