@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.study.cells import Cell, Cells, Group, Setting
+from secateur.study.cells import Cells, FinishedCell, Group, Setting
 from secateur.study.contribution import contribution, contributions, verdict
 
 N = 10_000
@@ -15,7 +15,7 @@ def group(noise: float = 0.0, seeds: int = 1, **right: int) -> Group:
     conditions = (("label_noise", noise), ("training_images", 5000.0))
     setting = Setting("mobilenet_v2", "fashionmnist", "quick", "28x28 stem=paper", "", conditions)
     decided = {f"overfitted{'-' if arm else ''}{arm}": np.arange(N) < k for arm, k in right.items()}
-    cells = tuple(Cell(f"seed{s}", setting, s, True, (), decided) for s in range(seeds))
+    cells = tuple(FinishedCell(f"seed{s}", setting, s, True, (), decided) for s in range(seeds))
     return Group(setting, True, cells)
 
 

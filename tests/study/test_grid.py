@@ -17,7 +17,7 @@ from secateur.store import MANIFEST
 from secateur.study import forecast
 from secateur.study.cells import read_cells
 from secateur.study.curves import NOT_IN_FORCE, scan_points
-from secateur.study.forecast import in_all
+from secateur.study.forecast import total_seconds
 from secateur.study.grid import Cell, cells, demonstrate, run_cell, run_cells
 from secateur.study.reproduce import Study, study
 
@@ -163,7 +163,7 @@ def test_the_plan_knows_what_is_done_and_forecasts_the_rest(
     folder.mkdir(parents=True)
     (folder / "records.jsonl").touch()
     (folder / "recipe.toml").write_text(tiny[0].recipe.to_toml())
-    monkeypatch.setattr(forecast, "seconds_spent", lambda folder: 100.0)
+    monkeypatch.setattr(forecast, "measured_seconds", lambda folder: 100.0)
     console = Console(file=io.StringIO(), width=150)
     for part in Study(tiny, tmp_path, ["cpu"]).plan():
         console.print(part)
@@ -188,6 +188,6 @@ def test_a_cell_without_its_like_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_processes_take_the_next_cell_when_free() -> None:
-    assert in_all([3, 1, 1, 1, None], 2) == 3
-    assert in_all([3, 1, 1, 1], 1) == 6
-    assert in_all([], 2) == 0
+    assert total_seconds([3, 1, 1, 1, None], 2) == 3
+    assert total_seconds([3, 1, 1, 1], 1) == 6
+    assert total_seconds([], 2) == 0

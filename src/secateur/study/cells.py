@@ -57,7 +57,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class FinishedCell:
     """One finished run with one seed.
 
     Attributes:
@@ -93,7 +93,7 @@ class Group:
 
     setting: Setting
     overfitting: bool
-    cells: tuple[Cell, ...]
+    cells: tuple[FinishedCell, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ class Cells:
     unread: dict[str, str]
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[FinishedCell]:
         """Every cell that counts, by name."""
         return sorted((c for group in self.groups for c in group.cells), key=lambda c: c.name)
 
@@ -178,7 +178,7 @@ def read_cells(out: Path) -> Cells:
     return Cells(_grouped(found, unread), unread)
 
 
-def _read_cell(folder: Path) -> Cell:
+def _read_cell(folder: Path) -> FinishedCell:
     records = read_records(folder / "records.jsonl")
     if (folder / DEMONSTRATION).exists():
         records += read_records(folder / DEMONSTRATION)
@@ -199,7 +199,7 @@ def _read_cell(folder: Path) -> Cell:
         _conditions(records) if overfitting else (),
     )
     right = _read_right(folder / "right.safetensors", records)
-    return Cell(folder.name, setting, about.seed, overfitting, tuple(records), right)
+    return FinishedCell(folder.name, setting, about.seed, overfitting, tuple(records), right)
 
 
 SINGLE = (
@@ -279,8 +279,8 @@ def _check_accuracies(right: dict[str, npt.NDArray[np.bool_]], records: list[Rec
             )
 
 
-def _grouped(cells: Iterable[Cell], unread: dict[str, str]) -> tuple[Group, ...]:
-    together: dict[tuple[bool, Setting], list[Cell]] = defaultdict(list)
+def _grouped(cells: Iterable[FinishedCell], unread: dict[str, str]) -> tuple[Group, ...]:
+    together: dict[tuple[bool, Setting], list[FinishedCell]] = defaultdict(list)
     for cell in cells:
         same = together[cell.overfitting, cell.setting]
         twin = next((other for other in same if other.seed == cell.seed), None)
@@ -297,7 +297,7 @@ def _grouped(cells: Iterable[Cell], unread: dict[str, str]) -> tuple[Group, ...]
     return tuple(sorted(groups, key=_closeness))
 
 
-def _images(cell: Cell) -> int:
+def _images(cell: FinishedCell) -> int:
     return next((decided.size for decided in cell.right.values()), 0)
 
 

@@ -1,8 +1,7 @@
-"""A scan as it comes out flat: masks are made and never in force where accuracy is measured.
+"""A scan with a known fault: masks are computed, but not in force where accuracy is measured.
 
-It shows what the published curves that are flat to 85 % look like (report, Figures 3 and 4), whose
-authors call them implausible. It says nothing about a network, and is labeled so wherever it is
-drawn.
+It reproduces the published curves that stay flat up to 85 % (report, Figures 3 and 4), which their
+authors call implausible. It measures nothing about a network, and every figure labels it so.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from secateur.study.curves import NOT_IN_FORCE
 from secateur.training.evaluation import correctness
 
 IMAGES = 2000
-"""Validation images looked at for each fraction."""
+"""Validation images for each fraction."""
 
 
 def scan_without_masks(chain: Chain) -> list[Record]:
-    """Scan a trained network with masks that only a copy of it carries, as a record a fraction."""
+    """Scan a trained network with masks that only a copy of it carries: one record a fraction."""
     network, config = chain.load_network("train"), chain.recipe.scan
     _, validation = chain.parts
     some, by, records = validation.spread(IMAGES), Recorder(chain.recipe, chain.stage("train")), []
@@ -32,7 +31,7 @@ def scan_without_masks(chain: Chain) -> list[Record]:
     with progress("masks not in force", len(config.fractions)) as tick:
         for fraction in config.fractions:
             plan = plan_removal(network, example, fraction=fraction)
-            apply_masks(network, plan)  # returns the masked copy, which nobody looks at: the fault
+            apply_masks(network, plan)  # returns a masked copy, which is dropped: the fault
             right = int(correctness(network, some, chain.prepare).sum())
             at = {"layer": NOT_IN_FORCE, "fraction": fraction, "effective_sparsity": 0.0}
             accuracy = percent(proportion(right, len(some)))

@@ -1,4 +1,7 @@
-"""The cells of a study: a recipe and a seed each, run alone, skipped if done, merged by copying."""
+"""Cells of the study: a recipe with a seed, run in a process of its own, resumed, skipped if done.
+
+Cells of several machines are merged by copying their folders.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,9 @@ class Cell:
     """One recipe with one seed.
 
     Attributes:
-        name: Of its folder.
+        name: The name of its folder.
         recipe: All that decides its result.
-        overfit: Whether it is made to overfit, instead of going down the chain.
+        overfit: Whether its network is made to overfit; else the recipe's chain is run.
     """
 
     name: str
@@ -48,11 +51,11 @@ class Cell:
     overfit: bool = False
 
     def folder(self, out: Path) -> Path:
-        """Where its records are."""
+        """Folder of its records."""
         return out / "cells" / self.name
 
     def is_done(self, out: Path) -> bool:
-        """Tell whether its records are there, of just this recipe."""
+        """Whether its records are complete and of exactly this recipe."""
         folder = self.folder(out)
         if not (folder / RECORDS).is_file():
             return False
@@ -71,7 +74,7 @@ def cells(
     tables: Iterable[int] = (1, 2, 3, 4, 5, 6),
     sets: list[str] | None = None,
 ) -> list[Cell]:
-    """The cells that the tables need, those of the first seed first.
+    """List the cells that the tables need, those of the first seed first.
 
     Args:
         networks: Of :data:`NETWORKS`.
@@ -84,16 +87,16 @@ def cells(
     Raises:
         RecipeError: There is no recipe for a cell.
     """
-    wanted, found = set(tables), []
+    numbers, listed = set(tables), list[Cell]()
     datasets = list(datasets)
     for seed, network in product(range(seeds), networks):
-        if wanted & CHAIN_TABLES:
+        if numbers & CHAIN_TABLES:
             for dataset in datasets:
                 recipe = load_recipe(f"{network}-{dataset}-{preset}", sets, seed)
-                found.append(Cell(f"{recipe.name}-seed{seed}", recipe))
-        if wanted & OVERFIT_TABLES and "fashionmnist" in datasets:
-            found += _overfit_cells(network, preset, seed, sets or [])
-    return found
+                listed.append(Cell(f"{recipe.name}-seed{seed}", recipe))
+        if numbers & OVERFIT_TABLES and "fashionmnist" in datasets:
+            listed += _overfit_cells(network, preset, seed, sets or [])
+    return listed
 
 
 def _overfit_cells(network: str, preset: str, seed: int, sets: list[str]) -> Iterator[Cell]:
@@ -106,10 +109,10 @@ def _overfit_cells(network: str, preset: str, seed: int, sets: list[str]) -> Ite
 
 
 def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Record]:
-    """Run one cell, or find what of it is there, and write its folder.
+    """Run one cell and write its folder; stages that exist are not made again.
 
     Args:
-        cell: Which.
+        cell: The cell to run.
         out: Receives ``stages/``, which cells share, and ``cells/NAME/``.
         data: Folder with the data set's files, or None.
         device: As in :func:`secateur.environment.choose_device`.
@@ -120,7 +123,8 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
     keep_freed_memory()
     folder, store = cell.folder(out), Store(out / "stages", wait=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (RECORDS, DEMONSTRATION):  # of another recipe: killed now, it must not look done
+    # Records of an older recipe would make a cell that is killed now look done.
+    for stale in (RECORDS, DEMONSTRATION):
         (folder / stale).unlink(missing_ok=True)
     write_text(folder / "recipe.toml", cell.recipe.to_toml())
     if cell.overfit:
@@ -132,9 +136,9 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
 
 
 def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
-    """Scan a finished cell's network with masks not in force, beside its records.
+    """Scan a finished cell's network with masks not in force, and store that with its records.
 
-    Arguments and errors as :func:`run_cell`; a cell that has it already is left as it is.
+    Arguments and errors as :func:`run_cell`. A cell that has such a scan is skipped.
     """
     path = cell.folder(out) / DEMONSTRATION
     if not path.exists():
@@ -144,13 +148,12 @@ def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
 
 
 def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
-    """Drop a finished cell's measurements, so that :func:`run_cell` makes them anew.
+    """Delete a finished cell's measurements, so that :func:`run_cell` repeats them.
 
-    Its networks and files stay. A cell whose stages are not here, because it was made on another
-    machine, is left as it is.
+    Its networks and files stay. A cell of another machine, whose stages are missing, is skipped.
 
     Returns:
-        Whether its files are here, to be measured anew.
+        Whether the cell can be measured again.
     """
     store = Store(out / "stages", find_only=True)
     chain = open_chain(cell.recipe, store, data, torch.device("cpu"))
@@ -158,7 +161,7 @@ def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
         chain.stage("quantize")
     except StoreError:
         return False
-    for name in ("pack", "bench"):  # the later one first: killed in between, it goes on from here
+    for name in ("pack", "bench"):  # the later stage first, so that a kill in between is harmless
         with suppress(StoreError):
             shutil.rmtree(chain.stage(name).folder)
     return True
@@ -175,17 +178,17 @@ def run_cells(
     devices: list[str],
     finished: Finished,
 ) -> None:
-    """Run cells side by side, one process on each of ``devices`` at a time.
+    """Run cells in parallel, one process at a time on each of ``devices``.
 
-    One cell's failure stops no other: its error goes to ``finished``, and what the cell printed to
-    ``cells/NAME/log.txt``.
+    The failure of one cell stops no other: its error is passed to ``finished``. Output of a cell
+    goes to ``cells/NAME/log.txt``.
 
     Args:
-        todo: In the order in which they are started.
+        todo: The cells, in the order in which they are started.
         out: See :func:`run_cell`.
         data: See :func:`run_cell`.
         devices: One entry for each process: ``cpu``, ``cpu`` for two; ``cuda:0``, ``cuda:1``.
-        finished: Told of each cell as it ends.
+        finished: Called when a cell ends.
     """
     free, threads = Queue[str](), max(1, (os.cpu_count() or 1) // len(devices))
     for device in devices:
@@ -194,10 +197,10 @@ def run_cells(
     def run_one(cell: Cell) -> str | None:
         device = free.get()
         try:
-            # A process each: what one leaves behind in memory or crashes with is its own.
+            # A process for each cell isolates its memory and its crashes.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 return pool.submit(_alone, cell, out, data, device, threads).result()
-        except Exception as error:  # a cell that is killed, or meets a bug of ours, stops no other
+        except Exception as error:  # a killed cell, or a bug in one, stops no other
             return f"{type(error).__name__}: {error}; see {cell.folder(out) / 'log.txt'}"
         finally:
             free.put(device)
@@ -209,7 +212,7 @@ def run_cells(
 
 
 def _alone(cell: Cell, out: Path, data: Path | None, device: str, threads: int) -> str | None:
-    """Run a cell in this process, whose output goes to the cell's log; return its error."""
+    """Run a cell in this process with output to its log; return the error in one line, or None."""
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

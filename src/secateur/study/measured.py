@@ -14,7 +14,7 @@ from statistics import fmean, median
 from secateur.records import Record
 from secateur.report import numbers
 from secateur.statistics import Interval, across_seeds, drop_across_seeds
-from secateur.study.cells import Cell, Group
+from secateur.study.cells import FinishedCell, Group
 from secateur.study.formats import NOT_RUN, Entry
 
 Form = Callable[[float], str]
@@ -98,7 +98,7 @@ def with_reference(group: Group, others: Sequence[Group]) -> Group:
     return group
 
 
-def _lend(cell: Cell, other: Cell | None) -> Cell:
+def _lend(cell: FinishedCell, other: FinishedCell | None) -> FinishedCell:
     decided = other.right.get("reference") if other else None
     if other is None or decided is None or "reference" in cell.right:
         return cell

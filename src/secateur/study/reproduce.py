@@ -1,4 +1,4 @@
-"""``secateur reproduce``: the published study from scratch, beside both publications."""
+"""``secateur reproduce``: the published study from scratch, compared with both publications."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.console import say
 from secateur.environment import choose_device
 from secateur.errors import SecateurError
 from secateur.report.numbers import duration
-from secateur.study.forecast import forecast, in_all
+from secateur.study.forecast import forecast, total_seconds
 from secateur.study.grid import Cell, cells, demonstrate, forget_times, run_cells
 from secateur.study.page import write_reproduction
 from secateur.study.published import DATASETS, NETWORKS
@@ -25,7 +25,7 @@ TABLES = (1, 2, 3, 4, 5, 6)
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be reproduced, where.
+    """Cells to run, and where.
 
     Attributes:
         cells: In the order in which they are run.
@@ -44,7 +44,7 @@ class Study:
 
     def plan(self) -> Iterator[Table | str]:
         """Yield cells, what is done, and an estimate of the time left."""
-        tell, todo = forecast(self.cells, self.out, self.devices[0]), self.todo
+        estimate, todo = forecast(self.cells, self.out, self.devices[0]), self.todo
         table, expected = Table(box=None, pad_edge=False), []
         for heading in ("cell", "recipe", "state", "about"):
             table.add_column(heading)
@@ -52,17 +52,21 @@ class Study:
             state, about = "done", ""
             if cell in todo:
                 state = "begun" if cell.folder(self.out).exists() else "to do"
-                seconds = tell(cell)
+                seconds = estimate(cell)
                 expected.append(seconds)
                 about = "unknown" if seconds is None else duration(seconds)
             table.add_row(cell.name, cell.recipe.id, state, about)
         yield table
         side = f"{len(self.devices)} at a time on {', '.join(sorted(set(self.devices)))}"
-        left = f"about {duration(in_all(expected, len(self.devices)))} left" if todo else "all done"
+        left = (
+            f"about {duration(total_seconds(expected, len(self.devices)))} left"
+            if todo
+            else "all done"
+        )
         yield f"{len(self.cells) - len(todo)} of {len(self.cells)} cells done; {side}: {left}"
 
     def run(self, data: Path | None) -> list[str]:
-        """Run what is not done, several cells at a time; return the errors, a line each.
+        """Run cells that are not done, several at a time; return the errors, one line each.
 
         Args:
             data: Folder with the data sets' files, or None.
@@ -70,15 +74,15 @@ class Study:
         return self._run(self.todo, data, self.devices)
 
     def time_again(self, data: Path | None) -> list[str]:
-        """Measure finished cells again, one at a time and nothing beside; errors, a line each.
+        """Measure finished cells again, one at a time; return the errors, one line each.
 
-        Times of cells that ran side by side are of a busy machine. Cells made elsewhere stay.
+        Cells that ran in parallel were timed on a busy machine. Cells of other machines are skipped.
         """
         chains = [c for c in self.cells if not c.overfit and c.is_done(self.out)]
         again = [cell for cell in chains if forget_times(cell, self.out, data)]
         for cell in chains:
             if cell not in again:
-                say(f"{cell.name}: made elsewhere, so that its times stay")
+                say(f"{cell.name}: made on another machine, so its times stay")
         return self._run(again, data, self.devices[:1])
 
     def _run(self, todo: list[Cell], data: Path | None, devices: list[str]) -> list[str]:
@@ -94,13 +98,13 @@ class Study:
         return [f"{name}: {error}" for name, error in ended.items() if error]
 
     def demonstrate(self, data: Path | None) -> None:
-        """Scan with masks not in force, once for each network and data set that is done."""
+        """Scan with masks not in force, once for each finished network and data set."""
         for cell in self.cells:
             if not cell.overfit and cell.recipe.seed == 0 and cell.is_done(self.out):
                 demonstrate(cell, self.out, data, self.devices[0])
 
     def report(self) -> Path:
-        """Write the tables, figures and pages from the cells that are there."""
+        """Write tables, figures and pages from the finished cells."""
         return write_reproduction(self.out, [cell.name for cell in self.cells])
 
 
@@ -116,7 +120,7 @@ def study(
     jobs: int | None = None,
     sets: list[str] | None = None,
 ) -> Study:
-    """Settle what to run.
+    """Choose the cells and devices.
 
     Args:
         networks: Of :data:`secateur.study.published.NETWORKS`; none for all.
@@ -136,12 +140,13 @@ def study(
     datasets = _known("--dataset", datasets, DATASETS)
     _known("--preset", [preset], PRESETS)
     numbers = _known("--tables", [t for t in tables.split(",") if t], [str(t) for t in TABLES])
-    found = cells(networks, datasets, preset, seeds, map(int, numbers), sets)
-    return Study(found, out, _devices(device, jobs))
+    chosen = cells(networks, datasets, preset, seeds, map(int, numbers), sets)
+    return Study(chosen, out, _devices(device, jobs))
 
 
-def _known(option: str, said: Iterable[str], known: Iterable[str]) -> list[str]:
-    chosen, known = list(said), list(known)
+def _known(option: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Names given to an option, checked; all known ones where none is given."""
+    chosen, known = list(names), list(known)
     for name in chosen:
         if name not in known:
             raise SecateurError(
