@@ -76,7 +76,7 @@ class Study:
     def time_again(self, data: Path | None) -> list[str]:
         """Measure finished cells again, one at a time; return the errors, one line each.
 
-        Cells that ran in parallel were timed on a busy machine. Cells of other machines are skipped.
+        Cells that ran in parallel were timed on a busy machine. Those of other machines stay.
         """
         chains = [c for c in self.cells if not c.overfit and c.is_done(self.out)]
         again = [cell for cell in chains if forget_times(cell, self.out, data)]
