@@ -36,7 +36,8 @@ from secateur.report.numbers import NONE, fixed, probability, signed
 from secateur.runtimes import OnnxRuntime
 from secateur.statistics import mcnemar, paired_drop, proportion
 from secateur.store import Store
-from secateur.training.trainer import train
+from secateur.training.checkpoint import remove_checkpoints
+from secateur.training.loop import train
 
 PLAIN: dict[str, Any] = {"rounding": "nearest", "correct_bias": False}
 CORRECTED: dict[str, Any] = {"correct_bias": True}
@@ -119,11 +120,12 @@ def trained(subject: Subject, done: Quantized, config: recipe.Quantize, images: 
         update={"epochs": config.epochs, "learning_rate": config.learning_rate}
     )
     some: Images = subject.training.spread(images)
+    checkpoint = subject.folder / "checkpoint.safetensors"
     kept, _ = train(
         network, some, subject.validation.spread(1000), subject.prepare, schedule,
-        seed=subject.recipe.seed, checkpoint=subject.folder / "checkpoint.safetensors",
+        seed=subject.recipe.seed, checkpoint=checkpoint,
     )  # fmt: skip
-    (subject.folder / "checkpoint.safetensors").unlink()
+    remove_checkpoints(checkpoint)
     assert isinstance(kept, Trainable)
     return kept.learned()
 

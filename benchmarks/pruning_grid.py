@@ -40,9 +40,10 @@ from secateur.pruning.removal import plan_removal
 from secateur.pruning.surgery import rebuild, remove
 from secateur.recipe import Recipe, load_recipe
 from secateur.store import Store
+from secateur.training.checkpoint import remove_checkpoints
 from secateur.training.cpu import keep_freed_memory
 from secateur.training.evaluation import correctness
-from secateur.training.trainer import train
+from secateur.training.loop import train
 
 FOLDER = Path(__file__).parent.parent / "results" / "pruning_grid"
 NETWORKS = {
@@ -166,14 +167,14 @@ def run(cell: Cell, reference: Reference) -> dict[str, Any]:
     network = pipeline.place(reference.start(cell))
     training, validation = pipeline.parts
     checkpoint = pipeline.store.root / "cell.safetensors"
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoints(checkpoint)
     before = correctness(network, validation, pipeline.prepare)
     config = budget(reference.recipe.train, cell)
     network, _ = train(
         network, training, validation, pipeline.prepare, config,
         seed=cell.seed, checkpoint=checkpoint, label=f"{cell.arm} {cell.left:g} {cell.retrain}",
     )  # fmt: skip
-    checkpoint.unlink()
+    remove_checkpoints(checkpoint)
     test = load(reference.recipe.data.name, pipeline.data_root, train=False)
     right = correctness(network, test, pipeline.prepare)
     dense = reference.network

@@ -28,7 +28,7 @@ from secateur.recipe import Network, Train
 from secateur.sensitivity.engine import EagerEngine
 from secateur.sensitivity.scan import ScanPoint, scan_layers
 from secateur.training.cpu import keep_freed_memory
-from secateur.training.trainer import train
+from secateur.training.loop import train
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 PREPARE = Preparation((0.5,), (0.5,), 28)

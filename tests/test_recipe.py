@@ -9,12 +9,12 @@ from secateur.errors import RecipeError
 from secateur.recipe import Augment, Part, Recipe, builtin_recipes, load_recipe, parse_recipe
 
 
-def test_three_presets_for_each_network_and_data_set_and_overfitting() -> None:
+def test_four_presets_for_each_network_and_data_set_and_overfitting() -> None:
     expected = {
         f"{network}-{dataset}-{preset}"
         for network in ("mobilenet_v2", "shufflenet_v2", "alexnet")
         for dataset in ("cifar10", "fashionmnist")
-        for preset in ("paper", "fast", "quick")
+        for preset in ("paper", "accurate", "fast", "quick")
     } | {"quickstart"}
     networks = ("mobilenet_v2", "shufflenet_v2", "alexnet")
     expected |= {f"overfit-{n}-fashionmnist-{size}" for n in networks for size in ("quick", "full")}
@@ -141,3 +141,29 @@ def test_fields_are_listed_with_range_and_default() -> None:
     assert fields["prune.fraction"].values == 'number ≥ 0, < 1 or `"scan"`'
     assert fields["prune.target"].default == "none"
     assert fields["quantize.bits"].default == "8"
+
+
+@pytest.mark.parametrize("override", ["train.distill=0.5", "prune.teacher=teacher"])
+def test_distillation_from_a_teacher_needs_one(override: str) -> None:
+    with pytest.raises(RecipeError, match=r"a \[teacher\] table"):
+        load_recipe("quickstart", [override])
+    teacher = ["teacher.train.epochs=1", "teacher.train.learning_rate=1.0"]
+    assert load_recipe("quickstart", [*teacher, override]).teacher is not None
+
+
+@pytest.mark.parametrize(
+    "override", ["teacher.train.distill=0.5", "teacher.train.start.fraction=0.5"]
+)
+def test_a_teacher_is_not_taught_and_has_one_geometry(override: str) -> None:
+    with pytest.raises(RecipeError, match="without distill and without start"):
+        load_recipe("alexnet-cifar10-accurate", [override])
+
+
+def test_all_accurate_recipes_of_a_data_set_share_the_teacher() -> None:
+    for dataset in ("cifar10", "fashionmnist"):
+        recipes = [
+            load_recipe(f"{network}-{dataset}-accurate")
+            for network in ("mobilenet_v2", "shufflenet_v2", "alexnet")
+        ]
+        assert len({recipe.teacher for recipe in recipes}) == 1
+        assert len({recipe.data for recipe in recipes}) == 1

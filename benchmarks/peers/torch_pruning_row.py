@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.pipeline import Chain
 from secateur.pipeline.pruning_stages import fraction_of_round, retraining
-from secateur.training.trainer import train
+from secateur.training.loop import train
 
 
 def pruned_by_magnitude(chain: Chain) -> nn.Module:

@@ -94,6 +94,22 @@ class Augment(Part):
     )
 
 
+class Start(Part):
+    """The geometry of the first epochs, where it computes less than the network's own.
+
+    Strides, pooling and resolution change; the weights stay the same.
+    """
+
+    fraction: Fraction = Field(description="Fraction of all epochs trained in this geometry.")
+    stem: Literal["paper", "stride1", "cifar"] | None = Field(
+        default=None, description="Stem of these epochs; without it, the network's own."
+    )
+    resolution: Annotated[int, Field(ge=8, le=1024)] | None = Field(
+        default=None,
+        description="Side of these epochs' images in pixels; without it, the network's own.",
+    )
+
+
 class Train(Part):
     """Training with stochastic gradient descent on cross-entropy."""
 
@@ -137,6 +153,40 @@ class Train(Part):
         description="Stop after the first epoch that classifies this percentage of the training "
         "images correctly; not used in retraining.",
     )
+    distill: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="Share of the loss that is the divergence from the teacher's probabilities; "
+        "above 0 it needs a [teacher] table.",
+    )
+    shards: Count = Field(
+        default=1,
+        description="Parts of each batch, each normalized by its own statistics; on a CPU they "
+        "run side by side.",
+    )
+    start: Start | None = Field(
+        default=None, description="Cheaper geometry of the first epochs; without it, there is none."
+    )
+
+
+class Teacher(Part):
+    """A larger network that is trained first; its probabilities are part of other networks' loss.
+
+    All recipes with the same data and the same teacher share it.
+    """
+
+    widths: tuple[Count, Count, Count] = Field(
+        default=(64, 256, 256), description="Channels of the three blocks."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="Seed of the teacher, the same for every seed of the recipe."
+    )
+    train: Train = Field(description="Training of the teacher.")
+
+    @model_validator(mode="after")
+    def _alone(self) -> Teacher:
+        if self.train.distill or self.train.start:
+            raise ValueError("a teacher without distill and without start")
+        return self
 
 
 class Scan(Part):
@@ -210,8 +260,12 @@ class Prune(Part):
     )
     distill: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0,
-        description="Share of the loss that is the divergence from the reference network's "
+        description="Share of the loss that is the divergence from another network's "
         "probabilities; 0 disables distillation.",
+    )
+    teacher: Literal["reference", "teacher"] = Field(
+        default="reference",
+        description="Network that distill refers to: the unpruned reference, or that of [teacher].",
     )
     round_to: Literal[1, 4, 8, 16] = Field(
         default=8, description="Round remaining widths up to a multiple of this."
@@ -314,7 +368,7 @@ class Recipe(Part):
         description="Name of the run's folder; not part of the id."
     )
     description: str = Field(default="", description="A line for people; not part of the id.")
-    preset: Literal["paper", "fast", "quick", "custom"] = Field(
+    preset: Literal["paper", "accurate", "fast", "quick", "custom"] = Field(
         default="custom", description="Family of built-in recipes; not part of the id."
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
@@ -322,11 +376,23 @@ class Recipe(Part):
     )
     data: Data = Field(description="The images.")
     network: Network = Field(description="The network.")
+    teacher: Teacher | None = Field(
+        default=None, description="Network for train.distill and prune.teacher, trained first."
+    )
     train: Train = Field(description="Training of the reference network.")
     scan: Scan = Field(default=Scan(), description="The pruning scan.")
     prune: Prune = Field(description="Pruning and retraining.")
     quantize: Quantize = Field(default=Quantize(), description="Quantization.")
     bench: Bench = Field(default=Bench(), description="Measurement.")
+
+    @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        by_teacher = self.train.distill > 0 or self.prune.teacher == "teacher"
+        if by_teacher and self.teacher is None:
+            raise ValueError(
+                'a [teacher] table where train.distill is above 0 or prune.teacher is "teacher"'
+            )
+        return self
 
     @property
     def id(self) -> str:

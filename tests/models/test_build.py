@@ -6,7 +6,7 @@ import torch
 import secateur
 from secateur.benchmarking.cost import parameters
 from secateur.errors import NetworkError
-from secateur.models.build import build_network
+from secateur.models.build import build_network, with_stem
 from secateur.recipe import Network
 
 PARAMETERS = {"mobilenet_v2": 2_236_682, "shufflenet_v2_x1_0": 1_263_854, "alexnet": 57_044_810}
@@ -117,3 +117,18 @@ def test_a_network_without_batch_norm_is_as_torchvision_draws_it() -> None:
     plain = build_network(config, 1, 10)
     same = build_network(config.model_copy(update={"batch_norm": "identity"}), 1, 10)
     assert torch.equal(plain.features[0].weight, same.features[0].weight)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("stem", ["paper", "stride1", "cifar"])
+def test_another_stem_is_the_network_built_with_it(name: str, stem: str) -> None:
+    side = 80 if name == "alexnet" else 32
+    config = Network(name=name, stem="cifar", resolution=side)  # type: ignore[arg-type]
+    other = config.model_copy(update={"stem": stem})
+    network, expected = build_network(config, 1, 10).eval(), build_network(other, 1, 10).eval()
+    expected.load_state_dict(network.state_dict())
+    images = torch.randn(2, 1, side, side, generator=torch.Generator().manual_seed(0))
+    before = network(images)
+    with with_stem(network, config, stem):
+        assert torch.equal(network(images), expected(images))
+    assert torch.equal(network(images), before)

@@ -14,6 +14,7 @@ from secateur.benchmarking.cost import macs, parameters
 from secateur.errors import RecipeError
 from secateur.onnx_ir.model import Graph, read_model
 from secateur.pipeline import Chain, open_chain
+from secateur.pipeline.stages import stage_definitions
 from secateur.pipeline.to_records import to_records
 from secateur.quantization.pricing import PRICES
 from secateur.quantization.qdq import read_scheme
@@ -53,6 +54,33 @@ def test_the_target_is_of_the_trained_network(
     smaller, whole = chain.load_network(chain.rounds[-1]), chain.fresh_network()
     share = macs(smaller, chain.input_shape) / macs(whole, chain.input_shape)
     assert 0.45 < share <= 0.5
+
+
+TEACHER = ("teacher.widths=[8, 8, 8]", "teacher.train.epochs=1", "teacher.train.learning_rate=0.1")
+
+
+def test_one_teacher_teaches_references_and_pruned_networks_of_every_seed(
+    recipe_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    taught = ("train.distill=0.5", "train.shards=2", "prune.distill=0.5", "prune.teacher=teacher")
+    start = ("train.epochs=2", "train.start.fraction=0.5", "train.start.stem=stride1")
+    sets = (*TEACHER, *taught, *start, "prune.fraction=0.5", "train.learning_rate=0.001")
+    first = pipeline(recipe_file, image_folder, tmp_path / "out", *sets, "seed=0")
+    other = pipeline(recipe_file, image_folder, tmp_path / "out", *sets, "seed=1")
+    teacher = first.stage("teacher")
+    taught_stages = (first.stage("train"), other.stage("train"), first.stage("prune-1"))
+    assert {stage.manifest["upstream"]["teacher"] for stage in taught_stages} == {teacher.id}
+    assert taught_stages[0].id != taught_stages[1].id
+    epochs = [r for r in to_records(first, "train") if r.metric == "epoch_seconds"]
+    assert [record.variant for record in epochs] == ["teacher", "reference", "reference"]
+    assert not list(teacher.folder.glob("checkpoint*"))
+
+
+def test_a_teacher_that_nobody_asks_is_not_trained(recipe_file: Path) -> None:
+    for sets, expected in (((), False), (("prune.distill=0.5", "prune.teacher=teacher"), True)):
+        recipe = load_recipe(str(recipe_file), [*TEACHER, *sets])
+        names = [definition.name for definition in stage_definitions(recipe)]
+        assert ("teacher" in names) == expected
 
 
 def integers(chain: Chain) -> dict[str, np.ndarray]:

@@ -8,9 +8,19 @@ from torch import Tensor, nn
 
 from secateur.data import Images, Preparation
 from secateur.errors import TrainingError
-from secateur.recipe import Augment, Train
+from secateur.models.build import build_network
+from secateur.recipe import Augment, Network, Start, Train
+from secateur.training import loop
 from secateur.training.cpu import fast_small_maps
-from secateur.training.trainer import TEMPERATURE, Epoch, Trainer, divergence, learning_rate, train
+from secateur.training.loop import train
+from secateur.training.trainer import (
+    TEMPERATURE,
+    Epoch,
+    Teacher,
+    Trainer,
+    divergence,
+    learning_rate,
+)
 
 PREPARE = Preparation((0.5,), (0.25,), 8)
 CONFIG = Train(epochs=3, batch_size=8, learning_rate=0.1, ema=0.9, augment=Augment(flip=True))
@@ -58,11 +68,11 @@ def test_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kill_at", [1, 5, 6, 9])
-@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize(("ema", "shards"), [(0.0, 1), (0.9, 1), (0.9, 2)])
 def test_killed_at_any_step_and_resumed_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, ema: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, ema: float, shards: int
 ) -> None:
-    config = CONFIG.model_copy(update={"ema": ema})
+    config = CONFIG.model_copy(update={"ema": ema, "shards": shards})
     (tmp_path / "whole").mkdir()
     whole = _train(_network(), tmp_path / "whole", config)
     taken, step = 0, Trainer.step
@@ -188,7 +198,7 @@ def test_a_student_follows_its_teacher_where_labels_do_not_lead(tmp_path: Path) 
     config = CONFIG.model_copy(update={"epochs": 6})
     student, _ = train(
         _network(), blind, _images(10), PREPARE, config, seed=3,
-        checkpoint=tmp_path / "student.safetensors", teacher=teacher, distill=1.0,
+        checkpoint=tmp_path / "student.safetensors", teacher=Teacher(teacher, PREPARE, 1.0),
     )  # fmt: skip
     seen = PREPARE(_images(10).pixels)
     assert (student(seen).argmax(1) == _images(10).labels).all()
@@ -225,3 +235,62 @@ def test_an_ended_training_that_resumes_stays_ended(tmp_path: Path) -> None:
     again, resumed = _until(tmp_path)
     assert resumed == history
     assert _equal(network, again)
+
+
+def test_a_damaged_checkpoint_costs_one_epoch_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = _train(_network(), tmp_path / "whole")
+    epochs, run_epoch = 0, Trainer.run_epoch
+
+    def dying(self: Trainer, *arguments: object) -> float:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 3:
+            raise KeyboardInterrupt
+        return run_epoch(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "run_epoch", dying)
+    with pytest.raises(KeyboardInterrupt):
+        _train(_network(), tmp_path)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-10])
+    assert _equal(whole, _train(_network(), tmp_path))
+    assert "checkpoint refused" in capsys.readouterr().err
+    assert epochs == 5  # the second epoch again, and the third
+
+
+def test_a_teacher_sees_the_pixels_by_its_own_preparation(tmp_path: Path) -> None:
+    seen = []
+
+    class Recording(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(tuple(images.shape))
+            return images.new_zeros(len(images), 2)
+
+    teacher = Teacher(Recording(), PREPARE.at(6), 0.5)
+    _train(_network(), tmp_path, CONFIG.model_copy(update={"epochs": 1}), teacher=teacher)
+    assert seen == [(8, 1, 6, 6)] * 4
+
+
+SHUFFLENET = Network(name="shufflenet_v2_x1_0", stem="cifar", resolution=8)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_first_epochs_have_the_geometry_of_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    network, seen = build_network(SHUFFLENET, 1, 2), []
+    correct = loop.correctness
+
+    def recording(average: nn.Module, images: Images, prepare: Preparation) -> object:
+        seen.append((prepare.resolution, type(average.maxpool).__name__))
+        return correct(average, images, prepare)
+
+    monkeypatch.setattr(loop, "correctness", recording)
+    start = Start(fraction=0.4, stem="stride1", resolution=16)
+    config = CONFIG.model_copy(update={"epochs": 4, "start": start, "shards": shards})
+    _train(network, tmp_path, config, built_from=SHUFFLENET)
+    assert seen == [(16, "MaxPool2d")] * 2 + [(8, "Identity")] * 2
+    assert isinstance(network.maxpool, nn.Identity)

@@ -83,6 +83,7 @@ def _command(last_stage: str, summary: str, cost: str, examples: str) -> Callabl
         overrides: options.Overrides = None,
         json: options.Json = False,
     ) -> None:
+        options.wait_without_spinning()
         from secateur.pipeline.run import run  # torch is slow to import: not for --help
 
         with options.resumable():

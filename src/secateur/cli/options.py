@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,15 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Records on stdout, all else on stderr.")]
 Threads = Annotated[int, typer.Option("--threads", help="Threads inside one operator.", min=1)]
+
+
+def wait_without_spinning() -> None:
+    """Let OpenMP's threads sleep while they wait for each other.
+
+    They spin by default, which is a little faster on idle cores and many times slower on busy ones.
+    The library reads this when torch is imported, so commands that train call it before.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def show(parts: Iterable[Any]) -> None:

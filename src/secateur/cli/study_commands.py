@@ -76,6 +76,7 @@ def reproduce(
 
         secateur reproduce --tables 5,6 --preset fast --device cuda
     """
+    options.wait_without_spinning()
     from secateur.study.reproduce import study
 
     cells = study(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,13 +114,13 @@ def _runs(network: nn.Module, channels: int, resolution: int) -> bool:
     return True
 
 
-def _first_convolution(old: nn.Conv2d, channels: int, stride: int | None = None) -> nn.Conv2d:
-    """Return ``old`` drawn anew with other input channels or another stride, as it was drawn."""
+def _first_convolution(old: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """Initialize ``old`` again with other input channels, from the same distribution."""
     new = nn.Conv2d(
         channels,
         old.out_channels,
         old.kernel_size,  # type: ignore[arg-type]
-        stride=stride or old.stride,  # type: ignore[arg-type]
+        stride=old.stride,  # type: ignore[arg-type]
         padding=old.padding,  # type: ignore[arg-type]
         bias=old.bias is not None,
     )
@@ -133,11 +135,15 @@ def _mobilenet_v2(config: recipe.Network, channels: int, classes: int) -> nn.Mod
     network = mobilenet_v2(num_classes=classes)
     stem = network.features[0]
     if config.stem != "paper" or channels != 3:
-        stride = 2 if config.stem == "paper" else 1
-        stem[0] = _first_convolution(stem[0], channels, stride)
-    if config.stem == "cifar":
-        network.features[2].conv[1][0].stride = (1, 1)
+        stem[0] = _first_convolution(stem[0], channels)
+    _set_mobilenet_v2(network, config.stem)
     return network
+
+
+def _set_mobilenet_v2(network: Any, stem: str) -> None:
+    first, second = network.features[0][0], network.features[2].conv[1][0]
+    first.stride = (2, 2) if stem == "paper" else (1, 1)
+    second.stride = (1, 1) if stem == "cifar" else (2, 2)
 
 
 def _shufflenet_v2(config: recipe.Network, channels: int, classes: int) -> nn.Module:
@@ -145,11 +151,14 @@ def _shufflenet_v2(config: recipe.Network, channels: int, classes: int) -> nn.Mo
 
     network = shufflenet_v2_x1_0(num_classes=classes)
     if config.stem != "paper" or channels != 3:
-        stride = 2 if config.stem == "paper" else 1
-        network.conv1[0] = _first_convolution(network.conv1[0], channels, stride)
-    if config.stem == "cifar":
-        network.maxpool = nn.Identity()
+        network.conv1[0] = _first_convolution(network.conv1[0], channels)
+    _set_shufflenet_v2(network, config.stem)
     return network
+
+
+def _set_shufflenet_v2(network: Any, stem: str) -> None:
+    network.conv1[0].stride = (2, 2) if stem == "paper" else (1, 1)
+    network.maxpool = nn.Identity() if stem == "cifar" else nn.MaxPool2d(3, 2, 1)
 
 
 def _alexnet(config: recipe.Network, channels: int, classes: int) -> nn.Module:
@@ -158,12 +167,37 @@ def _alexnet(config: recipe.Network, channels: int, classes: int) -> nn.Module:
     network = alexnet(num_classes=classes)
     if channels != 3:
         network.features[0] = _first_convolution(network.features[0], channels)
-    if config.stem != "paper":
-        # An 11x11 convolution of stride 4 leaves nothing of a small image. AlexNet has no further
-        # reduction to relax, so both stems mean stride 1: 32x32 leaves 2x2 before the classifier.
-        network.features[0].stride = (1, 1)
+    _set_alexnet(network, config.stem)
     return network
 
+
+def _set_alexnet(network: Any, stem: str) -> None:
+    # An 11x11 convolution of stride 4 leaves nothing of a small image. AlexNet has no further
+    # reduction to relax, so both stems mean stride 1: 32x32 leaves 2x2 before the classifier.
+    network.features[0].stride = (4, 4) if stem == "paper" else (1, 1)
+
+
+@contextmanager
+def with_stem(network: nn.Module, config: recipe.Network, stem: str) -> Iterator[None]:
+    """Run a network with another stem: strides and pooling change, weights do not.
+
+    Args:
+        network: As :func:`build_network` made it, pruned or not.
+        config: What it was made from.
+        stem: As in ``recipe.Network.stem``.
+    """
+    _STEMS[config.name](network, stem)
+    try:
+        yield
+    finally:
+        _STEMS[config.name](network, config.stem)
+
+
+_STEMS: dict[str, Callable[[nn.Module, str], None]] = {
+    "mobilenet_v2": _set_mobilenet_v2,
+    "shufflenet_v2_x1_0": _set_shufflenet_v2,
+    "alexnet": _set_alexnet,
+}
 
 _BUILDERS: dict[str, Callable[[recipe.Network, int, int], nn.Module]] = {
     "mobilenet_v2": _mobilenet_v2,

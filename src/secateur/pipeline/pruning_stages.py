@@ -11,13 +11,13 @@ from torch import nn
 
 from secateur import recipe
 from secateur.pipeline.chain import Chain, StageDefinition, changed_fields, plan_of
-from secateur.pipeline.reference import train_into
 from secateur.pipeline.sensitivity_stage import (
     dense_network,
     pruning_threshold,
     sensitivity_curves,
     sparse_layers,
 )
+from secateur.pipeline.teacher_stage import taught_by_teacher, train_into
 from secateur.pruning.dead import plan_dead
 from secateur.pruning.masks import Masks, weight_masks
 from secateur.pruning.plan import Plan
@@ -27,6 +27,7 @@ from secateur.pruning.schedule import fraction_after
 from secateur.pruning.surgery import remove, shrink_state
 from secateur.store import Stage, save_tensors, write_text
 from secateur.training.evaluation import leave_gradients
+from secateur.training.trainer import Teacher
 
 GRADIENT_IMAGES = 2000
 """Training images whose mean gradient first-order importance uses."""
@@ -39,6 +40,8 @@ def round_definitions(config: recipe.Prune) -> Iterator[StageDefinition]:
         reads = {"before": before}
         if config.scope == "sensitivity":
             reads["scan"] = "scan"
+        if config.distill and config.teacher == "teacher":
+            reads["teacher"] = "teacher"
         before = f"prune-{index}"
         make, key = partial(_make_round, index=index), partial(_round_key, index=index)
         yield StageDefinition(before, make, key, reads, part_of="prune")
@@ -78,9 +81,18 @@ def _make_round(chain: Chain, folder: Path, index: int) -> None:
         smaller = reinitialize(smaller, masks, chain.recipe.seed + index)
     write_text(folder / "plan.json", plan_of(before).then(plan).to_json())
     label = f"prune {index}/{config.rounds} to {fraction:.3f}"
-    schedule = retraining(chain.recipe)
-    train_into(chain, folder, chain.place(smaller), schedule, label, masks, config.distill)
+    schedule, teacher = retraining(chain.recipe), _retraining_teacher(chain)
+    train_into(chain, folder, chain.place(smaller), schedule, label, masks, teacher)
     masks.save(folder / "masks.safetensors")
+
+
+def _retraining_teacher(chain: Chain) -> Teacher | None:
+    config = chain.recipe.prune
+    if not config.distill:
+        return None
+    if config.teacher == "teacher":
+        return taught_by_teacher(chain, config.distill)
+    return Teacher(chain.load_network("train"), chain.prepare, config.distill)
 
 
 def _plan_round(chain: Chain, network: nn.Module, fraction: float, index: int) -> Plan:

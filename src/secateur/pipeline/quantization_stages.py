@@ -12,7 +12,7 @@ from secateur.console import progress
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import Graph, read_model, write_model
 from secateur.pipeline.chain import Chain, changed_fields
-from secateur.pipeline.reference import train_into
+from secateur.pipeline.teacher_stage import train_into
 from secateur.pruning.masks import Masks
 from secateur.quantization.aware import Trainable
 from secateur.quantization.bits import BitPoint, scan_bits
@@ -124,6 +124,8 @@ def make_quantize_train(chain: Chain, folder: Path) -> None:
         "epochs": config.epochs,
         "learning_rate": config.learning_rate,
         "schedule": "one-cycle",
+        "shards": 1,
+        "start": None,
     }
     schedule = chain.recipe.train.model_copy(update=changes)
     masks = Masks(network.masks())

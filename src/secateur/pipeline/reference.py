@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from secateur import recipe
 from secateur.data import draw, mislabel, normalization, split
 from secateur.pipeline.chain import Chain, changed_fields
-from secateur.pruning.masks import Masks
+from secateur.pipeline.teacher_stage import taught_by_teacher, train_into
 from secateur.store import save_tensors, write_json
-from secateur.training.trainer import train
 
 
 def data_key(chain: Chain) -> dict[str, Any]:
@@ -63,39 +58,6 @@ def train_key(chain: Chain) -> dict[str, Any]:
 
 def make_reference(chain: Chain, folder: Path) -> None:
     """Train the reference network."""
-    train_into(chain, folder, chain.place(chain.fresh_network()), chain.recipe.train, "train")
-
-
-def train_into(
-    chain: Chain,
-    folder: Path,
-    network: nn.Module,
-    config: recipe.Train,
-    label: str,
-    masks: Masks | None = None,
-    distill: float = 0.0,
-) -> nn.Module:
-    """Train ``network`` in place; write its weights and training curve into ``folder``.
-
-    A checkpoint in ``folder`` is continued. Returns the network to keep; see
-    :func:`secateur.training.trainer.train` for the arguments.
-    """
-    checkpoint = folder / "checkpoint.safetensors"
-    training, validation = chain.parts
-    kept, history = train(
-        network,
-        training,
-        validation,
-        chain.prepare,
-        config,
-        seed=chain.recipe.seed,
-        checkpoint=checkpoint,
-        masks=masks.tensors if masks else None,
-        teacher=chain.load_network("train") if distill else None,
-        distill=distill,
-        label=label,
-    )
-    save_tensors(folder / "weights.safetensors", kept.state_dict())
-    write_json(folder / "history.json", [asdict(epoch) for epoch in history])
-    checkpoint.unlink()
-    return kept
+    network, config = chain.place(chain.fresh_network()), chain.recipe.train
+    teacher = taught_by_teacher(chain, config.distill) if config.distill else None
+    train_into(chain, folder, network, config, "train", teacher=teacher)

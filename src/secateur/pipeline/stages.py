@@ -1,7 +1,7 @@
 """The table of stages: every stage of a recipe's chain, in order.
 
-    data -> train -> scan -> prune-1 .. prune-R -> remove -> export -> [scan-bits] -> quantize
-         -> [quantize-train] -> bench -> pack
+    data -> [teacher] -> train -> scan -> prune-1 .. prune-R -> remove -> export -> [scan-bits]
+         -> quantize -> [quantize-train] -> bench -> pack
 
 Quantization reads the exported float graph, because the tensors that get rounded are those of the
 graph that ships. The test images are read by ``bench`` alone, from the files that ship.
@@ -28,6 +28,7 @@ from secateur.pipeline.quantization_stages import (
 from secateur.pipeline.reference import data_key, make_data, make_reference, train_key
 from secateur.pipeline.sensitivity_stage import make_scan, scan_key
 from secateur.pipeline.shipping_stages import bench_key, make_bench, make_pack, pack_key
+from secateur.pipeline.teacher_stage import make_teacher, teacher_key
 from secateur.recipe import Recipe
 from secateur.store import Store
 
@@ -49,9 +50,12 @@ def stage_definitions(recipe: Recipe) -> list[StageDefinition]:
     rounds = list(round_definitions(recipe.prune))
     mixed, trained = recipe.quantize.bits == "mixed", recipe.quantize.epochs > 0
     from_bits = {"scan_bits": "scan-bits"} if mixed else {}
+    taught = {"teacher": "teacher"} if recipe.train.distill else {}
     table = [
         StageDefinition("data", make_data, data_key),
-        StageDefinition("train", make_reference, train_key, {"data": "data"}),
+        *([StageDefinition("teacher", make_teacher, teacher_key, {"data": "data"})]
+          if any("teacher" in reads for reads in (taught, rounds[0].reads)) else []),
+        StageDefinition("train", make_reference, train_key, {"data": "data", **taught}),
         StageDefinition("scan", make_scan, scan_key, {"train": "train"}),
         *rounds,
         StageDefinition(

@@ -21,7 +21,7 @@ def to_records(chain: Chain, goal: str = "pack") -> list[Record]:
     for stage in chain.stages(goal):
         name, by = stage.name, Recorder(chain.recipe, stage)
         records.append(by("reference", "seconds", stage.manifest["seconds"], at={"stage": name}))
-        if name in ("train", "quantize-train") or name.startswith("prune-"):
+        if name in ("teacher", "train", "quantize-train") or name.startswith("prune-"):
             records += _training(by, name)
         elif name == "scan":
             records += _scan(by, chain)
@@ -76,7 +76,8 @@ def percent(interval: Interval) -> Interval:
 
 
 def _training(by: Recorder, name: str) -> Iterator[Record]:
-    variant = {"train": "reference", "quantize-train": "quantized"}.get(name, "pruned")
+    variants = {"teacher": "teacher", "train": "reference", "quantize-train": "quantized"}
+    variant = variants.get(name, "pruned")
     for epoch in by.stage.json("history.json"):
         at = {"stage": name, "epoch": epoch["epoch"]}
         n = epoch["validation_images"]

@@ -50,7 +50,7 @@ def _pad_then_convolve(convolution: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 @contextmanager
-def fast_small_maps(network: nn.Module) -> Iterator[None]:
+def fast_small_maps(*networks: nn.Module) -> Iterator[None]:
     """Pad depthwise convolutions by hand where the map is smaller than the kernel.
 
     oneDNN computes the weight gradient of those far slower than the same gradient with the padding
@@ -58,6 +58,7 @@ def fast_small_maps(network: nn.Module) -> Iterator[None]:
     """
     slow = [
         module
+        for network in networks
         for module in network.modules()
         if type(module) is nn.Conv2d
         and module.groups == module.in_channels > 1

@@ -1,30 +1,24 @@
-"""Stochastic gradient descent that can be killed at any moment and resumed to the same result."""
+"""One step and one epoch of stochastic gradient descent, and the state that a checkpoint holds."""
 
 from __future__ import annotations
 
 import copy
-import json
 import math
-import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from secateur import recipe
-from secateur.console import progress
 from secateur.data import Images, Preparation, augment
 from secateur.errors import TrainingError
-from secateur.store import save_tensors
-from secateur.training.cpu import fast_small_maps
-from secateur.training.evaluation import correctness
-
-GLANCE = 2000
-"""Validation images looked at after each epoch but the last, which sees them all."""
+from secateur.recipe import content_id
+from secateur.training.checkpoint import read_checkpoint, write_checkpoint
+from secateur.training.shards import Shards
 
 TEMPERATURE = 2.0
 """What scores are divided by before they are held to a teacher's (Hinton et al. 2015, eq. 1)."""
@@ -61,6 +55,26 @@ def learning_rate(config: recipe.Train, step: int, steps: int) -> float:
     return peak * (1 - done) / (1 - config.warmup)
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A network whose probabilities are part of the loss.
+
+    Attributes:
+        network: On the device of the images, in inference mode.
+        prepare: From stored pixels to its input.
+        share: Part of the loss, in (0, 1].
+    """
+
+    network: nn.Module
+    prepare: Preparation
+    share: float
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return scores, float32 (N, classes), of uint8 ``pixels``."""
+        return self.network(self.prepare(pixels)).float()
+
+
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """How far a student's probabilities are from its teacher's, in nats an image, softened.
 
@@ -85,9 +99,7 @@ class Trainer:
         masks: Parameter name to a bool tensor of its shape, True where a weight is kept. Masked
             weights must be zero already; their gradients are zeroed, so that neither momentum nor
             weight decay can move them.
-        teacher: Another network on the same device, in inference mode, whose probabilities count
-            for ``distill`` of the loss.
-        distill: In [0, 1].
+        teacher: Its probabilities are part of the loss; None for labels alone.
     """
 
     def __init__(
@@ -96,13 +108,13 @@ class Trainer:
         config: recipe.Train,
         seed: int,
         masks: Mapping[str, Tensor] | None = None,
-        teacher: nn.Module | None = None,
-        distill: float = 0.0,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.network, self.config, self.seed = network, config, seed
-        self.teacher, self.distill = teacher, distill
+        self.network, self.config, self.seed, self.teacher = network, config, seed, teacher
         self.average = copy.deepcopy(network).eval() if config.ema else network
-        parameters = dict(network.named_parameters())
+        self._shards = Shards(network, config.shards) if config.shards > 1 else None
+        self._copies = self._shards.copies if self._shards else [network]
+        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         device = next(iter(parameters.values())).device
         masks = masks or {}
         self._masked = [parameters[name] for name in masks]
@@ -121,27 +133,35 @@ class Trainer:
         self.history: list[Epoch] = []
         self._steps = 0
 
-    def step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Every network that a step or an evaluation runs, but for the teacher's."""
+        return self._copies if self.average is self.network else [*self._copies, self.average]
+
+    def step(
+        self, images: Tensor, labels: Tensor, rate: float, pixels: Tensor | None = None
+    ) -> Tensor:
         """Take one step and return the loss, a scalar tensor, detached.
 
         Args:
             images: Prepared float32, shape (N, C, R, R).
             labels: int64, shape (N,).
             rate: Learning rate.
+            pixels: What ``images`` were prepared from, for the teacher; uint8, (N, C, H, W).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        half = self.config.precision == "bf16"
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-            scores = self.network(images)
-        smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(scores.float(), labels, label_smoothing=smoothing)
-        if self.teacher is not None:
-            with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=half):
-                wanted = self.teacher(images)
-            loss = loss.lerp(divergence(wanted.float(), scores.float()), self.distill)
+
+        def loss_of(network: nn.Module, part: slice) -> Tensor:
+            seen = pixels[part] if pixels is not None else None
+            return self._loss(network, images[part], labels[part], seen)
+
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self._shards is None:
+            loss = loss_of(self.network, slice(None))
+            loss.backward()
+        else:
+            loss = self._shards.backward(loss_of, len(images))
         gradients = [p.grad for p in self._masked]
         if gradients:
             torch._foreach_mul_(gradients, self._kept)  # type: ignore[arg-type]
@@ -150,6 +170,19 @@ class Trainer:
         if self.config.ema:
             self._follow()
         return loss.detach()
+
+    def _loss(
+        self, network: nn.Module, images: Tensor, labels: Tensor, pixels: Tensor | None
+    ) -> Tensor:
+        half = self.config.precision == "bf16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            scores = network(images).float()
+            wanted = self.teacher(pixels) if self.teacher and pixels is not None else None
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(scores, labels, label_smoothing=smoothing)
+        if self.teacher is None or wanted is None:
+            return loss
+        return loss.lerp(divergence(wanted, scores), self.teacher.share)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -160,8 +193,15 @@ class Trainer:
         floats = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]
         torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
 
+    @property
+    def identity(self) -> str:
+        """Content id of this training: its hyperparameters, its seed, and what it trains."""
+        shapes = {name: list(p.shape) for name, p in self.network.named_parameters()}
+        config = self.config.model_dump(mode="json", exclude_defaults=True)
+        return content_id({"train": config, "seed": self.seed, "shapes": shapes})
+
     def save(self, path: Path) -> None:
-        """Write a checkpoint; the file is whole or not there."""
+        """Write a checkpoint; the one that was there becomes the one before."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.config.ema:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
@@ -170,13 +210,14 @@ class Trainer:
             if momentum is not None:
                 tensors[f"momentum.{name}"] = momentum
         state = {"steps": self._steps, "history": [vars(epoch) for epoch in self.history]}
-        save_tensors(path, tensors, {"state": json.dumps(state)})
+        write_checkpoint(path, self.identity, tensors, state)
 
     def load(self, path: Path) -> None:
-        """Go back to a checkpoint that :meth:`save` wrote."""
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        """Go back to the newest sound checkpoint that :meth:`save` wrote, if there is one."""
+        read = read_checkpoint(path, self.identity)
+        if read is None:
+            return
+        tensors, state = read
 
         def part(prefix: str) -> dict[str, Tensor]:
             head = prefix + "."
@@ -203,15 +244,18 @@ class Trainer:
         steps = len(images) // size
         generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch)
         order = torch.randperm(len(images), generator=generator).to(images.labels.device)
-        self.network.train()
+        for network in self._copies:
+            network.train()
+        seed = self.seed * 100_003 + epoch
         total = torch.zeros((), device=images.labels.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed * 100_003 + epoch)  # dropout draws from here
+        drawing = self._shards.dropout(seed) if self._shards else nullcontext()
+        with torch.random.fork_rng(), drawing:
+            torch.manual_seed(seed)  # dropout draws from here
             for step in range(steps):
                 chosen = order[step * size : (step + 1) * size]
                 pixels = augment(images.pixels[chosen], config.augment, generator)
                 rate = learning_rate(config, epoch * steps + step, config.epochs * steps)
-                total += self.step(prepare(pixels), images.labels[chosen], rate)
+                total += self.step(prepare(pixels), images.labels[chosen], rate, pixels)
                 tick.advance()  # type: ignore[attr-defined]
                 if (step + 1) % _CHECK_EVERY == 0 or step + 1 == steps:
                     _check_finite(total, epoch)
@@ -227,75 +271,3 @@ def _check_finite(total: Tensor, epoch: int) -> None:
             remedy="try a third of train.learning_rate, a longer train.warmup, "
             "or train.precision = 'fp32'",
         )
-
-
-def _done(history: list[Epoch], config: recipe.Train, images: int) -> bool:
-    """Whether a training has ended; the history alone decides, so that a resumed one knows."""
-    if not history:
-        return False
-    return len(history) >= config.epochs or _reached(history[-1].train_right, config, images)
-
-
-def _reached(right: int | None, config: recipe.Train, images: int) -> bool:
-    if right is None or config.until is None:
-        return False
-    return 100 * right >= config.until * images
-
-
-def train(
-    network: nn.Module,
-    training: Images,
-    validation: Images,
-    prepare: Preparation,
-    config: recipe.Train,
-    *,
-    seed: int,
-    checkpoint: Path,
-    masks: Mapping[str, Tensor] | None = None,
-    teacher: nn.Module | None = None,
-    distill: float = 0.0,
-    label: str = "train",
-) -> tuple[nn.Module, list[Epoch]]:
-    """Train ``network`` in place, from ``checkpoint`` where that exists.
-
-    Args:
-        network: On the device to train on, channels last.
-        training: Images on the same device.
-        validation: Images on the same device; only looked at, never chosen by.
-        prepare: From stored pixels to the network's input.
-        config: Every hyperparameter.
-        seed: The same seed gives the same result on the same machine, killed and resumed or not.
-        checkpoint: Written after each epoch.
-        masks: See :class:`Trainer`.
-        teacher: See :class:`Trainer`.
-        distill: See :class:`Trainer`.
-        label: Stands before the progress.
-
-    Returns:
-        The network to keep, in inference mode (the average where ``config.ema`` is set), and its
-        training curve.
-
-    Raises:
-        TrainingError: The loss is no longer finite.
-    """
-    trainer = Trainer(network, config, seed, masks, teacher, distill)
-    if checkpoint.exists():
-        trainer.load(checkpoint)
-    steps = len(training) // min(config.batch_size, len(training))
-    behind = steps * len(trainer.history)
-    with progress(label, steps * config.epochs, behind) as tick, fast_small_maps(network):
-        while not _done(trainer.history, config, len(training)):
-            start = time.monotonic()
-            loss = trainer.run_epoch(training, prepare, tick)
-            epoch, fitted = len(trainer.history) + 1, None
-            if config.until is not None:
-                fitted = int(correctness(trainer.average, training, prepare).sum())
-            last = epoch == config.epochs or _reached(fitted, config, len(training))
-            seen = validation if last else validation.spread(GLANCE)
-            right = int(correctness(trainer.average, seen, prepare).sum())
-            spent = time.monotonic() - start
-            trainer.history.append(Epoch(epoch, loss, right, len(seen), spent, fitted))
-            trainer.save(checkpoint)
-            note = f"epoch {epoch} loss {loss:.3f} validation {100 * right / len(seen):.2f} %"
-            tick.advance(0, note)
-    return trainer.average.eval(), trainer.history

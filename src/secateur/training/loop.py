@@ -1,0 +1,120 @@
+"""Training epoch by epoch; it can be killed at any moment and resumed to the same result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from secateur import recipe
+from secateur.console import progress
+from secateur.data import Images, Preparation
+from secateur.models.build import with_stem
+from secateur.training.cpu import fast_small_maps
+from secateur.training.evaluation import correctness
+from secateur.training.trainer import Epoch, Teacher, Trainer
+
+GLANCE = 2000
+"""Validation images evaluated after each epoch but the last, which evaluates all."""
+
+
+def _done(history: list[Epoch], config: recipe.Train, images: int) -> bool:
+    """Whether a training has ended; the history alone decides, so that a resumed one knows."""
+    if not history:
+        return False
+    return len(history) >= config.epochs or _reached(history[-1].train_right, config, images)
+
+
+def _reached(right: int | None, config: recipe.Train, images: int) -> bool:
+    if right is None or config.until is None:
+        return False
+    return 100 * right >= config.until * images
+
+
+def train(
+    network: nn.Module,
+    training: Images,
+    validation: Images,
+    prepare: Preparation,
+    config: recipe.Train,
+    *,
+    seed: int,
+    checkpoint: Path,
+    masks: Mapping[str, Tensor] | None = None,
+    teacher: Teacher | None = None,
+    built_from: recipe.Network | None = None,
+    label: str = "train",
+) -> tuple[nn.Module, list[Epoch]]:
+    """Train ``network`` in place, from ``checkpoint`` where that exists.
+
+    Args:
+        network: On the device to train on, channels last.
+        training: Images on the same device.
+        validation: Images on the same device; only looked at, never chosen by.
+        prepare: From stored pixels to the network's input.
+        config: Every hyperparameter.
+        seed: The same seed gives the same result on the same machine, killed and resumed or not.
+        checkpoint: Written after each epoch.
+        masks: See :class:`Trainer`.
+        teacher: See :class:`Trainer`.
+        built_from: What ``network`` was built from, for the stem of ``config.start``.
+        label: Stands before the progress.
+
+    Returns:
+        The network to keep, in inference mode (the average where ``config.ema`` is set), and its
+        training curve.
+
+    Raises:
+        TrainingError: The loss is no longer finite.
+    """
+    trainer = Trainer(network, config, seed, masks, teacher)
+    trainer.load(checkpoint)
+    steps = len(training) // min(config.batch_size, len(training))
+    behind = steps * len(trainer.history)
+    with progress(label, steps * config.epochs, behind) as tick, fast_small_maps(*trainer.networks):
+        while not _done(trainer.history, config, len(training)):
+            note = _epoch(trainer, training, validation, built_from, prepare, tick)
+            trainer.save(checkpoint)
+            tick.advance(0, note)
+    return trainer.average.eval(), trainer.history
+
+
+def _epoch(
+    trainer: Trainer,
+    training: Images,
+    validation: Images,
+    built_from: recipe.Network | None,
+    prepare: Preparation,
+    tick: object,
+) -> str:
+    """Train for one epoch, add what it came to to the history, and return that in words."""
+    start, config, epoch = time.monotonic(), trainer.config, len(trainer.history) + 1
+    with _geometry_of(epoch, trainer, built_from, prepare) as prepare:
+        loss, fitted = trainer.run_epoch(training, prepare, tick), None
+        if config.until is not None:
+            fitted = int(correctness(trainer.average, training, prepare).sum())
+        last = epoch == config.epochs or _reached(fitted, config, len(training))
+        seen = validation if last else validation.spread(GLANCE)
+        right = int(correctness(trainer.average, seen, prepare).sum())
+    seconds = time.monotonic() - start
+    trainer.history.append(Epoch(epoch, loss, right, len(seen), seconds, fitted))
+    return f"epoch {epoch} loss {loss:.3f} validation {100 * right / len(seen):.2f} %"
+
+
+@contextmanager
+def _geometry_of(
+    epoch: int, trainer: Trainer, built_from: recipe.Network | None, prepare: Preparation
+) -> Iterator[Preparation]:
+    """Put networks into the geometry of a 1-based epoch; give what prepares images for it."""
+    first = trainer.config.start
+    if first is None or epoch > round(first.fraction * trainer.config.epochs):
+        yield prepare
+        return
+    with ExitStack() as stack:
+        for network in trainer.networks:
+            if built_from is not None and first.stem is not None:
+                stack.enter_context(with_stem(network, built_from, first.stem))
+        yield prepare.at(first.resolution or prepare.resolution)
