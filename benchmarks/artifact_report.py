@@ -1,6 +1,6 @@
-"""From the records of packed files to their page, its figure, and the table of the README.
+"""The page, figure and table of packed files, from their records.
 
-Run: python benchmarks/artifact_report.py
+Run: python -m benchmarks artifact report
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ AIMS = {
 def read(kind: str) -> list[Record]:
     """The records of one kind; of the same cell the last one counts."""
     lines = (OUT / "measured.jsonl").read_text(encoding="utf-8").splitlines()
-    found: dict[tuple[Any, ...], Record] = {}
+    result: dict[tuple[Any, ...], Record] = {}
     for record in map(json.loads, lines):
         if record["kind"] == kind:
-            found[record["recipe_id"], record.get("price")] = record
-    return list(found.values())
+            result[record["recipe_id"], record.get("price")] = record
+    return list(result.values())
 
 
-def report() -> None:
+def write_report() -> None:
     """Write README.md and curve.svg."""
     files, prices = read("file"), read("price")
     text = (
@@ -57,13 +57,10 @@ def report() -> None:
         text += fuzzed(json.loads((OUT / "fuzz.json").read_text(encoding="utf-8")))
     text += "\n## Commands and surroundings\n\n" + "".join(made_by(record) for record in files)
     (OUT / "README.md").write_text(text, encoding="utf-8", newline="\n")
-    path = ROOT / "README.md"
-    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
-def readme(text: str) -> str:
-    """Return the project's README with the table between the two marks made anew."""
-    head, rest = text.split(BEGIN)
+def packed_block() -> str:
+    """The packed files' table for results/README.md."""
     rows = "".join(
         f"| {r['network']} | **{numbers.size(r['packed_bytes'])}** | "
         f"{numbers.times(4 * r['parameters'] / r['packed_bytes'])} | "
@@ -74,10 +71,9 @@ def readme(text: str) -> str:
         for r in read("file")
         if not r["epochs"]
     )
-    return f"{head}{BEGIN}\n\n{SUMMARY}{rows}\n{END}{rest.split(END)[1]}"
+    return (SUMMARY + rows).rstrip()
 
 
-BEGIN, END = "<!-- packed: made by benchmarks/artifact_report.py -->", "<!-- end of packed -->"
 SUMMARY = """| Network | `net.sec` | smaller than float | than the study's int8 | Reference, % | Packed, % | Drop, points | Faster |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """  # noqa: E501 a table has long lines
@@ -85,7 +81,7 @@ SUMMARY = """| Network | `net.sec` | smaller than float | than the study's int8 
 
 HEAD = """# One small file
 
-Made by `python benchmarks/artifact_report.py` from `measured.jsonl` and `fuzz.json` beside
+Made by `python -m benchmarks artifact report` from `measured.jsonl` and `fuzz.json` beside
 it.
 FashionMNIST in full: 48,000 training, 12,000 validation, 10,000 test images; the price of a bit is
 chosen on validation, the test images are opened once. Sizes are of the whole file, everything
@@ -202,11 +198,11 @@ def accuracy_table(files: list[Record]) -> str:
             f"{numbers.fixed(parity)} |\n"
         )
     for record in files:
-        for name, found in record["controls"].items():
+        for name, result in record["controls"].items():
             rows += (
                 f"\n{record['network']} against *{name}*: "
-                f"{accuracy(found['right'], record['test_images'])} %; the packed file's drop from "
-                f"it is {drop(found['drop'])}.\n"
+                f"{accuracy(result['right'], record['test_images'])} %; the packed file's drop "
+                f"from it is {drop(result['drop'])}.\n"
             )
     return rows
 
@@ -216,9 +212,9 @@ def accuracy(right: int, n: int) -> str:
     return f"{numbers.fixed(value.value)} [{numbers.fixed(value.low)}, {numbers.fixed(value.high)}]"
 
 
-def drop(found: Record) -> str:
-    value, low, high = (numbers.signed(bound) for bound in found["points"])
-    return f"{value} [{low}, {high}], p {numbers.probability(found['mcnemar_p'])}"
+def drop(result: Record) -> str:
+    value, low, high = (numbers.signed(bound) for bound in result["points"])
+    return f"{value} [{low}, {high}], p {numbers.probability(result['mcnemar_p'])}"
 
 
 def speed_table(files: list[Record]) -> str:
@@ -274,18 +270,18 @@ def draw(prices: list[Record]) -> None:
     figure.savefig(OUT / "curve.svg", metadata={"Date": None})
 
 
-def fuzzed(found: Record) -> str:
+def fuzzed(result: Record) -> str:
     rows = "".join(
-        f"| {key} | {numbers.count(count)} |\n" for key, count in sorted(found["seen"].items())
+        f"| {key} | {numbers.count(count)} |\n" for key, count in sorted(result["seen"].items())
     )
     return (
         "\n## Mutated files\n\n"
-        f"`python tests/fuzz.py --files {found['files']} --out results/artifact/fuzz.json`: "
-        f"{numbers.count(found['files'])} files, mutated from the outside in. None crashed, "
+        f"`python tests/fuzz.py --files {result['files']} --out results/artifact/fuzz.json`: "
+        f"{numbers.count(result['files'])} files, mutated from the outside in. None crashed, "
         "none gave a wrong network where the hash had to show it. The slowest took "
-        f"{numbers.significant(found['slowest_seconds'])} s; no process grew by more than "
-        f"{numbers.significant(found['largest_growth_mebibytes'])} MiB over all of its files. "
-        f"{found['processor']}; commit {found['commit']}.\n\n"
+        f"{numbers.significant(result['slowest_seconds'])} s; no process grew by more than "
+        f"{numbers.significant(result['largest_growth_mebibytes'])} MiB over all of its files. "
+        f"{result['processor']}; commit {result['commit']}.\n\n"
         "| Damage: outcome | Files |\n| --- | ---: |\n" + rows
     )
 
@@ -294,11 +290,7 @@ def made_by(record: Record) -> str:
     sets = " ".join(f"--set {change}" for change in record["sets"])
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
-        f"- {name_of(record)}: `python benchmarks/artifact_table.py measure {record['recipe']} "
+        f"- {name_of(record)}: `python -m benchmarks artifact measure {record['recipe']} "
         f"--data DIR {sets}`. {record['geometry']}, seed {record['seed']}. "
         f"{record['processor']}; {versions}; commit {record['commit']}.\n"
     )
-
-
-if __name__ == "__main__":
-    report()

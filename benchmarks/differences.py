@@ -1,7 +1,7 @@
 """Each way in which a study can come to other numbers, measured alone on one trained network.
 
-Run: python benchmarks/differences.py measure RECIPE --data DIR --out results/differences
-     python benchmarks/differences.py report --out results/differences
+Run: python -m benchmarks differences measure RECIPE --data DIR --out results/differences
+     python -m benchmarks differences report --out results/differences
 
 A cell that is in measured.jsonl is not made again. docs/differences.md reads the table.
 """
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from json_lines import append, is_there, read
-from markdown import table
 
+from benchmarks.common.markdown import table
+from benchmarks.common.records import append, is_there, read
 from secateur.benchmarking.layer_timer import Layer, layer_graph
 from secateur.benchmarking.timing import latencies
 from secateur.data import Images, load
@@ -44,11 +44,11 @@ RETRAIN = ("finetune", "rewind", "reinit")
 RETRAIN_EPOCHS = 3
 
 
-def drop(reference: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> Found:
+def drop(reference: npt.NDArray[np.bool_], result: npt.NDArray[np.bool_]) -> Found:
     """Points lost on the same images, and the accuracy that is left."""
-    lost = [100 * bound for bound in paired_drop(reference, found)]
-    accuracy = [100 * bound for bound in proportion(int(found.sum()), found.size)]
-    return {"top1_percent": accuracy, "drop_points": lost, "images": found.size}
+    lost = [100 * bound for bound in paired_drop(reference, result)]
+    accuracy = [100 * bound for bound in proportion(int(result.sum()), result.size)]
+    return {"top1_percent": accuracy, "drop_points": lost, "images": result.size}
 
 
 class Network:
@@ -79,15 +79,15 @@ class Network:
 
 def test_time_flips(network: Network) -> Found:
     """Random horizontal flips at test time, as the published code has on CIFAR-10."""
-    generator, found = torch.Generator().manual_seed(0), []
+    generator, result = torch.Generator().manual_seed(0), []
     for _ in range(DRAWS):
         flipped = torch.rand(len(network.test), generator=generator) < 0.5
         pixels = network.test.pixels
         pixels = torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(3), pixels)
         images = Images(pixels, network.test.labels, network.test.classes)
-        found.append(correctness(network.module, images, network.pipeline.prepare))
-    each = [100 * float(right.mean()) for right in found]
-    return drop(network.right, found[0]) | {"draws": each}
+        result.append(correctness(network.module, images, network.pipeline.prepare))
+    each = [100 * float(right.mean()) for right in result]
+    return drop(network.right, result[0]) | {"draws": each}
 
 
 def unshuffled_split(network: Network) -> Found:
@@ -139,7 +139,7 @@ def _depthwise(width: int) -> Found:
     graph = layer_graph(layer, "int8", 1)
     rivals = {"fbgemm": _Fbgemm(width), "onnxruntime": OnnxRuntime(graph.SerializeToString(), 1)}
     turns = latencies(rivals, image, 5, 60)
-    return {name: float(spent.min()) for name, spent in turns.items()}
+    return {name: float(samples.min()) for name, samples in turns.items()}
 
 
 class _Fbgemm:
@@ -168,7 +168,7 @@ class _Fbgemm:
 
 def retraining(network: Network) -> Found:
     """Half the channels gone in one round, then three epochs: fine-tuned, rewound, drawn anew."""
-    found = {}
+    result = {}
     for how in RETRAIN:
         recipe, prune = network.pipeline.recipe, network.pipeline.recipe.prune
         changed = {"retrain": how, "epochs": RETRAIN_EPOCHS, "distill": 0.0}
@@ -177,8 +177,8 @@ def retraining(network: Network) -> Found:
             recipe, network.pipeline.store, network.pipeline.data_root, torch.device("cpu")
         )
         right = correctness(arm.load_network("remove"), network.test, arm.prepare)
-        found[how] = drop(network.right, right)
-    return found
+        result[how] = drop(network.right, right)
+    return result
 
 
 CELLS: dict[str, Callable[[Network], Found]] = {
@@ -192,16 +192,16 @@ CELLS: dict[str, Callable[[Network], Found]] = {
 }
 
 
-def measure(said: argparse.Namespace) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure what is not there yet of one recipe."""
-    recipe = load_recipe(said.recipe, said.set)
-    path, network = said.out / "measured.jsonl", None
-    for name in said.cells or CELLS:
-        cell = {"recipe": said.recipe, "recipe_id": recipe.id, "cell": name}
+    recipe = load_recipe(options.recipe, options.set)
+    path, network = options.out / "measured.jsonl", None
+    for name in options.cells or CELLS:
+        cell = {"recipe": options.recipe, "recipe_id": recipe.id, "cell": name}
         if is_there(path, cell):
             continue
-        store = Store(said.runs / "stages", wait=True)
-        network = network or Network(open_chain(recipe, store, said.data, torch.device("cpu")))
+        store = Store(options.runs / "stages", wait=True)
+        network = network or Network(open_chain(recipe, store, options.data, torch.device("cpu")))
         about = {
             "geometry": recipe.geometry,
             "dataset": recipe.data.name,
@@ -213,55 +213,55 @@ def measure(said: argparse.Namespace) -> None:
 
 HEAD = """# What alone makes numbers differ
 
-Made by `python benchmarks/differences.py report --out results/differences` from `measured.jsonl`
-beside it, which `python benchmarks/differences.py measure RECIPE --data DIR --out
+Made by `python -m benchmarks differences report --out results/differences` from `measured.jsonl`
+beside it, which `python -m benchmarks differences measure RECIPE --data DIR --out
 results/differences` appends. One trained network a section; each line changes one thing. Points
 lost are of the float reference on the same test images, with Agresti and Min's 95 % interval; below
 zero is a gain. [docs/differences.md](../../docs/differences.md) says what it means.
 """
 
 
-def said_of(name: str, found: Found) -> list[list[str]]:
+def said_of(name: str, result: Found) -> list[list[str]]:
     """Lines of the table for one cell: what, top-1, points lost."""
     if name == "unshuffled split":
-        counts = found["images_of_each_class"]
-        text = f"{min(counts):,} to {max(counts):,} images a class, {found['even']:,.0f} if even"
+        counts = result["images_of_each_class"]
+        text = f"{min(counts):,} to {max(counts):,} images a class, {result['even']:,.0f} if even"
         return [["first fifth for validation, unshuffled", "–", text]]
     if name == "depthwise widths":
         return [
             [f"depthwise 3x3, int8, {width} channels", "–", ", ".join(
-                f"{engine} {significant(ms)} ms" for engine, ms in spent.items())]
-            for width, spent in found.items()
+                f"{engine} {significant(ms)} ms" for engine, ms in samples.items())]
+            for width, samples in result.items()
         ]  # fmt: skip
     if name == "one batch of 50":
         each = [[f"int8, calibrated on 50 images, draw {i + 1}", *accuracy(f)]
-                for i, f in enumerate(found["50"])]  # fmt: skip
-        return [["int8, calibrated on 512 images", *accuracy(found["512"])], *each]
+                for i, f in enumerate(result["50"])]  # fmt: skip
+        return [["int8, calibrated on 512 images", *accuracy(result["512"])], *each]
     if name == "retraining":
         return [[f"half the channels, {RETRAIN_EPOCHS} epochs, {how}", *accuracy(f)]
-                for how, f in found.items()]  # fmt: skip
+                for how, f in result.items()]  # fmt: skip
     titles = {
         "test-time flips": f"random flips at test time (first of {DRAWS} draws)",
         "seven-bit activations": "int8 with seven-bit activations",
         "per-tensor weights": "int8 with one scale a weight tensor",
     }
-    lines = [[titles[name], *accuracy(found)]]
-    if "draws" in found:
-        lowest, highest = min(found["draws"]), max(found["draws"])
+    lines = [[titles[name], *accuracy(result)]]
+    if "draws" in result:
+        lowest, highest = min(result["draws"]), max(result["draws"])
         lines.append(["... all draws", f"{fixed(lowest)} to {fixed(highest)}", "–"])
     return lines
 
 
-def accuracy(found: Found) -> list[str]:
+def accuracy(result: Found) -> list[str]:
     """Top-1 and points lost."""
-    lost, low, high = found["drop_points"]
-    top1 = found["top1_percent"][0]
+    lost, low, high = result["drop_points"]
+    top1 = result["top1_percent"][0]
     return [fixed(top1), f"{signed(lost)} [{signed(low)}, {signed(high)}]"]
 
 
-def report(said: argparse.Namespace) -> None:
+def report(options: argparse.Namespace) -> None:
     """Write the table."""
-    records = read(said.out / "measured.jsonl")
+    records = read(options.out / "measured.jsonl")
     lines = [HEAD]
     for recipe in dict.fromkeys(record["recipe"] for record in records):
         ours = [record for record in records if record["recipe"] == recipe]
@@ -274,10 +274,10 @@ def report(said: argparse.Namespace) -> None:
         versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
         commits = ", ".join(sorted({record["commit"] for record in ours}))
         lines += [f"{first['processor']}; {versions}; commit {commits}.", ""]
-    (said.out / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    (options.out / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Do what is asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -292,9 +292,5 @@ def main() -> None:
     reporting.set_defaults(run=report)
     for command in (measuring, reporting):
         command.add_argument("--out", type=Path, required=True)
-    said = parser.parse_args()
-    said.run(said)
-
-
-if __name__ == "__main__":
-    main()
+    options = parser.parse_args(arguments)
+    options.run(options)

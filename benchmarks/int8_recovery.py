@@ -1,7 +1,7 @@
 """What each way of quantizing costs one trained network: ranges, equalization, rounding, training.
 
-Run: python benchmarks/int8_recovery.py RECIPE --data DIR --out results/int8/recovery.jsonl
-     python benchmarks/int8_recovery.py report --out results/int8/recovery.jsonl
+Run: python -m benchmarks int8_recovery RECIPE --data DIR --out results/int8/recovery.jsonl
+     python -m benchmarks int8_recovery report --out results/int8/recovery.jsonl
 The recipe's reference network is trained first, or found under --runs; nothing is pruned. A cell
 whose record is there is not made again. Nothing is chosen by the test images: every cell is shown.
 """
@@ -76,18 +76,18 @@ PARITY = ("8 bits, the default", "4-bit weights, training")
 class Subject:
     """A trained network as a float file, with the images that it is judged by."""
 
-    def __init__(self, said: argparse.Namespace, folder: Path) -> None:
-        self.recipe = load_recipe(said.recipe, said.set)
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.recipe = load_recipe(options.recipe, options.set)
         self.pipeline = open_chain(
-            self.recipe, Store(said.runs / "stages"), said.data, torch.device("cpu")
+            self.recipe, Store(options.runs / "stages"), options.data, torch.device("cpu")
         )
         self.path = folder / "float.onnx"
         network = self.pipeline.load_network("train")
         export_onnx(network, self.pipeline.input_shape, self.path, {})
         self.training, self.validation = self.pipeline.parts
         self.prepare: Preparation = self.pipeline.prepare
-        self.test = load(self.recipe.data.name, said.data, train=False).spread(said.images)
-        self.folder, self.threads = folder, said.threads
+        self.test = load(self.recipe.data.name, options.data, train=False).spread(options.images)
+        self.folder, self.threads = folder, options.threads
         self.float_right = self.right(self.path)
 
     def right(self, path: Path) -> np.ndarray:
@@ -130,7 +130,9 @@ def trained(subject: Subject, done: Quantized, config: recipe.Quantize, images: 
     return kept.learned()
 
 
-def measure(subject: Subject, changes: dict[str, Any], said: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    subject: Subject, changes: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
     """Quantize in one way, and tell what it cost."""
     config = recipe.Quantize.model_validate(changes)
     judge = Judge(subject.validation.spread(config.scan_images), subject.prepare)
@@ -139,7 +141,7 @@ def measure(subject: Subject, changes: dict[str, Any], said: argparse.Namespace)
     done = quantize(subject.path, images, config, judge, scan(subject, config, judge))
     scheme = done.scheme
     if config.epochs:
-        scheme = trained(subject, done, config, said.train_images)
+        scheme = trained(subject, done, config, options.train_images)
     seconds = time.monotonic() - start
     path = subject.folder / "int8.onnx"
     write_qdq(done.model, scheme, path)
@@ -162,37 +164,39 @@ def measure(subject: Subject, changes: dict[str, Any], said: argparse.Namespace)
         "mcnemar_p": mcnemar(subject.float_right, right),
         "parity": parity,
         "test_images": right.size,
-        "train_images": said.train_images if config.epochs else 0,
+        "train_images": options.train_images if config.epochs else 0,
         "seconds": round(seconds, 1),
     }
 
 
-def run(said: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Make every cell that is not there."""
-    there = read(said.out)
+    there = read(options.out)
     with tempfile.TemporaryDirectory() as folder:
         subject = None
         for name, changes in CELLS.items():
-            cell = {"recipe": said.recipe, "cell": name, "images": said.images}
-            skipped = said.cells and not any(part in name for part in said.cells)
+            cell = {"recipe": options.recipe, "cell": name, "images": options.images}
+            skipped = options.cells and not any(part in name for part in options.cells)
             if skipped or any(cell.items() <= record.items() for record in there):
                 continue
-            subject = subject or Subject(said, Path(folder))
-            found = measure(subject, changes, said)
+            subject = subject or Subject(options, Path(folder))
+            result = measure(subject, changes, options)
             about = {
                 "network": subject.recipe.network.name,
                 "geometry": subject.recipe.geometry,
                 "dataset": subject.recipe.data.name,
-                "sets": said.set or [],
-                "threads": said.threads,
+                "sets": options.set or [],
+                "threads": options.threads,
                 "processor": environment.processor(),
                 "versions": environment.versions(),
                 "commit": environment.commit(),
             }
-            said.out.parent.mkdir(parents=True, exist_ok=True)
-            with said.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(cell | about | found) + "\n")
-            print(said.recipe, name, f"{100 * found['top1'][0]:.2f} %", f"{found['seconds']} s")
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(cell | about | result) + "\n")
+            print(
+                options.recipe, name, f"{100 * result['top1'][0]:.2f} %", f"{result['seconds']} s"
+            )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -204,10 +208,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 HEAD = """# What each way of quantizing costs
 
-Made by `python benchmarks/int8_recovery.py report --out results/int8/recovery.jsonl` from the
+Made by `python -m benchmarks int8_recovery report --out results/int8/recovery.jsonl` from the
 records beside it, which this command appends for each network:
 
-    python benchmarks/int8_recovery.py RECIPE --data DIR --out results/int8/recovery.jsonl
+    python -m benchmarks int8_recovery RECIPE --data DIR --out results/int8/recovery.jsonl
 
 The reference network of the recipe, not pruned, as one float file; its batch-norms are folded.
 Activations are uint8 per tensor, weights int8 per channel and free of saturation unless the row
@@ -220,11 +224,11 @@ cross-entropy on validation. Nothing was chosen by these numbers.
 """
 
 
-def report(said: argparse.Namespace) -> None:
+def report(options: argparse.Namespace) -> None:
     """Write the tables beside the records."""
     lines = [HEAD.format(calibration=recipe.Quantize().images)]
     networks: dict[str, list[dict[str, Any]]] = {}
-    for record in read(said.out):
+    for record in read(options.out):
         networks.setdefault(record["recipe"], []).append(record)
     for name, records in networks.items():
         first, last = records[0], records[-1]
@@ -243,7 +247,7 @@ def report(said: argparse.Namespace) -> None:
             f"{', '.join(f'{k} {v}' for k, v in last['versions'].items())}; "
             f"commit {', '.join(sorted({record['commit'] for record in records}))}.", "",
         ]  # fmt: skip
-    path = said.out.with_name("RECOVERY.md")
+    path = options.out.with_name("RECOVERY.md")
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
@@ -272,7 +276,7 @@ def row(record: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Do what is asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", help="a recipe, or `report`")
@@ -284,9 +288,5 @@ def main() -> None:
     parser.add_argument("--train-images", type=int, default=12_800)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
-    said = parser.parse_args()
-    (report if said.recipe == "report" else run)(said)
-
-
-if __name__ == "__main__":
-    main()
+    options = parser.parse_args(arguments)
+    (report if options.recipe == "report" else run)(options)

@@ -1,7 +1,7 @@
 """Where a speed-up comes from: eager PyTorch, runtime, folding, pruning, int8, packing.
 
-Run: python benchmarks/ladder.py measure RECIPE --data DIR --out results/ladder/measured.jsonl
-     python benchmarks/ladder.py report --out results/ladder
+Run: python -m benchmarks ladder measure RECIPE --data DIR --out results/ladder/measured.jsonl
+     python -m benchmarks ladder report --out results/ladder
 
 Weights are those of the recipe's trained and pruned networks, made first or found under --runs.
 Time is at 224x224 with torchvision's own strides, whatever side they were trained at: convolutions
@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from json_lines import Record, append, is_there, pack
-from ladder_report import write_report
 from torch import nn
 
+from benchmarks.common.records import Record, append, is_there, pack
+from benchmarks.ladder_report import write_report
 from secateur import recipe
 from secateur.artifact import packing
 from secateur.benchmarking.cost import macs
@@ -54,9 +54,9 @@ MEMORY = 2**28
 
 def network_at(pipeline: Chain, stage: Stage, side: int) -> nn.Module:
     """A stage's network with its weights, in torchvision's own geometry at another side."""
-    said = pipeline.recipe.network.model_copy(update={"resolution": side, "stem": "paper"})
+    options = pipeline.recipe.network.model_copy(update={"resolution": side, "stem": "paper"})
     fresh = build_network(
-        said, pipeline.input_shape[0], len(json.loads(pipeline.metadata["classes"]))
+        options, pipeline.input_shape[0], len(json.loads(pipeline.metadata["classes"]))
     )
     network = rebuild(fresh, plan_of(stage))
     network.load_state_dict(stage.tensors("weights.safetensors"))
@@ -75,8 +75,8 @@ def make_files(pipeline: Chain, folder: Path) -> dict[str, Path]:
     training, _ = pipeline.parts
     prepare = dataclasses.replace(pipeline.prepare, resolution=SIDE)
     images = prepare(training.spread(CALIBRATION).pixels).contiguous()
-    found = quantize(files["pruned"], images, at_its_price(pipeline))
-    write_qdq(found.model, found.scheme, files["int8"])
+    result = quantize(files["pruned"], images, at_its_price(pipeline))
+    write_qdq(result.model, result.scheme, files["int8"])
     files["packed"] = folder / "net.sec"
     files["packed"].write_bytes(packing.pack(files["int8"].read_bytes(), {}))
     return files
@@ -94,29 +94,29 @@ def bytes_of(network: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
-def measure_time(pipeline: Chain, said: argparse.Namespace) -> Record:
+def measure_time(pipeline: Chain, options: argparse.Namespace) -> Record:
     """Every rung's bytes, multiply-accumulates and times, and what the machine could do."""
     shape = (pipeline.input_shape[0], SIDE, SIDE)
     dense = network_at(pipeline, pipeline.stage("train"), SIDE)
     small = network_at(pipeline, pipeline.stage("remove"), SIDE)
     with tempfile.TemporaryDirectory() as root:
         files = make_files(pipeline, Path(root))
-        runtimes: dict[str, Runtime] = {"eager": Eager(dense, said.threads)}
+        runtimes: dict[str, Runtime] = {"eager": Eager(dense, options.threads)}
         for name, path in files.items():
             if name != "packed":  # it decodes to the int8 file, bit for bit
-                runtimes[name] = OnnxRuntime(path, said.threads)
+                runtimes[name] = OnnxRuntime(path, options.threads)
         drawn = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
-        samples = latencies(runtimes, drawn, WARMUP, said.repeats)
+        samples = latencies(runtimes, drawn, WARMUP, options.repeats)
         sizes = {"eager": bytes_of(dense)} | {k: p.stat().st_size for k, p in files.items()}
-        explained = explain(files["int8"], said.threads, 50)
+        explained = explain(files["int8"], options.threads, 50)
     return {
-        "samples_ms": {key: np.round(found, 4).tolist() for key, found in samples.items()},
+        "samples_ms": {key: np.round(result, 4).tolist() for key, result in samples.items()},
         "bytes": sizes,
         "macs": {"dense": macs(dense, shape), "pruned": macs(small, shape)},
         "parameters": {"dense": count(dense), "pruned": count(small)},
         "operators": explained.operators(),
-        "ceilings": ceilings(said.threads),
-        "threads": said.threads,
+        "ceilings": ceilings(options.threads),
+        "threads": options.threads,
     }
 
 
@@ -129,26 +129,26 @@ def ceilings(threads: int) -> dict[str, float]:
     """Multiply-accumulates a second in fp32 and int8, and bytes read a second, at best."""
     done = CEILING.weights * CEILING.result[0] * CEILING.result[1]
     images = np.random.default_rng(0).integers(0, 256, (1, CEILING.inputs, *CEILING.size))
-    found = {}
+    result = {}
     for precision, kind in (("fp32", np.float32), ("int8", np.uint8)):
         graph = layer_graph(CEILING, precision, 1)  # type: ignore[arg-type]
         runtime = OnnxRuntime(graph.SerializeToString(), threads)
         turns = latencies({"": runtime}, images.astype(kind), 3, 15)[""]  # type: ignore[arg-type]
-        found[f"{precision}_macs_per_second"] = done / (turns.min() / 1e3)
+        result[f"{precision}_macs_per_second"] = done / (turns.min() / 1e3)
     torch.set_num_threads(threads)
-    block, spent = torch.ones(MEMORY // 4), []
+    block, seconds = torch.ones(MEMORY // 4), []
     for _ in range(8):
         start = time.perf_counter()
         block.sum()
-        spent.append(time.perf_counter() - start)
-    return found | {"bytes_per_second": MEMORY / min(spent)}
+        seconds.append(time.perf_counter() - start)
+    return result | {"bytes_per_second": MEMORY / min(seconds)}
 
 
 def measure_accuracy(pipeline: Chain) -> Record:
     """Which test images each file that ships gets right, from the recipe's own bench."""
     right = pipeline.stage("bench").tensors("right.safetensors")
     return {
-        "right": {variant: pack(found.numpy()) for variant, found in right.items()},
+        "right": {variant: pack(result.numpy()) for variant, result in right.items()},
         "test_images": len(right["reference"]),
         "geometry": pipeline.recipe.geometry,
         "shipped_bytes": {
@@ -158,24 +158,24 @@ def measure_accuracy(pipeline: Chain) -> Record:
     }
 
 
-def measure(said: argparse.Namespace) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Measure one recipe's ladder, one record."""
-    chosen = load_recipe(said.recipe, said.set, said.seed)
-    cell = {"recipe": said.recipe, "recipe_id": chosen.id, "seed": chosen.seed}
-    if not said.again and is_there(said.out, cell):
+    chosen = load_recipe(options.recipe, options.set, options.seed)
+    cell = {"recipe": options.recipe, "recipe_id": chosen.id, "seed": chosen.seed}
+    if not options.again and is_there(options.out, cell):
         return
-    store = Store(said.runs / "stages")
-    pipeline = open_chain(chosen, store, said.data, torch.device("cpu"))
+    store = Store(options.runs / "stages")
+    pipeline = open_chain(chosen, store, options.data, torch.device("cpu"))
     about: dict[str, Any] = {
         "network": chosen.network.name,
         "dataset": chosen.data.name,
-        "sets": said.set or [],
+        "sets": options.set or [],
     }
-    record = cell | about | measure_accuracy(pipeline) | measure_time(pipeline, said)
-    append(said.out, record, ())
+    record = cell | about | measure_accuracy(pipeline) | measure_time(pipeline, options)
+    append(options.out, record, ())
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Do what is asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
@@ -192,10 +192,6 @@ def main() -> None:
     measuring.set_defaults(run=measure)
     reporting = commands.add_parser("report", help=write_report.__doc__)
     reporting.add_argument("--out", type=Path, required=True, help="the folder of measured.jsonl")
-    reporting.set_defaults(run=lambda said: write_report(said.out))
-    said = parser.parse_args()
-    said.run(said)
-
-
-if __name__ == "__main__":
-    main()
+    reporting.set_defaults(run=lambda options: write_report(options.out))
+    options = parser.parse_args(arguments)
+    options.run(options)

@@ -8,10 +8,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from json_lines import Record, read, unpack
-from markdown import drop_text, in_points, made_with, ratio_text, table
 from matplotlib.figure import Figure
 
+from benchmarks.common.markdown import drop_text, in_points, made_with, ratio_text, table
+from benchmarks.common.records import Record, read, unpack
 from secateur.benchmarking.timing import SETTLE
 from secateur.report.numbers import (
     NONE,
@@ -48,8 +48,8 @@ RUNGS = {
 }
 HEAD = f"""# Where the speed and the bytes come from
 
-Made by `python benchmarks/ladder.py report --out results/ladder` from `measured.jsonl` beside it,
-which `python benchmarks/ladder.py measure RECIPE --data DIR --out results/ladder/measured.jsonl`
+Made by `python -m benchmarks ladder report --out results/ladder` from `measured.jsonl` beside it,
+which `python -m benchmarks ladder measure RECIPE --data DIR --out results/ladder/measured.jsonl`
 appends for each network.
 
 One image at 224x224, torchvision's own strides, the weights of the recipe's trained, pruned and
@@ -66,31 +66,31 @@ a one-sided test at 95 % on the same images, the seed at hand.
 
 def samples(record: Record) -> dict[str, npt.NDArray[np.float64]]:
     """Milliseconds of each rung's turns; packed is int8 once decoded."""
-    found = {key: np.array(spent) for key, spent in record["samples_ms"].items()}
-    return found | {"packed": found["int8"]}
+    result = {key: np.array(turns) for key, turns in record["samples_ms"].items()}
+    return result | {"packed": result["int8"]}
 
 
 def rights(record: Record) -> dict[str, npt.NDArray[np.bool_]]:
     """Whether each variant is right, image by image."""
     n = record["test_images"]
-    return {key: unpack(said, n) for key, said in record["right"].items()}
+    return {key: unpack(text, n) for key, text in record["right"].items()}
 
 
 def ladder_table(record: Record) -> Iterator[str]:
     """A row for each rung."""
-    spent, bytes_ = samples(record), record["bytes"]
+    turns, bytes_ = samples(record), record["bytes"]
     rows, before = [], None
     for rung, title in RUNGS.items():
-        typical = spread(spent[rung])
+        typical = spread(turns[rung])
         took = [fixed(typical.value, 3), f"{fixed(typical.low, 3)} to {fixed(typical.high, 3)}"]
         step = whole = step_bytes = NONE
         if before is not None:
-            whole = ratio_text(ratio_of_medians(spent["eager"], spent[rung]))
+            whole = ratio_text(ratio_of_medians(turns["eager"], turns[rung]))
             step_bytes = times(bytes_[before] / bytes_[rung])
             if rung == "packed":
                 step = "same"
             else:
-                step = ratio_text(ratio_of_medians(spent[before], spent[rung]))
+                step = ratio_text(ratio_of_medians(turns[before], turns[rung]))
         all_bytes = times(bytes_["eager"] / bytes_[rung])
         rows.append([title, *took, step, whole, size(bytes_[rung]), step_bytes, all_bytes])
         before = rung
@@ -104,23 +104,23 @@ SHIPS = {"int8": "quantized", "pruned": "pruned"}
 
 def fastest(record: Record) -> str:
     """The rung that takes least time; on small networks int8 need not."""
-    spent = samples(record)
-    return min(SHIPS, key=lambda rung: float(np.median(spent[rung])))
+    turns = samples(record)
+    return min(SHIPS, key=lambda rung: float(np.median(turns[rung])))
 
 
 def accuracy_line(record: Record, rung: str) -> str:
     """What the way up to a rung cost."""
     right = rights(record)
     base, ours = right["reference"], right[SHIPS[rung]]
-    found = proportion(int(ours.sum()), ours.size)
+    result = proportion(int(ours.sum()), ours.size)
     was = proportion(int(base.sum()), base.size)
     drop = in_points(paired_drop(base, ours))
     verdict = no_worse(base, ours, MARGIN)
     answer = "yes" if verdict.holds else "no"
     return (
         f"Accuracy of *{rung}* ({record['geometry']}, n = {ours.size:,} test images): "
-        f"{fixed(100 * was.value)} → {fixed(100 * found.value)} "
-        f"[{fixed(100 * found.low)}, {fixed(100 * found.high)}] %, "
+        f"{fixed(100 * was.value)} → {fixed(100 * result.value)} "
+        f"[{fixed(100 * result.low)}, {fixed(100 * result.high)}] %, "
         f"{drop_text(drop)} points lost, McNemar "
         f"p = {significant(mcnemar(base, ours), 2)}. No worse than {fixed(100 * MARGIN, 1)} points "
         f"at 95 %: **{answer}** (bound {signed(100 * verdict.bound)})."
@@ -130,13 +130,13 @@ def accuracy_line(record: Record, rung: str) -> str:
 def aim_line(record: Record) -> str:
     """Whether the aim is reached, and where not, what the time goes into."""
     rung, aim, right = fastest(record), AIMS[record["network"]], rights(record)
-    spent = samples(record)
-    found = ratio_of_medians(spent["eager"], spent[rung])
+    turns = samples(record)
+    result = ratio_of_medians(turns["eager"], turns[rung])
     lost = paired_drop(right["reference"], right[SHIPS[rung]]).value
-    said = f"Aim: {times(aim)} over eager fp32 at no more than {fixed(100 * MARGIN, 1)} points lost"
-    which = f"the fastest rung is *{rung}*, {ratio_text(found)}, {signed(100 * lost)} points lost"
-    if found.value >= aim and lost <= MARGIN:
-        return f"{said}: **reached**: {which}."
+    text = f"Aim: {times(aim)} over eager fp32 at no more than {fixed(100 * MARGIN, 1)} points lost"
+    which = f"the fastest rung is *{rung}*, {ratio_text(result)}, {signed(100 * lost)} points lost"
+    if result.value >= aim and lost <= MARGIN:
+        return f"{text}: **reached**: {which}."
     operators = record["operators"]
     parts = [
         f"{name} {percent(sums['share'])} in {sums['count']} nodes"
@@ -144,16 +144,16 @@ def aim_line(record: Record) -> str:
     ]
     nodes = sum(sums["count"] for sums in operators.values())
     return (
-        f"{said}: **missed**: {which}. `secateur explain` of the int8 file, {nodes} nodes: "
+        f"{text}: **missed**: {which}. `secateur explain` of the int8 file, {nodes} nodes: "
         f"{'; '.join(parts)}."
     )
 
 
 def ceiling_lines(record: Record) -> Iterator[str]:
     """How theory compares, and how much of the machine is used."""
-    spent, top, done = samples(record), record["ceilings"], record["macs"]
+    turns, top, done = samples(record), record["ceilings"], record["macs"]
     theory = done["dense"] / done["pruned"]
-    measured = ratio_of_medians(spent["folded"], spent["pruned"])
+    measured = ratio_of_medians(turns["folded"], turns["pruned"])
     yield (
         f"- Pruning: {short_count(done['dense'])} → {short_count(done['pruned'])} MACs, "
         f"{times(theory)} in theory, {ratio_text(measured)} measured in fp32; parameters "
@@ -162,7 +162,7 @@ def ceiling_lines(record: Record) -> Iterator[str]:
     )
     for rung, kind, count in (("folded", "fp32", "dense"), ("pruned", "fp32", "pruned"),
                               ("int8", "int8", "pruned")):  # fmt: skip
-        seconds = float(np.median(spent[rung])) / 1e3
+        seconds = float(np.median(turns[rung])) / 1e3
         speed, ceiling = done[count] / seconds, top[f"{kind}_macs_per_second"]
         read_, memory = record["bytes"][rung] / seconds, top["bytes_per_second"]
         yield (
@@ -175,11 +175,11 @@ def ceiling_lines(record: Record) -> Iterator[str]:
 
 def provenance(record: Record) -> str:
     """Hardware, versions, commit, n and unrest."""
-    spent = samples(record)
-    worst = max(noise(found) for found in spent.values())
+    turns = samples(record)
+    worst = max(noise(result) for result in turns.values())
     machine = "quiet" if worst <= QUIET else "**noisy**"
     return (
-        f"n = {len(spent['eager'])} turns; machine {machine} (p10 to p90 within {percent(worst)} "
+        f"n = {len(turns['eager'])} turns; machine {machine} (p10 to p90 within {percent(worst)} "
         f"of the median); seed {record['seed']}, recipe {record['recipe_id']}; "
         f"{made_with([record])}"
     )
@@ -191,8 +191,11 @@ def draw(records: list[Record], path: Path) -> None:
     axes = figure.subplots(2, len(records), squeeze=False)
     colors = ["#8a919b", "#5b8fb0", "#4a9a9a", "#2f8f6b", "#c0702a", "#9a4a7a"]
     for column, record in enumerate(records):
-        spent = samples(record)
-        values = [[float(np.median(spent[r])) for r in RUNGS], [record["bytes"][r] for r in RUNGS]]
+        turns = samples(record)
+        values = [
+            [float(np.median(turns[r])) for r in RUNGS],
+            [record["bytes"][r] for r in RUNGS],
+        ]
         for row, (heights, unit) in enumerate(
             zip(values, ("ms at 224, batch 1", "bytes"), strict=True)
         ):

@@ -1,7 +1,7 @@
 """Accuracy against what is removed: criteria, scopes and retraining, with the controls they need.
 
-Run: python benchmarks/pruning_grid.py NETWORK --data DIR [--threads 1]
-     python benchmarks/pruning_grid.py --report
+Run: python -m benchmarks pruning_grid NETWORK --data DIR [--threads 1]
+     python -m benchmarks pruning_grid report
 
 FashionMNIST at 28x28 with each network's own strides, the geometry of the published study. A
 reference is trained for six epochs; each cell then removes channels once, until a given share of
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.pruning_grid_report import write_report
 from secateur import environment, recipe
 from secateur.benchmarking.cost import macs, parameters
 from secateur.data import load
@@ -247,18 +248,17 @@ def grid(network: str, data: Path, out: Path) -> None:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run one network's grid, or write the report of both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("network", nargs="?", choices=NETWORKS)
+    parser.add_argument("network", choices=[*NETWORKS, "report"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/grid"))
     parser.add_argument("--threads", type=int)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    grid(arguments.network, arguments.data, arguments.out)
-
-
-if __name__ == "__main__":
-    main()
+    options = parser.parse_args(arguments)
+    if options.network == "report":
+        write_report()
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    grid(options.network, options.data, options.out)

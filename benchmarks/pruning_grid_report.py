@@ -1,6 +1,6 @@
 """What the pruning grid says: tables, comparisons on the same images, and a figure.
 
-Run: python benchmarks/pruning_grid_report.py
+Run: python -m benchmarks pruning_grid report
 Reads results/pruning_grid/*.jsonl, writes README.md and accuracy.svg beside them.
 """
 
@@ -53,9 +53,9 @@ def right(row: dict[str, Any]) -> npt.NDArray[np.float64]:
     return 100.0 * np.unpackbits(packed)[: row["test_images"]]
 
 
-def cell(found: dict[int, dict[str, Any]]) -> str:
+def cell(result: dict[int, dict[str, Any]]) -> str:
     """Mean over seeds, with their standard deviation and number."""
-    values = [accuracy(row) for row in found.values()]
+    values = [accuracy(row) for row in result.values()]
     if not values:
         return "–"
     if len(values) == 1:
@@ -64,17 +64,17 @@ def cell(found: dict[int, dict[str, Any]]) -> str:
 
 
 def difference(
-    ours: dict[int, dict[str, Any]], theirs: dict[int, dict[str, Any]]
+    ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]
 ) -> tuple[float, float, float, int] | None:
     """Mean of ``ours`` minus ``theirs`` over shared seeds, in points, with its 95 % interval.
 
     Each image's difference is averaged over the seeds first; the interval is Student's over the
     images. It says how sure the difference is for these trainings, not for all that could be.
     """
-    shared = sorted(ours.keys() & theirs.keys())
+    shared = sorted(ours.keys() & others.keys())
     if not shared:
         return None
-    each = np.mean([right(ours[seed]) - right(theirs[seed]) for seed in shared], axis=0)
+    each = np.mean([right(ours[seed]) - right(others[seed]) for seed in shared], axis=0)
     error = each.std(ddof=1) / len(each) ** 0.5
     reach = float(stats.t.ppf(0.975, len(each) - 1)) * error
     mean = float(each.mean())
@@ -115,9 +115,9 @@ def accuracies(rows: Rows) -> Iterator[str]:
 
 def share(rows: Rows, left: float, arm: str) -> str:
     """Share of the parameters that an arm keeps."""
-    found = seeds_of(rows, left, arm, "rewind")
+    result = seeds_of(rows, left, arm, "rewind")
     return (
-        f"{100 * np.mean([r['parameters_left'] for r in found.values()]):.0f} %" if found else "–"
+        f"{100 * np.mean([r['parameters_left'] for r in result.values()]):.0f} %" if result else "–"
     )
 
 
@@ -142,8 +142,12 @@ def comparisons(rows: Rows) -> Iterator[str]:
     for question, arm, retrain, other, how in QUESTIONS:
         cells = []
         for left in lefts:
-            found = difference(seeds_of(rows, left, arm, retrain), seeds_of(rows, left, other, how))
-            cells.append("–" if found is None else "{:+.2f} [{:+.2f}, {:+.2f}] ({})".format(*found))
+            result = difference(
+                seeds_of(rows, left, arm, retrain), seeds_of(rows, left, other, how)
+            )
+            cells.append(
+                "–" if result is None else "{:+.2f} [{:+.2f}, {:+.2f}] ({})".format(*result)
+            )
         body.append([question, *cells])
     yield from table(["Points gained", *(f"{100 * left:.0f} %" for left in lefts)], body)
 
@@ -153,9 +157,11 @@ def defeats(rows: Rows) -> Iterator[str]:
     for question, arm, retrain, other, how in QUESTIONS[:1] + QUESTIONS[4:]:
         where = []
         for left in points(rows):
-            found = difference(seeds_of(rows, left, arm, retrain), seeds_of(rows, left, other, how))
-            if found is not None and found[1] <= 0:
-                loses = "loses" if found[2] < 0 else "no difference shown"
+            result = difference(
+                seeds_of(rows, left, arm, retrain), seeds_of(rows, left, other, how)
+            )
+            if result is not None and result[1] <= 0:
+                loses = "loses" if result[2] < 0 else "no difference shown"
                 where.append(f"{100 * left:.0f} % ({loses})")
         if where:
             yield f"- {question} **Not at** {', '.join(where)} of the MACs."
@@ -163,12 +169,12 @@ def defeats(rows: Rows) -> Iterator[str]:
 
 def baseline(rows: Rows) -> str:
     """The reference and the unpruned network trained for as long, in a sentence."""
-    said = f"Reference {cell(seeds_of(rows, 1.0, 'reference', 'none'))} %"
+    text = f"Reference {cell(seeds_of(rows, 1.0, 'reference', 'none'))} %"
     for retrain in ("rewind", "finetune"):
-        said += (
+        text += (
             f"; unpruned and retrained ({retrain}) {cell(seeds_of(rows, 1.0, 'dense', retrain))} %"
         )
-    return said + "."
+    return text + "."
 
 
 def draw(networks: dict[str, Rows]) -> None:
@@ -180,17 +186,17 @@ def draw(networks: dict[str, Rows]) -> None:
         for retrain, style in (("rewind", "-"), ("finetune", "--"), ("one-cycle", ":")):
             for arm in (*ARMS, "scratch", "scratch-long"):
                 curve = [
-                    (100 * left, [accuracy(row) for row in found.values()])
+                    (100 * left, [accuracy(row) for row in result.values()])
                     for left in points(rows)
-                    if (found := seeds_of(rows, left, arm, retrain))
+                    if (result := seeds_of(rows, left, arm, retrain))
                 ]
                 if not curve:
                     continue
                 x, values = zip(*curve, strict=True)
                 spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
                 means = [np.mean(v) for v in values]
-                said = {"color": COLORS[arm], "label": f"{arm}, {retrain}"}
-                panel.errorbar(x, means, spread, fmt=f"o{style}", ms=3, lw=1.3, **said)
+                style_of_arm = {"color": COLORS[arm], "label": f"{arm}, {retrain}"}
+                panel.errorbar(x, means, spread, fmt=f"o{style}", ms=3, lw=1.3, **style_of_arm)
         reference = [accuracy(r) for r in rows if r["arm"] == "reference"]
         panel.axhline(np.mean(reference), color="0.5", lw=0.8, label="reference")
         panel.set(title=TITLES.get(name, name), xlabel="MACs left, %", ylabel="test accuracy, %")
@@ -204,8 +210,8 @@ def draw(networks: dict[str, Rows]) -> None:
 
 HEAD = """# Accuracy against what is removed
 
-Made by `python benchmarks/pruning_grid_report.py` from the records beside it, which
-`python benchmarks/pruning_grid.py NETWORK --data DIR` appends.
+Made by `python -m benchmarks pruning_grid report` from the records beside it, which
+`python -m benchmarks pruning_grid NETWORK --data DIR` appends.
 
 FashionMNIST in full, 28x28, each network's own strides (the published geometry); 48,000 training
 images. Six epochs for the reference (one-cycle, peak 0.2, batch 128, flips, label smoothing 0.1);
@@ -224,8 +230,8 @@ their intervals are over images, for the seeds at hand.
 """
 
 
-def main() -> None:
-    """Write the report."""
+def write_report() -> None:
+    """Write README.md and accuracy.svg."""
     networks = read()
     lines = [HEAD]
     for name, rows in networks.items():
@@ -233,16 +239,12 @@ def main() -> None:
         lines += ["Differences, with 95 % intervals (seeds):", "", *comparisons(rows), ""]
         lines += [*defeats(rows), ""]
         first = rows[0]
-        spent = sum(row.get("seconds", 0) for row in rows) / 3600
+        hours = sum(row.get("seconds", 0) for row in rows) / 3600
         versions = ", ".join(f"{key} {value}" for key, value in first["versions"].items())
         lines += [
-            f"{len(rows)} records, {spent:.1f} hours of one thread beside other work; "
+            f"{len(rows)} records, {hours:.1f} hours of one thread beside other work; "
             f"{first['processor']}; {versions}.",
             "",
         ]
     (FOLDER / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     draw(networks)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Time a per-layer scan against the naive loop, and hold its accuracies against the loop's.
 
-Run: python benchmarks/scan_speed.py [--images 2000] [--epochs 3] [--stem paper] [NETWORK ...]
+Run: python -m benchmarks scan_speed [--images 2000] [--epochs 3] [--stem paper] [NETWORK ...]
 For each network: trained briefly on fashionmnist-mini, then every group at ten levels. The naive
 loop sets the weights of one level, evaluates every image in eager PyTorch (inference mode, channels
 last, 250 at a time, freed memory kept, as the pipeline does), and puts the weights back. The scan
@@ -95,18 +95,14 @@ def compare(name: str, stem: str, epochs: int, count: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Compare both on each network and print what came out."""
     parser = argparse.ArgumentParser()
     parser.add_argument("networks", nargs="*", default=["shufflenet_v2_x1_0", "mobilenet_v2"])
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--stem", default="paper")
-    said = parser.parse_args()
+    options = parser.parse_args(arguments)
     keep_freed_memory()
-    for name in said.networks:
-        print(json.dumps(compare(name, said.stem, said.epochs, said.images)), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    for name in options.networks:
+        print(json.dumps(compare(name, options.stem, options.epochs, options.images)), flush=True)

@@ -1,6 +1,6 @@
 """Halve every convolutional classifier of torchvision, and check what is left.
 
-Run: python benchmarks/torchvision_zoo.py results/torchvision_zoo.jsonl [NETWORK ...]
+Run: python -m benchmarks torchvision_zoo results/torchvision_zoo.jsonl [NETWORK ...]
      the same with --table > docs/torchvision.md
 Appends one JSON line a network, smallest networks first, and skips those that are there.
 
@@ -107,9 +107,9 @@ def pictures(count: int, side: int, dtype: torch.dtype = torch.float32) -> Tenso
 @torch.no_grad()
 def differ(masked: nn.Module, removed: nn.Module, images: Tensor) -> tuple[float, float]:
     """Largest difference of two networks and spread of outputs, over the largest output."""
-    expected, found = masked(images), removed(images)
+    expected, result = masked(images), removed(images)
     scale = expected.abs().max()
-    return float((expected - found).abs().max() / scale), float(expected.std(0).max() / scale)
+    return float((expected - result).abs().max() / scale), float(expected.std(0).max() / scale)
 
 
 def trains(network: nn.Module, images: Tensor) -> bool:
@@ -132,10 +132,10 @@ def exports(network: nn.Module, images: Tensor) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         export_onnx(network, tuple(images.shape[1:]), path, {})  # type: ignore[arg-type]
-        found = torch.from_numpy(OnnxRuntime(path, 1).run(images.numpy()))
+        result = torch.from_numpy(OnnxRuntime(path, 1).run(images.numpy()))
     with torch.no_grad():
         expected = network(images)
-    return float((expected - found).abs().max() / expected.abs().max())
+    return float((expected - result).abs().max() / expected.abs().max())
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def table(path: Path) -> str:
     lines = [
         "# Every convolutional classifier of torchvision, halved",
         "",
-        "Made by `python benchmarks/torchvision_zoo.py results/torchvision_zoo.jsonl --table` from "
+        "Made by `python -m benchmarks torchvision_zoo results/torchvision_zoo.jsonl --table` from "
         "[the records](../results/torchvision_zoo.jsonl), which that script makes too.",
         "",
         "Half of each group's channels go, chosen at random, `round_to=1`. Counted at 224x224 "
@@ -277,15 +277,11 @@ def _short(reason: str) -> str:
     return reason
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Measure, or print the table."""
-    path, *rest = (Path(sys.argv[1]), *sys.argv[2:])
+    path, *rest = (Path(arguments[0]), *arguments[1:])
     if rest == ["--table"]:
         print(table(path))
     else:
         torch.set_num_threads(1)
         run(path, rest or NETWORKS)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Time a training step on the processor, with and without the two ways around slow paths.
 
-Run: python benchmarks/training_speed.py
+Run: python -m benchmarks training_speed
 Each arm is a process of its own, because the allocator cannot be set back; the arms take turns.
 Prints one JSON line per arm: median, 10th and 90th percentile of images per second.
 """
@@ -49,20 +49,20 @@ def arm(name: str, stem: str, fast: bool) -> list[float]:
     return speeds
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run every arm ``ROUNDS`` times, taking turns, and print what came out."""
-    if len(sys.argv) == 4:
-        print(json.dumps(arm(sys.argv[1], sys.argv[2], sys.argv[3] == "fast")))
+    if len(arguments) == 3:
+        print(json.dumps(arm(arguments[0], arguments[1], arguments[2] == "fast")))
         return
     speeds: dict[tuple[str, str, str], list[float]] = {}
     for _ in range(ROUNDS):
         for name, stem in CASES:
             for way in ("plain", "fast"):
-                command = [sys.executable, __file__, name, stem, way]
+                command = [sys.executable, "-m", "benchmarks", "training_speed", name, stem, way]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
                 speeds.setdefault((name, stem, way), []).extend(json.loads(done.stdout))
-    for (name, stem, way), found in speeds.items():
-        low, median, high = np.percentile(found, [10, 50, 90])
+    for (name, stem, way), result in speeds.items():
+        low, median, high = np.percentile(result, [10, 50, 90])
         print(
             json.dumps(
                 {
@@ -72,7 +72,7 @@ def main() -> None:
                     "images_per_second": round(median, 1),
                     "low": round(low, 1),
                     "high": round(high, 1),
-                    "n": len(found),
+                    "n": len(result),
                     "threads": torch.get_num_threads(),
                     "processor": environment.processor(),
                     "versions": environment.versions(),
@@ -80,7 +80,3 @@ def main() -> None:
                 }
             )
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Time networks whose widths were chosen by multiply-accumulates, or by measured latency.
 
-Run: python benchmarks/width_latency.py [--threads 2] [--repeats 200] > results/width_latency.jsonl
+Run: python -m benchmarks width_latency [--threads 2] [--repeats 200] > results/width_latency.jsonl
 Every arm of a network, fp32 and int8, is timed in one run, taking turns. Prints one JSON line for
 each arm and precision: median, 10th and 90th percentile of milliseconds for one image, what the
 layers' sum predicted, and the share of importance kept: arms compare where that is alike.
@@ -50,8 +50,8 @@ class Case:
     """One network with what is known of its channels."""
 
     def __init__(self, name: str, stem: str, side: int, channels: int, threads: int) -> None:
-        said = Network(name=name, stem=stem, resolution=side)
-        self.model = build_network(said, channels, 10).eval()
+        config = Network(name=name, stem=stem, resolution=side)
+        self.model = build_network(config, channels, 10).eval()
         self.about = {"network": name, "geometry": f"{side}x{side} stem={stem}"}
         self.shape = (channels, side, side)
         self.threads = threads
@@ -72,9 +72,9 @@ class Case:
 
         def plan(fraction: float) -> Plan:
             widths = self.local(fraction, 8)
-            found = self.plan(widths)
-            chosen[found.to_json()] = widths
-            return found
+            result = self.plan(widths)
+            chosen[result.to_json()] = widths
+            return result
 
         return chosen[reach(self.model, plan, "macs", target, self.shape).to_json()]
 
@@ -84,10 +84,10 @@ class Case:
         whole = NetworkTimer(self.shape, precision, self.threads)
         model, prunable, scores = self.model, self.prunable, self.scores
         try:
-            found = reach_latency(model, prunable, scores, self.plan, target, 8, clock, whole)
+            result = reach_latency(model, prunable, scores, self.plan, target, 8, clock, whole)
         finally:
             clock.save()
-        return found.widths, found.predicted
+        return result.widths, result.predicted
 
     def kept(self, widths: Mapping[str, int]) -> float:
         """Product over all layers of the share of importance that stays."""
@@ -137,10 +137,10 @@ class Case:
 def measure(case: Case, repeats: int, targets: Sequence[float]) -> None:
     """Time every arm of one network in turns, and print what came out."""
     networks: dict[str, nn.Module] = {}
-    said: dict[str, dict[str, Any]] = {}
+    about: dict[str, dict[str, Any]] = {}
     for arm, widths, predicted in case.arms(targets):
         networks[arm] = remove(case.model, case.plan(widths))
-        said[arm] = {
+        about[arm] = {
             "macs": macs(networks[arm], case.shape),
             "parameters": parameters(networks[arm]),
             "kept": float(f"{case.kept(widths):.3g}"),
@@ -157,7 +157,7 @@ def measure(case: Case, repeats: int, targets: Sequence[float]) -> None:
         line = {
             **case.about, "arm": arm, "precision": precision, "ms": round(median, 4),
             "low": round(low, 4), "high": round(high, 4), "least": round(samples.min(), 4),
-            "n": repeats, **said[arm], "threads": case.threads,
+            "n": repeats, **about[arm], "threads": case.threads,
             "runtime": f"onnxruntime {onnxruntime.__version__}",
             "processor": environment.processor(), "versions": environment.versions(),
             "commit": environment.commit(),
@@ -165,17 +165,13 @@ def measure(case: Case, repeats: int, targets: Sequence[float]) -> None:
         print(json.dumps(line), flush=True)
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Measure every case, or those named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--case", type=int, choices=range(len(CASES)), action="append")
     parser.add_argument("--target", type=float, nargs="*", default=[0.5])
-    said = parser.parse_args()
-    for number in said.case or range(len(CASES)):
-        measure(Case(*CASES[number], said.threads), said.repeats, said.target)
-
-
-if __name__ == "__main__":
-    main()
+    options = parser.parse_args(arguments)
+    for number in options.case or range(len(CASES)):
+        measure(Case(*CASES[number], options.threads), options.repeats, options.target)

@@ -1,6 +1,6 @@
 """Check the wheel: build it, install it into a clean environment, and run a small job from it.
 
-Run: python -m tools.check_wheel
+Run: python -m tools check_wheel
 
 The environment holds the wheel alone. Its dependencies are read from the environment that runs this
 program, through a .pth file, so that torch is not installed a second time; an editable install of
@@ -91,7 +91,7 @@ def _call(*command: object, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run all checks; print what was installed."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -99,7 +99,3 @@ def main() -> None:
         check_metadata(wheel)
         run_job(install(wheel, root / "environment"), root)
         print(f"{wheel.name}: installed alone, ran {' '.join(JOB[:2])} and verified its file")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,1 +1,5 @@
-"""Secateur beside its peers, on the same trained network: ``python benchmarks/peers --help``."""
+"""Secateur and other tools on the same trained network, data and machine."""
+
+from benchmarks.peers.run import main
+
+__all__ = ["main"]

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from apart import apart, in_one_line, silent
-from json_lines import Record, pack
 from torch import nn
 
-from peers.given import Given, Row
-from peers.onnx_rows import BATCH
-from peers.rows import ROWS
-from peers.torch_pruning_row import prune_and_train
+from benchmarks.common.isolation import apart, in_one_line, silent
+from benchmarks.common.records import Record, pack
+from benchmarks.peers.onnx_rows import BATCH
+from benchmarks.peers.row import Row, RowInput
+from benchmarks.peers.rows import ROWS
+from benchmarks.peers.torch_pruning_row import prune_and_train
 from secateur import data
 from secateur.benchmarking.timing import latencies
 from secateur.console import say
@@ -73,7 +73,7 @@ class Study:
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
         return next(data.batches(training.take(order[:count]), prepare, count))
 
-    def given(self, which: str, folder: Path, side: int | None = None) -> Given:
+    def source(self, which: str, folder: Path, side: int | None = None) -> RowInput:
         """What rows are given, at the recipe's own geometry or at ``side`` for time alone."""
         network, channels = self.network(which), self.chain.input_shape[0]
         prepare, count = self.chain.prepare, self.calibration
@@ -90,7 +90,7 @@ class Study:
         export_onnx(network, shape, onnx, self.chain.metadata, straight=False)
         _, validation = self.chain.parts
         images, quantize = self.images(count, prepare), self.chain.recipe.quantize
-        return Given(module, onnx, images, validation, prepare, quantize)
+        return RowInput(module, onnx, images, validation, prepare, quantize)
 
 
 STAGES = {"reference": "train", "pruned": "remove"}
@@ -109,57 +109,57 @@ def with_stem(network: nn.Module, like: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def givens(study: Study, keys: list[str], side: int | None = None) -> Iterator[dict[str, Any]]:
+def row_inputs(study: Study, keys: list[str], side: int | None = None) -> Iterator[dict[str, Any]]:
     """By row, what it is given, or the error of whatever could not be made for it."""
     with tempfile.TemporaryDirectory() as root:
-        made: dict[str, Given | Record] = {}
+        made: dict[str, RowInput | Record] = {}
         for which in dict.fromkeys(ROWS[key].network for key in keys):
             try:
-                made[which] = study.given(which, Path(root) / which, side)
+                made[which] = study.source(which, Path(root) / which, side)
             except Exception as error:  # Torch-Pruning's, say; the other networks go on
                 made[which] = {"error": in_one_line(error)}
         ours = [key for key in keys if ROWS[key].kind == "ours"]
         files = study.files if ours and side is None else {}
-        found = {key: made[ROWS[key].network] for key in keys}
+        result = {key: made[ROWS[key].network] for key in keys}
         for key in ours:
-            if isinstance(found[key], Given):
-                found[key] = replace(found[key], files=files)
-        yield found
+            if isinstance(result[key], RowInput):
+                result[key] = replace(result[key], files=files)
+        yield result
 
 
 # ---- accuracy
 
 
-def judge(study: Study, key: str, given: Given | Record, test: data.Images) -> Record:
+def judge(study: Study, key: str, source: RowInput | Record, test: data.Images) -> Record:
     """Bytes of one row, and on which test images it is right; or its error."""
-    if isinstance(given, dict):
-        return given
-    return apart(_judge, key, given, test, study.threads)
+    if isinstance(source, dict):
+        return source
+    return apart(_judge, key, source, test, study.threads)
 
 
-def _judge(key: str, given: Given, test: data.Images, threads: int) -> Record:
+def _judge(key: str, source: RowInput, test: data.Images, threads: int) -> Record:
     row = ROWS[key]
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder, silent():
-        made = row.make(given, Path(folder))
+        made = row.make(source, Path(folder))
         runtime = row.open(made.opens, threads)
-        decided = [runtime.run(batch).argmax(1) for batch in _batches(row, test, given)]
+        decided = [runtime.run(batch).argmax(1) for batch in _batches(row, test, source)]
         weight = sum(file.stat().st_size for file in made.ships)
     right = np.concatenate(decided) == test.labels.numpy()
-    found = {"bytes": weight, "right": pack(right), "test_images": len(test), "said": made.said}
-    return found | {"resolution": given.prepare.resolution}
+    result = {"bytes": weight, "right": pack(right), "test_images": len(test), "said": made.notes}
+    return result | {"resolution": source.prepare.resolution}
 
 
-def _batches(row: Row, test: data.Images, given: Given) -> Iterator[Any]:
+def _batches(row: Row, test: data.Images, source: RowInput) -> Iterator[Any]:
     if row.raw:
         return (pixels.numpy() for pixels in test.pixels.split(BATCH))
-    return data.batches(test, given.prepare, BATCH)
+    return data.batches(test, source.prepare, BATCH)
 
 
 # ---- time
 
 
-def time_rows(study: Study, keys: list[str], said: dict[str, Record], repeats: int) -> Record:
+def time_rows(study: Study, keys: list[str], notes: dict[str, Record], repeats: int) -> Record:
     """By row, the milliseconds of one image at ``SIDE``, or its error.
 
     Each row's file is made, opened and tried in a process of its own first, so that what crashes
@@ -168,39 +168,39 @@ def time_rows(study: Study, keys: list[str], said: dict[str, Record], repeats: i
     Args:
         study: Whose network.
         keys: Rows to time; one that is timed as another has that one's time.
-        said: What each row said when its accuracy was measured.
+        notes: What each row recorded when its accuracy was measured.
         repeats: Turns that count.
     """
     keys = [key for key in keys if not ROWS[key].timed_as]
-    found: dict[str, Record] = {}
+    result: dict[str, Record] = {}
     torch.set_num_threads(study.threads)
-    with tempfile.TemporaryDirectory() as root, givens(study, keys, SIDE) as given, silent():
+    with tempfile.TemporaryDirectory() as root, row_inputs(study, keys, SIDE) as source, silent():
         runtimes, image = {}, study.images(1, replace(study.chain.prepare, resolution=SIDE))
         for key in keys:
-            if isinstance(given[key], dict):
-                found[key] = given[key]
+            if isinstance(source[key], dict):
+                result[key] = source[key]
                 continue
             folder = Path(root) / key
             folder.mkdir()
             say(f"latency: {key}")
-            mine = replace(given[key], said=said.get(key, {}))
-            found[key] = apart(_try, key, mine, image, folder, study.threads)
-            if "error" not in found[key]:
+            mine = replace(source[key], notes=notes.get(key, {}))
+            result[key] = apart(_try, key, mine, image, folder, study.threads)
+            if "error" not in result[key]:
                 try:
-                    runtimes[key] = ROWS[key].open(Path(found[key].pop("opens")), study.threads)
+                    runtimes[key] = ROWS[key].open(Path(result[key].pop("opens")), study.threads)
                     runtimes[key].run(image)
                 except Exception as error:
-                    found[key] = {"error": in_one_line(error)}
+                    result[key] = {"error": in_one_line(error)}
                     runtimes.pop(key, None)
         turns = latencies(runtimes, image, WARMUP, repeats)
         for key, samples in turns.items():
-            found[key]["milliseconds"] = [round(float(sample), 4) for sample in samples]
-    return found
+            result[key]["milliseconds"] = [round(float(sample), 4) for sample in samples]
+    return result
 
 
-def _try(key: str, given: Given, image: np.ndarray, folder: Path, threads: int) -> Record:
+def _try(key: str, source: RowInput, image: np.ndarray, folder: Path, threads: int) -> Record:
     torch.set_num_threads(threads)
     with silent():
-        made = ROWS[key].make(given, folder)
+        made = ROWS[key].make(source, folder)
         ROWS[key].open(made.opens, threads).run(image)
     return {"opens": str(made.opens)}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from int8_peers import Array, Make, nncf_quantize, onnxruntime_static
 
 import secateur
-from peers.given import Given, Made, has_vnni
+from benchmarks.int8_rows import Array, Make, nncf_quantize, onnxruntime_static
+from benchmarks.peers.row import RowInput, RowOutput, has_vnni
 from secateur import recipe
 from secateur.data import Images, batches
 from secateur.onnx_ir.export import export_onnx
@@ -28,24 +28,24 @@ BATCH = 50
 def from_float(make: Make) -> Any:
     """A row that needs the float file and images alone."""
 
-    def made(given: Given, folder: Path) -> Made:
-        files = make(given.onnx, given.images, folder)
-        return Made(files[0], files)
+    def made(source: RowInput, folder: Path) -> RowOutput:
+        files = make(source.onnx, source.images, folder)
+        return RowOutput(files[0], files)
 
     return made
 
 
-def quantize_static_per_channel(given: Given, folder: Path) -> Made:
+def quantize_static_per_channel(source: RowInput, folder: Path) -> RowOutput:
     """With 7 bits of weights where its manual advises so, without VNNI."""
     make = onnxruntime_static(per_channel=True, reduce_range=not has_vnni())
-    files = make(given.onnx, given.images, folder)
-    return Made(files[0], files)
+    files = make(source.onnx, source.images, folder)
+    return RowOutput(files[0], files)
 
 
 # ---- NNCF with accuracy control
 
 
-def nncf_controlled(given: Given, folder: Path) -> Made:
+def nncf_controlled(source: RowInput, folder: Path) -> RowOutput:
     """NNCF that puts layers back into float until validation loses little enough.
 
     At another resolution, where the network was never trained and validation says nothing, the
@@ -54,29 +54,31 @@ def nncf_controlled(given: Given, folder: Path) -> Made:
     import nncf
     import openvino
 
-    model = openvino.Core().read_model(given.onnx)
-    calibration = nncf.Dataset([given.images[i : i + 1] for i in range(len(given.images))])
-    if given.said is not None:
-        if "kept_float" not in given.said:
+    model = openvino.Core().read_model(source.onnx)
+    calibration = nncf.Dataset([source.images[i : i + 1] for i in range(len(source.images))])
+    if source.notes is not None:
+        if "kept_float" not in source.notes:
             raise ValueError("which layers stay in float is known once accuracy is measured")
-        scope = nncf.IgnoredScope(names=given.said["kept_float"])
-        done = nncf.quantize(model, calibration, subset_size=len(given.images), ignored_scope=scope)
-        return _saved(done, folder, given.said["kept_float"])
-    some = given.validation.spread(VALIDATED_ON)
+        scope = nncf.IgnoredScope(names=source.notes["kept_float"])
+        done = nncf.quantize(
+            model, calibration, subset_size=len(source.images), ignored_scope=scope
+        )
+        return _saved(done, folder, source.notes["kept_float"])
+    some = source.validation.spread(VALIDATED_ON)
     done = nncf.quantize_with_accuracy_control(
         model,
         calibration,
-        nncf.Dataset(_labeled(some, given), lambda item: item[0]),
+        nncf.Dataset(_labeled(some, source), lambda item: item[0]),
         _accuracy,
         max_drop=MAX_DROP,
-        subset_size=len(given.images),
+        subset_size=len(source.images),
     )
-    whole = openvino.Core().read_model(nncf_quantize(given.onnx, given.images, folder)[0])
+    whole = openvino.Core().read_model(nncf_quantize(source.onnx, source.images, folder)[0])
     return _saved(done, folder, sorted(_rounded(whole) - _rounded(done)))
 
 
-def _labeled(images: Images, given: Given) -> list[tuple[Array, int]]:
-    prepared = (image for batch in batches(images, given.prepare, BATCH) for image in batch)
+def _labeled(images: Images, source: RowInput) -> list[tuple[Array, int]]:
+    prepared = (image for batch in batches(images, source.prepare, BATCH) for image in batch)
     return [(p[None], int(label)) for p, label in zip(prepared, images.labels, strict=True)]
 
 
@@ -98,60 +100,60 @@ def _rounded(model: Any) -> set[str]:
     }
 
 
-def _saved(model: Any, folder: Path, kept_float: list[str]) -> Made:
+def _saved(model: Any, folder: Path, kept_float: list[str]) -> RowOutput:
     import openvino
 
     path = folder / "controlled.xml"
     openvino.save_model(model, path)
-    return Made(path, [path, path.with_suffix(".bin")], {"kept_float": kept_float})
+    return RowOutput(path, [path, path.with_suffix(".bin")], {"kept_float": kept_float})
 
 
 # ---- Secateur's own
 
 
-def ours_unpruned(given: Given, folder: Path) -> Made:
+def ours_unpruned(source: RowInput, folder: Path) -> RowOutput:
     """The reference network as ``secateur quantize`` makes it, the search for a price left out."""
-    return _ours(given, given.files.get("reference"), folder)
+    return _ours(source, source.files.get("reference"), folder)
 
 
-def ours_pruned_int8(given: Given, folder: Path) -> Made:
+def ours_pruned_int8(source: RowInput, folder: Path) -> RowOutput:
     """The file of the recipe, or one like it at another resolution."""
-    if "quantized" in given.files:
-        return _there(given.files["quantized"])
-    return _ours(given, None, folder)
+    if "quantized" in source.files:
+        return _there(source.files["quantized"])
+    return _ours(source, None, folder)
 
 
-def ours_pruned_float(given: Given, folder: Path) -> Made:
+def ours_pruned_float(source: RowInput, folder: Path) -> RowOutput:
     """The pruned network, retrained."""
-    return _there(given.files.get("pruned") or _export(given, folder))
+    return _there(source.files.get("pruned") or _export(source, folder))
 
 
-def ours_packed(given: Given, folder: Path) -> Made:
+def ours_packed(source: RowInput, folder: Path) -> RowOutput:
     """The small file, which unpacks to the quantized one bit for bit."""
-    return _there(given.files["packed"])
+    return _there(source.files["packed"])
 
 
-def _there(path: Path) -> Made:
-    return Made(path, [path])
+def _there(path: Path) -> RowOutput:
+    return RowOutput(path, [path])
 
 
-def _export(given: Given, folder: Path) -> Path:
+def _export(source: RowInput, folder: Path) -> Path:
     path = folder / "float.onnx"
-    export_onnx(given.module, given.images.shape[1:], path, {})
+    export_onnx(source.module, source.images.shape[1:], path, {})
     return path
 
 
-def _ours(given: Given, float_path: Path | None, folder: Path) -> Made:
+def _ours(source: RowInput, float_path: Path | None, folder: Path) -> RowOutput:
     """Quantize a float file; validation is asked only where it means something."""
-    config = given.quantize.model_copy(update={"price": 0.0, "epochs": 0})
-    some = given.validation.spread(VALIDATED_ON)
-    judge = Judge(some, given.prepare) if float_path else None
+    config = source.quantize.model_copy(update={"price": 0.0, "epochs": 0})
+    some = source.validation.spread(VALIDATED_ON)
+    judge = Judge(some, source.prepare) if float_path else None
     if judge is None:  # what else a recipe may ask for changes numbers, not time
         config = recipe.Quantize(
             block=config.block, saturation_free=config.saturation_free, correct_bias=False
         )
-    source = float_path or _export(given, folder)
-    done = quantize(source, torch.from_numpy(given.images), config, judge)
+    source = float_path or _export(source, folder)
+    done = quantize(source, torch.from_numpy(source.images), config, judge)
     path = folder / "ours.onnx"
     write_qdq(done.model, done.scheme, path)
     return _there(path)

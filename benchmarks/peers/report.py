@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import json_lines
 import numpy as np
 import numpy.typing as npt
-from json_lines import Record
-from markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
 
-from peers.rows import ROWS
+from benchmarks.common import records as json_lines
+from benchmarks.common.markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
+from benchmarks.common.records import Record
+from benchmarks.peers.rows import ROWS
 from secateur.benchmarking.timing import SETTLE
 from secateur.report.numbers import NONE, fixed, size, times
 from secateur.statistics import (
@@ -34,11 +34,13 @@ EAGER_AIM = {"mobilenet_v2": 12.0, "shufflenet_v2_x1_0": 10.0, "alexnet": 30.0}
 PEER_AIM = {"mobilenet_v2": 1.8, "shufflenet_v2_x1_0": 1.8, "alexnet": 5.0}
 """How many times faster than the best unpruned int8 of others is aimed at."""
 
+FOLDER = Path(__file__).parents[2] / "results" / "peers"
+
 HEAD = f"""# Secateur beside its peers
 
-Made by `python benchmarks/peers report --out results/peers` from the records beside it, which
-`python benchmarks/peers run RECIPE` appends: one command for every row of one trained network, on
-the same data, machine and run. Peers need the dependency group `peers`, and torch.compile a C++
+Made by `python -m benchmarks peers report --out results/peers` from the records beside it, which
+`python -m benchmarks peers run RECIPE` appends: one command for every row of one trained network,
+on the same data, machine and run. Peers need the dependency group `peers`, and torch.compile a C++
 compiler. A row that fails says so with its own error.
 
 Accuracy is of the recipe's own geometry on its test images; top-1 has Wilson's interval, the drop
@@ -97,15 +99,19 @@ class Network:
 
     def milliseconds(self, key: str) -> npt.NDArray[np.float64] | None:
         """Samples of a row, shape (turns,)."""
-        found = self.timed(key).get("milliseconds")
-        return None if found is None else np.array(found)
+        result = self.timed(key).get("milliseconds")
+        return None if result is None else np.array(result)
 
     def ratio(self, slow: str | None, fast: str) -> Interval | None:
         """How many times faster one row is than another."""
         if slow is None:
             return None
-        theirs, mine = self.milliseconds(slow), self.milliseconds(fast)
-        return None if theirs is None or mine is None else ratio_of_medians(theirs, mine)
+        baseline, fastest_own = self.milliseconds(slow), self.milliseconds(fast)
+        return (
+            None
+            if baseline is None or fastest_own is None
+            else ratio_of_medians(baseline, fastest_own)
+        )
 
     def holds(self, key: str) -> bool:
         """Whether it is shown, one-sided at 95 %, that a row loses no more than ``LOST``."""
@@ -137,8 +143,8 @@ def accuracy_cells(network: Network, key: str) -> list[str]:
     record, right = network.rows.get(key, {}), network.right(key)
     if right is None:
         return [NONE, failure(record), NONE, NONE]
-    found = in_points(proportion(int(right.sum()), right.size))
-    top = f"{fixed(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
+    result = in_points(proportion(int(right.sum()), right.size))
+    top = f"{fixed(result.value)} [{fixed(result.low)}, {fixed(result.high)}]"
     drop = network.drop(key)
     if drop is None or key == BASE:
         return [size(record["bytes"]), top, NONE, NONE]
@@ -186,32 +192,36 @@ def verdicts(network: Network) -> Iterator[str]:
     if not network.latency:
         yield "- Accuracy alone: no time was measured."
         return
-    mine, peer, name = network.fastest("ours"), network.fastest("int8"), network.about["network"]
-    if mine is None:
+    fastest_own, peer, name = (
+        network.fastest("ours"),
+        network.fastest("int8"),
+        network.about["network"],
+    )
+    if fastest_own is None:
         yield f"- No row of Secateur with a time lost at most {LOST} points: both aims missed."
         return
-    drop = network.drop(mine)
+    drop = network.drop(fastest_own)
     assert drop is not None
-    shown = "shown" if network.holds(mine) else "not shown"
+    shown = "shown" if network.holds(fastest_own) else "not shown"
     yield (
-        f"- The fastest of Secateur that lost at most {LOST} points is {named(mine)}: "
+        f"- The fastest of Secateur that lost at most {LOST} points is {named(fastest_own)}: "
         f"{drop_text(drop)} points, {shown} at 95 %."
     )
-    yield verdict(network, "eager fp32", BASE, mine, EAGER_AIM[name])
+    yield verdict(network, "eager fp32", BASE, fastest_own, EAGER_AIM[name])
     if peer is None:
         yield f"- No unpruned int8 peer with a time lost at most {LOST} points."
     else:
-        said = f"the best unpruned int8 peer, {named(peer)}"
-        yield verdict(network, said, peer, mine, PEER_AIM[name])
+        opponent = f"the best unpruned int8 peer, {named(peer)}"
+        yield verdict(network, opponent, peer, fastest_own, PEER_AIM[name])
 
 
-def verdict(network: Network, said: str, slow: str, fast: str, aim: float) -> str:
+def verdict(network: Network, opponent: str, slow: str, fast: str, aim: float) -> str:
     """One aim in a line."""
-    found = network.ratio(slow, fast)
-    if found is None:
-        return f"- Against {said}: no time to compare with."
-    end = aim_text(found.value >= aim, times(aim - found.value))
-    return f"- Against {said}: {ratio_text(found)} as fast, aim {times(aim)}: {end}."
+    result = network.ratio(slow, fast)
+    if result is None:
+        return f"- Against {opponent}: no time to compare with."
+    end = aim_text(result.value >= aim, times(aim - result.value))
+    return f"- Against {opponent}: {ratio_text(result)} as fast, aim {times(aim)}: {end}."
 
 
 # ---- the page
@@ -219,20 +229,20 @@ def verdict(network: Network, said: str, slow: str, fast: str, aim: float) -> st
 
 def networks(records: list[Record]) -> list[Network]:
     """Records by trained network, in the order they were first met, the newest of each kind."""
-    found: dict[tuple[str, ...], dict[str, Record]] = {}
+    result: dict[tuple[str, ...], dict[str, Record]] = {}
     for record in records:
         fields = ("recipe_id", "calibration", "images")
         cell = tuple(str(record[name]) for name in fields)
-        found.setdefault(cell, {})[record["row"]] = record
+        result.setdefault(cell, {})[record["row"]] = record
     return [
         Network({k: r for k, r in rows.items() if k in ROWS}, rows.get("latency", {}))
-        for rows in found.values()
+        for rows in result.values()
     ]
 
 
 def _command(recipe: str, sets: list[str]) -> str:
     changes = "".join(f" --set {change}" for change in sets)
-    return f"python benchmarks/peers run {recipe}{changes} --data DIR --out FILE"
+    return f"python -m benchmarks peers run {recipe}{changes} --data DIR --out FILE"
 
 
 def section(network: Network) -> Iterator[str]:
@@ -242,8 +252,8 @@ def section(network: Network) -> Iterator[str]:
     yield from (f"`{_command(about['recipe'], about['sets'])}`", "")
     tested = {r["test_images"] for r in network.rows.values() if "test_images" in r}
     n = " or ".join(f"{count:,}" for count in sorted(tested)) or "no"
-    said = f"{about['data']}, {about['geometry']}, seed {about['seed']}, n = {n} test images"
-    yield f"{said}, {about['calibration']} images to calibrate on."
+    opponent = f"{about['data']}, {about['geometry']}, seed {about['seed']}, n = {n} test images"
+    yield f"{opponent}, {about['calibration']} images to calibrate on."
     if network.latency:
         n = network.latency["repeats"]
         yield f"Time: n = {n} turns a row, after {WARMUP} that do not count."
@@ -252,26 +262,23 @@ def section(network: Network) -> Iterator[str]:
     yield from (made_with(every), "")
 
 
-BEGIN, END = "<!-- peers: made by benchmarks/peers report -->", "<!-- end of peers -->"
-
-
-def summary(found: list[Network]) -> list[str]:
+def summary(result: list[Network]) -> list[str]:
     """The fastest of Secateur beside the fastest int8 of others, a row a network that was timed."""
     rows = []
-    for network in found:
-        mine, peer = network.fastest("ours"), network.fastest("int8")
-        drop = network.drop(mine) if mine else None
-        if mine is None or peer is None or drop is None:
+    for network in result:
+        fastest_own, peer = network.fastest("ours"), network.fastest("int8")
+        drop = network.drop(fastest_own) if fastest_own else None
+        if fastest_own is None or peer is None or drop is None:
             continue
-        ratios = (network.ratio(BASE, mine), network.ratio(peer, mine))
+        ratios = (network.ratio(BASE, fastest_own), network.ratio(peer, fastest_own))
         rows.append(
             [
                 f"{network.about['network']}, {network.about['data']}",
-                ROWS[mine].engine,
+                ROWS[fastest_own].engine,
                 drop_text(drop),
                 *(NONE if ratio is None else ratio_text(ratio) for ratio in ratios),
                 named(peer),
-                f"{size(network.rows[peer]['bytes'])}, {size(network.rows[mine]['bytes'])}",
+                f"{size(network.rows[peer]['bytes'])}, {size(network.rows[fastest_own]['bytes'])}",
             ]
         )
     header = ["Secateur's fastest", "on", "Lost, points", "Faster than eager fp32"]
@@ -279,11 +286,9 @@ def summary(found: list[Network]) -> list[str]:
     return list(table(header, rows))
 
 
-def readme(text: str, folder: Path) -> str:
-    """Return the project's README with the summary between the two marks made anew."""
-    head, rest = text.split(BEGIN)
-    lines = "\n".join(summary(networks(read(folder))))
-    return f"{head}{BEGIN}\n\n{lines}\n\n{END}{rest.split(END)[1]}"
+def peers_block() -> str:
+    """The summary for results/README.md."""
+    return "\n".join(summary(networks(read(FOLDER))))
 
 
 def read(folder: Path) -> list[Record]:
@@ -293,6 +298,6 @@ def read(folder: Path) -> list[Record]:
 
 def write_report(folder: Path) -> None:
     """Write README.md from the records beside it."""
-    found = networks(read(folder))
-    lines = [HEAD, *summary(found), "", *(line for network in found for line in section(network))]
+    result = networks(read(folder))
+    lines = [HEAD, *summary(result), "", *(line for network in result for line in section(network))]
     (folder / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

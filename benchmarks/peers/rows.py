@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from int8_peers import OpenVino, PlainOnnxRuntime, as_it_is, nncf_quantize, onnxruntime_static
-
-from peers import onnx_rows, torch_rows
-from peers.given import Row
-from peers.onnx_rows import from_float
+from benchmarks.int8_rows import (
+    OpenVino,
+    PlainOnnxRuntime,
+    as_it_is,
+    nncf_quantize,
+    onnxruntime_static,
+)
+from benchmarks.peers import onnx_rows, torch_rows
+from benchmarks.peers.onnx_rows import from_float
+from benchmarks.peers.row import Row
 from secateur import runtimes
 
 PACKAGES = (
@@ -18,7 +23,7 @@ PACKAGES = (
 )
 """Whose versions stand in every record."""
 
-ours = runtimes.OnnxRuntime
+onnx_runtime = runtimes.OnnxRuntime
 
 ROWS = {
     "eager": Row(
@@ -26,7 +31,8 @@ ROWS = {
         "eager", "reference", torch_rows.eager_float, torch_rows.Eager, "float",
     ),
     "fp32-onnxruntime": Row(
-        "fp32, ONNX Runtime", "onnxruntime", "reference", from_float(as_it_is), ours, "float"
+        "fp32, ONNX Runtime",
+        "onnxruntime", "reference", from_float(as_it_is), onnx_runtime, "float",
     ),
     "fp32-openvino": Row(
         "fp32, OpenVINO", "openvino", "reference", from_float(as_it_is), OpenVino, "float"
@@ -56,7 +62,7 @@ ROWS = {
     ),
     "torch-pruning": Row(
         "Torch-Pruning, fine-tuned, fp32",
-        "onnxruntime", "torch-pruning", from_float(as_it_is), ours, "pruned",
+        "onnxruntime", "torch-pruning", from_float(as_it_is), onnx_runtime, "pruned",
     ),
     "torch-pruning-int8": Row(
         "Torch-Pruning, fine-tuned, `quantize_static` `per_channel`",
@@ -69,15 +75,15 @@ ROWS = {
     ),
     "ours-unpruned": Row(
         "**Secateur** int8, unpruned",
-        "onnxruntime", "reference", onnx_rows.ours_unpruned, ours, "ours",
+        "onnxruntime", "reference", onnx_rows.ours_unpruned, onnx_runtime, "ours",
     ),
     "ours-pruned": Row(
         "**Secateur** pruned, fp32",
-        "onnxruntime", "pruned", onnx_rows.ours_pruned_float, ours, "ours",
+        "onnxruntime", "pruned", onnx_rows.ours_pruned_float, onnx_runtime, "ours",
     ),
     "ours-int8": Row(
         "**Secateur** pruned and int8",
-        "onnxruntime", "pruned", onnx_rows.ours_pruned_int8, ours, "ours",
+        "onnxruntime", "pruned", onnx_rows.ours_pruned_int8, onnx_runtime, "ours",
     ),
     "ours-int8-openvino": Row(
         "**Secateur** pruned and int8, the same file",

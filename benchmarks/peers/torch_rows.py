@@ -14,10 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from int8_peers import Array
 from torch import nn
 
-from peers.given import CALIBRATED_ON, Given, Made, has_vnni
+from benchmarks.int8_rows import Array
+from benchmarks.peers.row import CALIBRATED_ON, RowInput, RowOutput, has_vnni
 
 
 class Eager:
@@ -34,8 +34,8 @@ class Eager:
     @torch.inference_mode()
     def run(self, images: Array) -> Array:
         """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R)."""
-        given = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-        return self._network(given).numpy()
+        source = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+        return self._network(source).numpy()
 
 
 class EagerInt8(Eager):
@@ -74,30 +74,30 @@ class Compiled:
         return torch.cat([self._network(one) for one in ones]).numpy()
 
 
-def eager_float(given: Given, folder: Path) -> Made:
+def eager_float(source: RowInput, folder: Path) -> RowOutput:
     """The trained module itself; its state is what ships."""
-    return _pickled(given.module, folder)
+    return _pickled(source.module, folder)
 
 
-def _pickled(network: nn.Module, folder: Path) -> Made:
+def _pickled(network: nn.Module, folder: Path) -> RowOutput:
     opened, ships = folder / "network.pt", folder / "state.pt"
     torch.save(network, opened)
     torch.save(network.state_dict(), ships)
-    return Made(opened, [ships])
+    return RowOutput(opened, [ships])
 
 
 # ---- torch.ao, eager
 
 
-def torch_ao_eager(given: Given, folder: Path) -> Made:
+def torch_ao_eager(source: RowInput, folder: Path) -> RowOutput:
     """The published route: fuse, observe one batch, convert, fbgemm's own configuration."""
-    network = _observed(given.module)
+    network = _observed(source.module)
     with torch.no_grad():
-        network(torch.from_numpy(given.images[:CALIBRATED_ON]))
-    torch.save(given.module, folder / "float.pt")
+        network(torch.from_numpy(source.images[:CALIBRATED_ON]))
+    torch.save(source.module, folder / "float.pt")
     path = folder / "state.pt"
     torch.save(_converted(network).state_dict(), path)
-    return Made(path, [path])
+    return RowOutput(path, [path])
 
 
 def _observed(network: nn.Module) -> nn.Module:
@@ -172,7 +172,7 @@ def _pairs(network: nn.Module) -> list[list[str]]:
 # ---- PT2E
 
 
-def torchao_pt2e(given: Given, folder: Path) -> Made:
+def torchao_pt2e(source: RowInput, folder: Path) -> RowOutput:
     """Torchao's PT2E for x86; activations to 7 bits where it advises so, without VNNI."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -181,12 +181,12 @@ def torchao_pt2e(given: Given, folder: Path) -> Made:
     config = x86.get_default_x86_inductor_quantization_config(reduce_range=not has_vnni())
     quantizer.set_global(config)
     with torch.no_grad():
-        exported = torch.export.export(given.module, _example(given)).module()
-        prepared = _observe(prepare_pt2e(exported, quantizer), given)
-        return _exported(convert_pt2e(prepared), given, folder)
+        exported = torch.export.export(source.module, _example(source)).module()
+        prepared = _observe(prepare_pt2e(exported, quantizer), source)
+        return _exported(convert_pt2e(prepared), source, folder)
 
 
-def neural_compressor(given: Given, folder: Path) -> Made:
+def neural_compressor(source: RowInput, folder: Path) -> RowOutput:
     """Neural Compressor's static quantization of PyTorch on the CPU, which is PT2E as well."""
     from neural_compressor.torch.export import export
     from neural_compressor.torch.quantization import (
@@ -196,26 +196,28 @@ def neural_compressor(given: Given, folder: Path) -> Made:
     )
 
     with torch.no_grad():
-        exported = export(given.module, example_inputs=_example(given))
-        prepared = _observe(prepare(exported, get_default_static_config()), given)
-        return _exported(convert(prepared), given, folder)
+        exported = export(source.module, example_inputs=_example(source))
+        prepared = _observe(prepare(exported, get_default_static_config()), source)
+        return _exported(convert(prepared), source, folder)
 
 
-def _example(given: Given) -> tuple[torch.Tensor]:
-    return (torch.from_numpy(given.images[:1]),)
+def _example(source: RowInput) -> tuple[torch.Tensor]:
+    return (torch.from_numpy(source.images[:1]),)
 
 
-def _observe(prepared: Callable[..., torch.Tensor], given: Given) -> Callable[..., torch.Tensor]:
-    for image in torch.from_numpy(given.images).split(1):
+def _observe(
+    prepared: Callable[..., torch.Tensor], source: RowInput
+) -> Callable[..., torch.Tensor]:
+    for image in torch.from_numpy(source.images).split(1):
         prepared(image)
     return prepared
 
 
-def _exported(converted: nn.Module, given: Given, folder: Path) -> Made:
+def _exported(converted: nn.Module, source: RowInput, folder: Path) -> RowOutput:
     _forget_unused(converted)
     path = folder / "quantized.pt2"
-    torch.export.save(torch.export.export(converted, _example(given)), path)
-    return Made(path, [path])
+    torch.export.save(torch.export.export(converted, _example(source)), path)
+    return RowOutput(path, [path])
 
 
 def _forget_unused(graph: nn.Module) -> None:

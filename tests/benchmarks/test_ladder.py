@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from ladder_report import write_report
+from benchmarks.ladder_report import write_report
 
 N = 10_000
 
@@ -41,8 +38,8 @@ def record(int8_ms: float, lost: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def written(folder: Path, **said: Any) -> str:
-    (folder / "measured.jsonl").write_text(json.dumps(record(**said)) + "\n")
+def written(folder: Path, **values: Any) -> str:
+    (folder / "measured.jsonl").write_text(json.dumps(record(**values)) + "\n")
     write_report(folder)
     assert (folder / "ladder.svg").read_text().startswith("<?xml")
     return (folder / "README.md").read_text(encoding="utf-8")
@@ -63,7 +60,7 @@ def test_each_step_has_its_own_factor_and_they_multiply(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("int8_ms", "lost", "said"),
+    ("int8_ms", "lost", "expected"),
     [
         (0.5, 10, "**reached**: the fastest rung is *int8*, 16.0× [16.00, 16.00], +0.10 points"),
         (0.5, 80, "**missed**: the fastest rung is *int8*, 16.0× [16.00, 16.00], +0.80 points"),
@@ -74,6 +71,6 @@ def test_each_step_has_its_own_factor_and_they_multiply(tmp_path: Path) -> None:
     ],
 )
 def test_verdicts_follow_from_the_numbers(
-    tmp_path: Path, int8_ms: float, lost: int, said: str
+    tmp_path: Path, int8_ms: float, lost: int, expected: str
 ) -> None:
-    assert said in written(tmp_path, int8_ms=int8_ms, lost=lost)
+    assert expected in written(tmp_path, int8_ms=int8_ms, lost=lost)

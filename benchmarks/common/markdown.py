@@ -22,14 +22,14 @@ def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
         yield "| " + " | ".join(row) + " |"
 
 
-def ratio_text(found: Interval) -> str:
+def ratio_text(interval: Interval) -> str:
     """``1.87× [1.80, 1.93]``."""
-    return f"{times(found.value)} [{fixed(found.low)}, {fixed(found.high)}]"
+    return f"{times(interval.value)} [{fixed(interval.low)}, {fixed(interval.high)}]"
 
 
-def drop_text(found: Interval) -> str:
+def drop_text(interval: Interval) -> str:
     """``+0.12 [-0.03, +0.27]``."""
-    return f"{signed(found.value)} [{signed(found.low)}, {signed(found.high)}]"
+    return f"{signed(interval.value)} [{signed(interval.low)}, {signed(interval.high)}]"
 
 
 def aim_text(reached: bool, missed: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from int8_peers import Array
 from torch import nn
 
+from benchmarks.int8_rows import Array
 from secateur import environment
 from secateur.data import Images, Preparation
 from secateur.recipe import Quantize
@@ -20,7 +20,7 @@ CALIBRATED_ON = 50
 
 
 @dataclass(frozen=True)
-class Given:
+class RowInput:
     """One trained network, in the forms that tools take, and images to look at.
 
     Attributes:
@@ -42,7 +42,7 @@ class Given:
     prepare: Preparation
     quantize: Quantize
     files: dict[str, Path] = field(default_factory=dict)
-    said: dict[str, Any] | None = None
+    notes: dict[str, Any] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -53,7 +53,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Made:
+class RowOutput:
     """What a row made.
 
     Attributes:
@@ -64,7 +64,7 @@ class Made:
 
     opens: Path
     ships: list[Path]
-    said: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Row:
     title: str
     engine: str
     network: str
-    make: Callable[[Given, Path], Made]
+    make: Callable[[RowInput, Path], RowOutput]
     open: Callable[[Path, int], Runtime]
     kind: str
     raw: bool = False

@@ -1,13 +1,12 @@
-"""Take the study's cells into results/, write its pages there, and set the README's first screen.
+"""The study: its cells, copied into results/, and its pages.
 
-Run: python tools/publish_study.py [OUT]
-OUT is the folder of `secateur reproduce`; without it, only the pages and the README are made anew.
+Run: python -m benchmarks study [OUT]
+OUT is the folder of `secateur reproduce`; without it, only the pages are written.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -24,7 +23,6 @@ from secateur.study.tables import best_group
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "results" / "study"
-BEGIN, END = "<!-- study: made by tools/publish_study.py -->", "<!-- end of study -->"
 DATASET = "fashionmnist"
 KEPT = ("recipe.toml", "records.jsonl", "right.safetensors", "demonstration.jsonl", "net.sec")
 COLORS = {"mobilenet_v2": "#2f8f6b", "shufflenet_v2": "#c0702a", "alexnet": "#5b6fb0"}
@@ -43,8 +41,8 @@ def publish(out: Path) -> None:
 
 def groups(cells: Cells, dataset: str = DATASET) -> dict[str, Group]:
     """By network, its cells on a data set."""
-    found = {network: best_group(cells, dataset, network) for network in NETWORKS}
-    return {network: group for network, group in found.items() if group is not None}
+    result = {network: best_group(cells, dataset, network) for network in NETWORKS}
+    return {network: group for network, group in result.items() if group is not None}
 
 
 def cell_text(entry: Entry) -> str:
@@ -65,13 +63,13 @@ def table(cells: Cells) -> list[str]:
 
 def row(dataset: str, network: str, group: Group) -> list[str]:
     """One row of it."""
-    theirs, quantized = (
+    others, quantized = (
         row_of(QUANTIZATION, "paper", dataset, network, variant)
         for variant in ("reference", "quantized")
     )
-    assert theirs is not None
+    assert others is not None
     assert quantized is not None
-    printed = f"{theirs.top1_percent.text}, {quantized.top1_percent.text}, "
+    printed = f"{others.top1_percent.text}, {quantized.top1_percent.text}, "
     faster = speed_up(group, "packed", machines(group)[0])
     geometry = group.setting.geometry.removesuffix(" stem=paper")
     return [
@@ -89,7 +87,7 @@ def row(dataset: str, network: str, group: Group) -> list[str]:
 
 
 def draw(cells: Cells, path: Path) -> None:
-    """Top-1 against bytes on a logarithmic scale: the paper's two points, and our chain."""
+    """Top-1 against bytes on a logarithmic scale: the paper's two points, and Secateur's chain."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     for network, group in groups(cells).items():
@@ -124,28 +122,26 @@ def draw(cells: Cells, path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
-def readme(text: str) -> str:
-    """Return the README with the study's outcome between the two marks made anew."""
+def outcome_block() -> str:
+    """The study's outcome for results/README.md: the figure, the table and its setting."""
     cells = read_cells(STUDY)
     about = next(iter(groups(cells).values())).cells[0].records[0]
     lines = [
-        "![Accuracy against bytes: the paper's networks and ours](results/study/outcome.svg)",
+        "![Accuracy against bytes: the paper's networks and Secateur's](study/outcome.svg)",
         "",
         *table(cells),
         "",
         "10,000 test images; 95 % intervals over seeds and images; time of one image on ONNX "
         f"Runtime, against the reference there. {about.processor}; torch "
         f"{about.versions['torch']}. All tables, figures, controls and "
-        "what is missing: [results/study](results/study/reproduction/report.md).",
+        "what is missing: [the study's report](study/reproduction/report.md).",
     ]
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{tail}"
+    return "\n".join(lines)
 
 
 GEOMETRY = """# The same networks with another first convolution
 
-Written by `python tools/publish_study.py` from the records beside it. The study has the published
+Written by `python -m benchmarks study` from the records beside it. The study has the published
 strides on FashionMNIST and a first convolution of stride 1 on CIFAR-10; here it is the other way
 round, `secateur run` with another `network.stem`. Runs are of earlier commits and other epochs than
 the study's, so that only the references are evidence here, of what the stem alone is worth.
@@ -160,10 +156,10 @@ def geometry() -> str:
     lines = []
     for folder in sorted((ROOT / "results" / "geometry").glob("*/")):
         records = read_records(folder / "records.jsonl")
-        found = {r.metric: r for r in records if r.variant == "reference" and not r.at}
-        top1, macs = found["top1_percent"], numbers.short_count(found["macs"].value)
+        result = {r.metric: r for r in records if r.variant == "reference" and not r.at}
+        top1, macs = result["top1_percent"], numbers.short_count(result["macs"].value)
         bounds = f"[{numbers.fixed(top1.low or 0)}, {numbers.fixed(top1.high or 0)}]"
-        parameters = numbers.count(found["parameters"].value)
+        parameters = numbers.count(result["parameters"].value)
         accuracy = f"{numbers.fixed(top1.value)} {bounds}"
         epochs = sum((r.metric, r.at.get("stage")) == ("train_loss", "train") for r in records)
         place = (top1.network, top1.dataset, top1.geometry, str(epochs))
@@ -172,16 +168,10 @@ def geometry() -> str:
     return GEOMETRY + "".join(lines)
 
 
-def main() -> None:
-    """Publish the study named on the command line, then make pages and README anew."""
-    for out in sys.argv[1:]:
+def main(arguments: list[str]) -> None:
+    """Copy the cells of the folders named, then write the pages."""
+    for out in arguments:
         publish(Path(out))
     write_reproduction(STUDY)
     draw(read_cells(STUDY), STUDY / "outcome.svg")
     (ROOT / "results" / "geometry" / "README.md").write_text(geometry(), encoding="utf-8")
-    path = ROOT / "README.md"
-    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from secateur import recipe
+from secateur.onnx_ir.model import read_model, write_model
+from secateur.onnx_ir.shuffles import straighten
+from secateur.quantization.qdq import write_qdq
+from secateur.quantization.quantize import quantize
 from secateur.runtimes import OnnxRuntime, Runtime
 
 Array = npt.NDArray[np.float32]
@@ -156,3 +163,41 @@ PEERS = {
     "nncf": Row("NNCF, defaults", "openvino", nncf_quantize, OpenVino),
 }
 """The int8 of others."""
+
+
+# ---- Secateur's own rows
+
+
+def make_ours(float_path: Path, images: Array, out: Path) -> None:
+    """Export and quantize as ``secateur run`` does by default: shuffles folded, blocks whole."""
+    straight = out.with_name("straight.onnx")
+    write_model(straighten(read_model(float_path)), straight)
+    done = quantize(straight, torch.from_numpy(images), recipe.Quantize())
+    write_qdq(done.model, done.scheme, out)
+
+
+def straightened(float_path: Path, images: Array, folder: Path) -> list[Path]:
+    """The float file as ``secateur export`` writes it."""
+    path = folder / "straight.onnx"
+    write_model(straighten(read_model(float_path)), path)
+    return [path]
+
+
+def own_file(made_before: Path | None, float_path: Path, images: Array, folder: Path) -> list[Path]:
+    """Secateur's file: ``made_before``, or a new one."""
+    if made_before is not None:
+        return [made_before]
+    made = folder / "ours.onnx"
+    make_ours(float_path, images, made)
+    return [made]
+
+
+def all_rows(made_before: Path | None = None) -> dict[str, Row]:
+    """Every row in the tables' order; ``made_before`` is Secateur's int8 file, if there is one."""
+    make = partial(own_file, made_before)
+    own_rows = {
+        "ours-onnxruntime": Row("**ours**, ONNX Runtime", "onnxruntime", make, OnnxRuntime),
+        "ours-openvino": Row("**ours**, OpenVINO", "openvino", make, OpenVino),
+    }
+    shipped = Row("fp32, shuffles folded, ONNX Runtime", "onnxruntime", straightened, OnnxRuntime)
+    return FLOAT | {"fp32-straight": shipped} | own_rows | PEERS

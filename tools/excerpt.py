@@ -1,11 +1,10 @@
 """Draw the excerpt of FashionMNIST that ships in the package, from the official files.
 
-Run: python tools/make_fashionmnist_mini.py DATA
+Run: python -m tools excerpt DATA
 where DATA holds FashionMNIST/raw/*-ubyte.gz. The same seed gives the same bytes.
 """
 
 import gzip
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +33,11 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(gzip.compress(header + values.tobytes(), compresslevel=9, mtime=0))
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Write the four files."""
-    root = Path(sys.argv[1])
+    root = Path(arguments[0])
     TARGET.mkdir(parents=True, exist_ok=True)
     for stem, per_class in PER_CLASS.items():
         part = excerpt(load("fashionmnist", root, train=stem == "train"), per_class)
         write_idx(TARGET / f"{stem}-images-idx3-ubyte.gz", part.pixels[:, 0].numpy())
         write_idx(TARGET / f"{stem}-labels-idx1-ubyte.gz", part.labels.numpy().astype(np.uint8))
-
-
-if __name__ == "__main__":
-    main()

@@ -23,8 +23,8 @@ def apart(task: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any
 
 def in_one_line(error: BaseException) -> str:
     """What an exception says, without the folders of this machine."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    return re.sub(r"(/[\w.@+~-]+)+/", "", said)[:300]
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return re.sub(r"(/[\w.@+~-]+)+/", "", message)[:300]
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """What packing comes to: bytes beside entropy and general compressors, accuracy, latency, decoding.
 
-Run: python benchmarks/artifact_table.py measure RECIPE --data DIR --runs runs [--set KEY=VALUE ...]
-     python benchmarks/artifact_table.py curve RECIPE --data DIR --runs runs [--set KEY=VALUE ...]
-     python benchmarks/artifact_report.py
+Run: python -m benchmarks artifact measure RECIPE --data DIR --runs runs [--set KEY=VALUE ...]
+     python -m benchmarks artifact curve RECIPE --data DIR --runs runs [--set KEY=VALUE ...]
+     python -m benchmarks artifact report
 Records go to results/artifact/measured.jsonl, one line each; the stages that they need are made, or
 found under --runs. ``measure`` takes the recipe's chain (without its scan) to the packed file and
 measures that; ``--control NAME=FILE`` runs another float file on the same test images. ``curve``
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.artifact_report import write_report
 from secateur import environment
 from secateur.artifact.container import read_sections
 from secateur.artifact.packing import TAGS, pack, unpack
@@ -97,7 +98,7 @@ def measure(chain: Chain, controls: dict[str, Path]) -> Record:
         "decode_seconds": decoding(packed),
         "chosen": chain.stage("quantize").json("chosen.json").get("price"),
         "test_images": len(right["reference"]),
-        "right": {variant: int(found.sum()) for variant, found in right.items()},
+        "right": {variant: int(result.sum()) for variant, result in right.items()},
         "drop": against(right["reference"], right["quantized"]),
         "drop_from_pruned": against(right["pruned"], right["quantized"]),
         "controls": {name: control(chain, path, right, test) for name, path in controls.items()},
@@ -117,8 +118,8 @@ def control(chain: Chain, path: Path, right: dict[str, Any], test: Any) -> Recor
     """Another float network on the same test images, and what the packed one loses against it."""
     runtime = OnnxRuntime(path, 2)
     decided = [runtime.run(batch).argmax(1) for batch in batches(test, chain.prepare, 250)]
-    theirs = np.concatenate(decided) == test.labels.numpy()
-    return {"right": int(theirs.sum()), "drop": against(theirs, right["quantized"])}
+    others = np.concatenate(decided) == test.labels.numpy()
+    return {"right": int(others.sum()), "drop": against(others, right["quantized"])}
 
 
 def decoding(packed: bytes) -> list[float]:
@@ -178,17 +179,20 @@ def curve(chain: Chain, prices: tuple[float, ...]) -> Iterator[Record]:
         }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("measure", "curve"))
-    parser.add_argument("recipe")
+    parser.add_argument("command", choices=("measure", "curve", "report"))
+    parser.add_argument("recipe", nargs="?")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--control", action="append", default=[], metavar="NAME=FILE")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.command == "report":
+        write_report()
+        return
     recipe = load_recipe(options.recipe, options.set)
     chain = open_chain(recipe, Store(options.runs / "stages"), options.data, torch.device("cpu"))
     about = {
@@ -200,14 +204,10 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     if options.command == "measure":
         named = (given.partition("=") for given in options.control)
-        found = iter([measure(chain, {name: Path(path) for name, _, path in named})])
+        result = iter([measure(chain, {name: Path(path) for name, _, path in named})])
     else:
-        found = curve(chain, PRICES[2:15:2])
+        result = curve(chain, PRICES[2:15:2])
     with (OUT / "measured.jsonl").open("a", encoding="utf-8") as file:
-        for record in found:
+        for record in result:
             file.write(json.dumps(record | about) + "\n")
             file.flush()
-
-
-if __name__ == "__main__":
-    main()

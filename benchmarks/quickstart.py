@@ -1,13 +1,12 @@
-"""Take runs into results/, and set the README's table anew from the records there.
+"""Runs of ``secateur run``, copied into results/.
 
-Run: python tools/publish_results.py [RUN ...]
-Each RUN is a folder that `secateur run` wrote; without any, only the table is set.
+Run: python -m benchmarks quickstart RUN ...
+Each RUN is a folder that `secateur run` wrote.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 from secateur.records import Record, read_records
@@ -16,7 +15,6 @@ from secateur.report.findings import Findings
 from secateur.report.summary import HEADINGS, summary_rows
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- results: made by tools/publish_results.py -->", "<!-- end of results -->"
 
 
 def publish(run: Path) -> None:
@@ -48,7 +46,7 @@ def _says(name: str, records: list[Record]) -> str:
     spent = {stage: max(seconds, epochs.get(stage, 0)) for stage, seconds in spent.items()}
     bench = next(r for r in records if r.metric == "latency_ms")
     return (
-        f"**`secateur run {name}`** ([report](results/{name}/report.md)): {bench.network} on "
+        f"**`secateur run {name}`** ([report]({name}/report.md)): {bench.network} on "
         f"{bench.dataset}, {bench.geometry}, seed {bench.seed}. "
         f"Reference trained in {numbers.duration(spent['train'])}, whole chain "
         f"{numbers.duration(sum(spent.values()))}. {bench.processor}; {bench.runtime}, batch 1, "
@@ -56,21 +54,13 @@ def _says(name: str, records: list[Record]) -> str:
     )
 
 
-def readme(text: str) -> str:
-    """Return the README with the results between the two marks made anew."""
+def runs_block() -> str:
+    """All published runs for results/README.md."""
     folders = sorted(path.parent for path in (ROOT / "results").glob("*/records.jsonl"))
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n\n" + "\n\n".join(map(section, folders)) + f"\n\n{END}{tail}"
+    return "\n\n".join(map(section, folders))
 
 
-def main() -> None:
-    """Publish the runs named on the command line, then set the table."""
-    for run in sys.argv[1:]:
+def main(arguments: list[str]) -> None:
+    """Copy the runs named."""
+    for run in arguments:
         publish(Path(run.rstrip("/")))
-    path = ROOT / "README.md"
-    path.write_text(readme(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

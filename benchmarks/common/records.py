@@ -37,13 +37,13 @@ def append(path: Path, record: Record, packages: Iterable[str]) -> None:
 
 
 def _installed(packages: Iterable[str]) -> dict[str, str]:
-    found = {}
+    installed = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue  # its row says so
-    return found
+    return installed
 
 
 def is_there(path: Path, cell: Record) -> bool:

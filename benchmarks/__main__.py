@@ -1,0 +1,44 @@
+"""Run one benchmark by name: ``python -m benchmarks NAME ARGUMENTS``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+NAMES = (
+    "artifact",
+    "differences",
+    "int8",
+    "int8_recovery",
+    "ladder",
+    "peers",
+    "pruning_grid",
+    "quickstart",
+    "scan_speed",
+    "study",
+    "torchvision_zoo",
+    "training_speed",
+    "width_latency",
+)
+"""Modules of this package with ``main(arguments)``."""
+
+
+def summary(name: str) -> str:
+    """First line of a benchmark's docstring."""
+    return (import_module(f"benchmarks.{name}").__doc__ or "").splitlines()[0]
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark that the first argument names."""
+    if not arguments or arguments[0] not in NAMES:
+        for name in NAMES:
+            print(f"{name:<18}{summary(name)}")
+        sys.exit(2 if arguments else 0)
+    name, *rest = arguments
+    sys.argv[0] = f"{Path(sys.executable).name} -m benchmarks {name}"
+    import_module(f"benchmarks.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

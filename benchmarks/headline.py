@@ -1,0 +1,56 @@
+"""The few results that the README shows, each from the records of its own page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.common.markdown import drop_text
+from benchmarks.common.markdown import table as markdown_table
+from benchmarks.peers import report as peers
+from benchmarks.study import STUDY, cell_text, groups
+from secateur.report import numbers
+from secateur.study.cells import read_cells
+from secateur.study.measured import difference, machines, mean, rate, speed_up
+from secateur.study.published import DATASETS, TITLES
+
+COLUMNS = ["Network, images", "Accuracy lost, points", "File", "Faster", "Evidence"]
+
+
+def headline_block() -> str:
+    """A table: points lost, size of the file, speed-up, and the page with the evidence."""
+    return "\n".join(markdown_table(COLUMNS, [*_study_rows(), *_peer_rows()]))
+
+
+def _study_rows() -> Iterator[list[str]]:
+    cells = read_cells(STUDY)
+    for dataset in reversed(DATASETS):
+        for network, group in groups(cells, dataset).items():
+            size = mean(group, "packed", "size_bytes").value or 0
+            faster = speed_up(group, "packed", machines(group)[0])
+            yield [
+                f"{TITLES[network]}, {TITLES[dataset]}",
+                cell_text(difference(group, "reference", "packed")),
+                f"**{numbers.size(size)}**, {rate(group, 'packed', 'size_bytes').text} smaller",
+                f"{faster.text} than float on ONNX Runtime",
+                "[study](results/study/reproduction/report.md)",
+            ]
+
+
+def _peer_rows() -> Iterator[list[str]]:
+    for network in peers.networks(peers.read(peers.FOLDER)):
+        fastest, peer = network.fastest("ours"), network.fastest("int8")
+        drop = network.drop(fastest) if fastest else None
+        if fastest is None or peer is None or drop is None:
+            continue
+        to_eager, to_peer = network.ratio(peers.BASE, fastest), network.ratio(peer, fastest)
+        if to_eager is None or to_peer is None:
+            continue
+        name = network.about["network"].removesuffix("_x1_0")
+        yield [
+            f"{TITLES[name]}, {TITLES[network.about['data']]}, at 224x224",
+            drop_text(drop),
+            numbers.size(network.rows[fastest]["bytes"]),
+            f"{numbers.times(to_eager.value)} than eager PyTorch, "
+            f"{numbers.times(to_peer.value)} than the best int8 of other tools",
+            "[peers](results/peers/README.md)",
+        ]
