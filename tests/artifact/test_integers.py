@@ -95,7 +95,7 @@ def test_the_second_matrix_profits_from_the_first():
 
 @given(st.integers(1, 3000), st.integers(1, 3000))
 def test_tiles_cover_a_matrix_once(rows, columns):
-    tiles = _tiles((rows, columns))
+    tiles = list(_tiles((rows, columns)))
     area = sum((r.stop - r.start) * (c.stop - c.start) for r, c in tiles)
     assert area == rows * columns
     assert len(tiles) == len({(r.start, c.start) for r, c in tiles})

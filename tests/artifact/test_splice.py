@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from secateur.artifact.splice import cut_out, find_tensors, put_back
+from secateur.artifact.splice import cut_out, find_tensors, spread_out
 from secateur.errors import ArtifactError
 
 TENSORS = [
@@ -40,8 +40,12 @@ def test_what_is_cut_out_is_put_back():
     assert len(rest) == len(MODEL) - sum(cut.end - cut.start for cut in cuts)
     starts = [cut.start for cut in cuts]
     gaps = [s - e for s, e in zip(starts, [0, *(cut.end for cut in cuts)], strict=False)]
-    assert put_back(rest, gaps, [MODEL[cut.start : cut.end] for cut in cuts]) == MODEL
-    assert put_back(MODEL, [], []) == MODEL
+    back = spread_out(rest, [(gap, c.end - c.start) for gap, c in zip(gaps, cuts, strict=True)])
+    for cut in cuts:
+        assert not any(back[cut.start : cut.end])
+        back[cut.start : cut.end] = MODEL[cut.start : cut.end]
+    assert back == MODEL
+    assert spread_out(MODEL, []) == MODEL
 
 
 def test_fields_in_another_order_are_found_too():

@@ -20,18 +20,19 @@ comparisons decides, so that every platform finds the same contexts.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from secateur.artifact.stream import CHUNK_BITS, Stream, Symbols, Writer
+from secateur.artifact.stream import Stream, Symbols, Writer
 from secateur.errors import ArtifactError
 
-Matrix = npt.NDArray[np.int32]
-Buckets = npt.NDArray[np.uint8]
-_Way = Callable[[Stream, "Bank", "Bank", Matrix | None, tuple[int, int]], Matrix]
+Matrix = npt.NDArray[np.integer]
+_Values = Iterator[tuple[slice, Symbols]]
+"""Parts of a flat matrix, in order, with their integers."""
 
 _OCTAVES = 31
 LOWEST = np.array(
@@ -54,8 +55,10 @@ _TRUST = 2.0
 """Integers that count for the matrix's mean in that of a row or a column."""
 _FIRST, _SEEN = 1, 16
 """What a bucket counts before it was seen, and what each time adds."""
-_SLICE = 2**20
+_SLICE = 2**18
 """Integers whose signs and places are coded at a time."""
+_SIGN = 7
+"""The bit of a bucket's number that holds the sign: there are fewer than 2^7 buckets."""
 _MEMORY = 65536
 """Counts of a context are halved when they sum to more, so that it can change its mind."""
 
@@ -87,16 +90,25 @@ class Bank:
 
 
 def code_matrix(
-    stream: Stream, bank: Bank, gaps: Bank, matrix: Matrix | None, shape: tuple[int, int]
+    stream: Stream,
+    bank: Bank,
+    gaps: Bank,
+    matrix: Matrix | None,
+    shape: tuple[int, int],
+    out: Matrix | None = None,
 ) -> Matrix:
     """Code a matrix, dense or sparse.
+
+    Reading takes little more memory than ``out``, whatever the stream holds.
 
     Args:
         stream: A writer or a reader.
         bank: For magnitudes.
         gaps: For distances between integers that are not 0.
-        matrix: int32 of ``shape``, magnitudes up to ``bank.most``; None when reading.
+        matrix: Integers of ``shape``, magnitudes up to ``bank.most``; None when reading.
         shape: Rows and columns.
+        out: int8, uint8 or int32 zeros of ``rows * columns`` elements, which receive what is read;
+            None for new ones.
 
     Returns:
         The matrix.
@@ -104,99 +116,149 @@ def code_matrix(
     Raises:
         ArtifactError: The stream that is read contradicts itself.
     """
-    sparse = None
     if matrix is not None:
-        both = [_length(way, bank, gaps, matrix) for way in (_dense, _sparse)]
-        sparse = np.array([both[1] < both[0]], np.int32)
-    way = _sparse if stream.bits(sparse, np.ones(1, np.int32))[0] else _dense
-    return way(stream, bank, gaps, matrix, shape)
+        sparse = _is_shorter_sparse(bank, gaps, matrix)
+        stream.bits(np.array([sparse], np.int32), np.ones(1, np.int32))
+        (_write_sparse if sparse else _write_dense)(stream, bank, gaps, matrix)
+        return matrix
+    if out is None:
+        out = np.zeros(shape[0] * shape[1], np.int32)
+    if stream.bits(None, np.ones(1, np.int32))[0]:
+        _read_sparse(stream, bank, gaps, out)
+    else:
+        for part, values in _dense(stream, bank, None, shape, out):
+            _store(out, part, values)
+    return out.reshape(shape)
 
 
-def _length(way: _Way, bank: Bank, gaps: Bank, matrix: Matrix) -> int:
-    trial = Writer()
-    way(trial, copy.deepcopy(bank), copy.deepcopy(gaps), matrix, (len(matrix), matrix.shape[1]))
-    return len(trial.to_bytes())
+def _is_shorter_sparse(bank: Bank, gaps: Bank, matrix: Matrix) -> bool:
+    if 2 * np.count_nonzero(matrix) > matrix.size:
+        return False
+    lengths = []
+    for write in (_write_dense, _write_sparse):
+        trial = Writer()
+        write(trial, copy.deepcopy(bank), copy.deepcopy(gaps), matrix)
+        lengths.append(len(trial.to_bytes()))
+    return lengths[1] < lengths[0]
+
+
+def _write_dense(stream: Stream, bank: Bank, gaps: Bank, matrix: Matrix) -> None:
+    for _ in _dense(stream, bank, matrix, (len(matrix), matrix.shape[1])):
+        pass
+
+
+def _write_sparse(stream: Stream, bank: Bank, gaps: Bank, matrix: Matrix) -> None:
+    where = np.flatnonzero(matrix)
+    stream.bits(np.array([len(where)], np.int32), np.array([31], np.int32))
+    skipped = np.diff(where, prepend=-1).astype(np.int32) - 1
+    _write_dense(stream, gaps, gaps, skipped[None])
+    _write_dense(stream, bank, gaps, matrix.ravel()[where][None])
+
+
+def _read_sparse(stream: Stream, bank: Bank, gaps: Bank, out: Matrix) -> None:
+    """Mark the places of the integers in ``out`` by a 1, then replace each by its integer."""
+    count = int(stream.bits(None, np.array([31], np.int32))[0])
+    if count > len(out):
+        raise ArtifactError("a damaged stream", expected=f"at most {len(out)} integers", found=count)
+    last = -1
+    for _, skipped in _dense(stream, gaps, None, (1, count)):
+        where = last + np.cumsum(np.abs(skipped).astype(np.int64) + 1)
+        last = int(where[-1])
+        if last >= len(out):
+            raise ArtifactError(
+                "a damaged stream", expected=f"an index below {len(out)}", found=last
+            )
+        out[where] = 1
+    windows = (start + np.flatnonzero(out[start : start + _SLICE])
+               for start in range(0, len(out), _SLICE))  # fmt: skip
+    waiting = np.empty(0, np.int64)
+    for _, values in _dense(stream, bank, None, (1, count)):
+        while len(waiting) < len(values):
+            waiting = np.concatenate([waiting, next(windows)])
+        _store(out, waiting[: len(values)], values)
+        waiting = waiting[len(values) :]
+
+
+def _store(out: Matrix, where: slice | npt.NDArray, values: Symbols) -> None:
+    limits = np.iinfo(out.dtype)
+    if values.min() < limits.min or values.max() > limits.max:
+        raise ArtifactError(
+            "a damaged stream", expected=f"integers in {limits.min} to {limits.max}"
+        )
+    out[where] = values
 
 
 def _dense(
-    stream: Stream, bank: Bank, gaps: Bank, matrix: Matrix | None, shape: tuple[int, int]
-) -> Matrix:
-    known = None if matrix is None else _bucket(np.abs(matrix))
-    buckets, means = np.zeros(shape, np.uint8), _Means(shape)
+    stream: Stream,
+    bank: Bank,
+    matrix: Matrix | None,
+    shape: tuple[int, int],
+    out: Matrix | None = None,
+) -> _Values:
+    """Code all integers; yield them part by part.
+
+    Buckets are kept, with the signs in bit 7, until their part is yielded: in ``out`` itself where
+    it is of that shape, since each of its elements is stored only after its bucket was read.
+    """
+    if out is None:
+        buckets = np.empty(shape[0] * shape[1], np.uint8)
+    else:
+        buckets = out.view(np.uint8) if out.itemsize == 1 else out
+    grid, means = buckets.reshape(shape), _Means(shape)
     for rows, columns in _tiles(shape):
         contexts = means.contexts(rows, columns)
-        tile = None if known is None else known[rows, columns].ravel()
-        found = _code_buckets(stream, bank, tile, contexts.ravel()).reshape(contexts.shape)
-        buckets[rows, columns] = found
-        means.see(rows, columns, _TYPICAL[found])
-    values = _inside(stream, None if matrix is None else matrix.ravel(), buckets.ravel())
-    return values.reshape(shape)
+        tile = None
+        if matrix is not None:
+            tile = _bucket(np.abs(matrix[rows, columns].astype(np.int32))).ravel()
+        coded = _code_buckets(stream, bank, tile, contexts.ravel()).reshape(contexts.shape)
+        grid[rows, columns] = coded
+        means.see(rows, columns, _TYPICAL[coded])
+    return _inside(stream, None if matrix is None else matrix.ravel(), buckets)
 
 
-def _sparse(
-    stream: Stream, bank: Bank, gaps: Bank, matrix: Matrix | None, shape: tuple[int, int]
-) -> Matrix:
-    size = shape[0] * shape[1]
-    where = values = count = skipped = None
-    if matrix is not None:
-        where = np.flatnonzero(matrix)
-        values, count = matrix.ravel()[where][None], np.array([len(where)], np.int32)
-        skipped = np.diff(where, prepend=-1).astype(np.int32)[None] - 1
-    count = stream.bits(count, np.array([31], np.int32))
-    if count[0] > size:
-        raise ArtifactError("a damaged stream", expected=f"at most {size} integers", found=count[0])
-    inside = (1, int(count[0]))
-    skipped = _dense(stream, gaps, gaps, skipped, inside)
-    where = np.cumsum(np.abs(skipped[0]).astype(np.int64) + 1) - 1
-    if len(where) and where[-1] >= size:
-        raise ArtifactError("a damaged stream", expected=f"an index below {size}", found=where[-1])
-    found = np.zeros(size, np.int32)
-    found[where] = _dense(stream, bank, gaps, values, inside)[0]
-    return found.reshape(shape)
-
-
-def _tiles(shape: tuple[int, int]) -> list[tuple[slice, slice]]:
+def _tiles(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     """Tiles of 64 to 4096 integers, larger in a larger matrix, row by row of tiles."""
     area = min(max(shape[0] * shape[1] // 256, 64), 4096)
-    height = min(shape[0], _root(area))
+    height = min(shape[0], math.isqrt(area))
     width = min(shape[1], area // max(height, 1))
-    return [
-        (slice(top, min(top + height, shape[0])), slice(left, min(left + width, shape[1])))
-        for top in range(0, shape[0], max(height, 1))
-        for left in range(0, shape[1], max(width, 1))
-    ]
-
-
-def _root(area: int) -> int:
-    root = 1
-    while (root + 1) ** 2 <= area:
-        root += 1
-    return root
+    for top in range(0, shape[0], max(height, 1)):
+        for left in range(0, shape[1], max(width, 1)):
+            yield (
+                slice(top, min(top + height, shape[0])),
+                slice(left, min(left + width, shape[1])),
+            )
 
 
 class _Means:
-    """Mean magnitudes so far, of each row, each column, and all."""
+    """Mean magnitudes so far, of each row, each column, and all.
+
+    Tiles come row by row of tiles. So the rows of a tile have all been seen up to its left edge,
+    its columns down to its top edge, and sums of rows are only needed within one row of tiles.
+    """
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self._rows, self._columns = np.zeros((2, shape[0])), np.zeros((2, shape[1]))
+        self._shape = shape
+        self._rows, self._columns = np.zeros(0), np.zeros(0)
         self._total = self._count = 0.0
 
     def contexts(self, rows: slice, columns: slice) -> npt.NDArray[np.int64]:
         """The context at each place of a tile."""
         overall = (self._total + 4 * _START) / (self._count + 4)
-        row, column = (
-            (seen[0, place] + _TRUST * overall) / (seen[1, place] + _TRUST)
-            for seen, place in ((self._rows, rows), (self._columns, columns))
-        )
+        if columns.start == 0:
+            self._rows = np.zeros(rows.stop - rows.start)
+        above = self._columns[columns] if rows.start else np.zeros(columns.stop - columns.start)
+        row = (self._rows + _TRUST * overall) / (columns.start + _TRUST)
+        column = (above + _TRUST * overall) / (rows.start + _TRUST)
         expected = np.searchsorted(_EXPECTED, row[:, None] * (column / overall)[None])
         return expected * (len(_OVERALL) + 1) + int(np.searchsorted(_OVERALL, overall))
 
     def see(self, rows: slice, columns: slice, twice: npt.NDArray[np.int64]) -> None:
-        """Take note of a tile, given twice its magnitudes."""
-        self._rows[0, rows] += twice.sum(axis=1) / 2
-        self._columns[0, columns] += twice.sum(axis=0) / 2
-        self._rows[1, rows] += twice.shape[1]
-        self._columns[1, columns] += twice.shape[0]
+        """Add a tile, of which ``twice`` has twice the magnitudes."""
+        self._rows += twice.sum(axis=1) / 2
+        if rows.stop < self._shape[0]:  # there are tiles below
+            if rows.start == columns.start == 0:
+                self._columns = np.zeros(self._shape[1])
+            self._columns[columns] += twice.sum(axis=0) / 2
         self._total += float(twice.sum()) / 2
         self._count += twice.size
 
@@ -207,46 +269,44 @@ def _code_buckets(
     """Code a tile's buckets, those of one context together, so that each needs one call."""
     order = np.argsort(contexts.astype(np.uint8), kind="stable")  # quick for few bits
     sizes = np.bincount(contexts)
-    found, start = np.empty(len(contexts), np.int32), 0
+    coded, start = np.empty(len(contexts), np.int32), 0
     for context in np.flatnonzero(sizes).tolist():
         places = order[start : start + int(sizes[context])]
         some = None if known is None else known[places]
-        found[places] = stream.categorical(some, len(places), bank.counts[context])
+        coded[places] = stream.categorical(some, len(places), bank.counts[context])
         start += len(places)
-    bank.learn(contexts, found)
-    return found
+    bank.learn(contexts, coded)
+    return coded
 
 
 def _bucket(magnitudes: npt.NDArray) -> Symbols:
     return (np.searchsorted(LOWEST, magnitudes, side="right") - 1).astype(np.int32)
 
 
-def _inside(stream: Stream, known: Symbols | None, buckets: Buckets) -> Symbols:
-    """Code signs and places inside buckets; return the integers.
-
-    In slices, where the order of the bits allows it, so that a large tensor needs little more
-    memory than itself.
-    """
-    negative = np.zeros(len(buckets), np.bool_)
-    values = np.zeros(len(buckets), np.int32)
-    for part in _slices(buckets):
+def _inside(stream: Stream, known: Matrix | None, buckets: npt.NDArray) -> _Values:
+    """Code signs, and places inside buckets; yield the integers."""
+    parts = [slice(start, start + _SLICE) for start in range(0, len(buckets), _SLICE)]
+    for part in parts:
         filled = buckets[part] > 0
         signs = None if known is None else (known[part][filled] < 0).astype(np.int32)
-        one = np.ones(int(filled.sum()), np.int32)
-        negative[part][filled] = stream.bits(signs, one).astype(np.bool_)
-    for part in _slices(buckets):
-        filled = buckets[part] > 0
-        some = buckets[part][filled]
-        rest = None
-        if known is not None:
-            rest = (np.abs(known[part][filled]) - LOWEST[some]).astype(np.int32)
-        places = stream.bits(rest, _EXTRA[some])
-        values[part][filled] = (LOWEST[some] + places) * (1 - 2 * negative[part][filled])
-    return values
+        signs = stream.bits(signs, np.ones(np.count_nonzero(filled), np.int32))
+        buckets[part][filled] |= (signs << _SIGN).astype(buckets.dtype)
 
+    def filled_buckets(i: int) -> npt.NDArray:
+        some = buckets[parts[i]]
+        return some[some > 0] & (1 << _SIGN) - 1
 
-def _slices(buckets: Buckets) -> list[slice]:
-    """Parts of a matrix whose bits come one after another: all of it, if high halves come last."""
-    if buckets.size and _EXTRA[buckets.max()] > CHUNK_BITS:
-        return [slice(0, len(buckets))]
-    return [slice(start, start + _SLICE) for start in range(0, len(buckets), _SLICE)]
+    def places(i: int) -> Symbols:
+        assert known is not None
+        magnitudes = np.abs(known[parts[i]].astype(np.int32))
+        return (magnitudes[magnitudes > 0] - LOWEST[filled_buckets(i)]).astype(np.int32)
+
+    coded = stream.bits_in_parts(
+        None if known is None else places, lambda i: _EXTRA[filled_buckets(i)], len(parts)
+    )
+    for i, inside in enumerate(coded):
+        some = buckets[parts[i]]
+        magnitudes = LOWEST[filled_buckets(i)] + inside
+        values = np.zeros(len(some), np.int32)
+        values[some > 0] = np.where(some[some > 0] >> _SIGN, -magnitudes, magnitudes)
+        yield parts[i], values

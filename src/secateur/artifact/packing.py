@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from secateur.artifact.container import Section, read_sections, write_sections
-from secateur.artifact.splice import Cut, cut_out, find_tensors, put_back
+from secateur.artifact.splice import Cut, cut_out, find_tensors, spread_out
 from secateur.artifact.stream import Reader, Writer
 from secateur.artifact.tensors import DTYPES, FLOAT, Banks, can_code, code_tensor
 from secateur.errors import ArtifactError
 
 LIMIT = 2**28
-"""Bytes that an unpacked file may have unless the caller allows more. Decoding takes about ten
-times as much memory as the largest tensor."""
+"""Bytes that an unpacked file may have unless the caller allows more. Decoding takes twice as much
+memory at most, and some 50 MB."""
 
 _ABOUT, _REST, _CODE = TAGS = ("ABOU", "REST", "CODE")
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**20}]
@@ -67,34 +67,38 @@ class _Entry:
         return math.prod(self.shape) * DTYPES[self.kind].itemsize
 
 
-def pack(onnx: bytes, about: Mapping[str, Any]) -> bytes:
-    """Return the artifact of an ONNX file; unpacked it is ``onnx`` again, which is made sure of.
+def pack(onnx: bytes, about: Mapping[str, Any], limit: int = LIMIT) -> bytes:
+    """Return the artifact of an ONNX file; it is decoded once, to check that it gives ``onnx``.
 
     Args:
         onnx: The bytes of a self-contained ONNX file.
-        about: Plain data: provenance, measurements.
+        about: Plain data: provenance and measurements, at most 1 MiB of JSON.
+        limit: Bytes that ``onnx`` may have.
 
     Raises:
-        ArtifactError: ``onnx`` is not an ONNX file.
+        ArtifactError: ``onnx`` is not an ONNX file, or larger than ``limit``.
     """
+    _check_size(len(onnx), limit)
     about = dict(about) | {"onnx_sha256": hashlib.sha256(onnx).hexdigest(), "onnx_bytes": len(onnx)}
     writer, banks = Writer(), Banks()
     cuts, tensors = _codable(onnx)
     entries, end, seen = [], 0, _Scales()
-    for number, (cut, values) in enumerate(zip(cuts, tensors, strict=True)):
-        factors = seen.product(values, tensors[:number])
+    for cut, values in zip(cuts, tensors, strict=True):
+        factors = seen.product(values, tensors)
         entries.append(_Entry(cut.start - end, cut.kind, cut.shape, factors))
         end = cut.end
         if factors is None:
             code_tensor(writer, banks, values, DTYPES[cut.kind], cut.shape)
     rest = _table_line(entries) + cut_out(onnx, cuts)
+    text = json.dumps(about, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
+    _check_size(len(text), _MOST_ABOUT)
     sections = {
-        _ABOUT: _squeezed(json.dumps(about, ensure_ascii=False, allow_nan=False).encode()),
+        _ABOUT: _squeezed(text),
         _REST: _squeezed(rest),
         _CODE: Section(writer.to_bytes(), sum(entry.nbytes for entry in entries)),
     }
     packed = write_sections(sections)
-    if unpack(packed, limit=max(LIMIT, 2 * len(onnx))).onnx != onnx:
+    if unpack(packed, limit=2 * len(onnx)).onnx != onnx:
         raise ArtifactError("the file does not decode to what was packed; please report this")
     return packed
 
@@ -102,8 +106,8 @@ def pack(onnx: bytes, about: Mapping[str, Any]) -> bytes:
 def unpack(data: bytes, limit: int = LIMIT) -> Unpacked:
     """Return what an artifact holds, bit for bit as it was packed.
 
-    Nothing is allocated before the sizes that the header names have been held against ``limit``,
-    and only in proportion to them after.
+    Nothing is allocated before the sizes in the header have been checked against ``limit``. After
+    that, memory is at most twice those sizes, and some 50 MB.
 
     Args:
         data: The whole file.
@@ -115,24 +119,30 @@ def unpack(data: bytes, limit: int = LIMIT) -> Unpacked:
     """
     sections = read_sections(data, TAGS)
     size = sections[_REST].size + sections[_CODE].size
-    if size > limit or sections[_ABOUT].size > limit:
+    _check_size(size, limit)
+    about = read_about(sections)
+    entries, rest = _table(_unsqueezed(sections[_REST]), sections[_CODE].size)
+    onnx = spread_out(rest, [(entry.gap, entry.nbytes) for entry in entries])
+    del rest
+    _decode(Reader(sections[_CODE].stored), entries, onnx)
+    digest = hashlib.sha256(onnx).hexdigest()
+    if digest != about.get("onnx_sha256"):
+        raise ArtifactError(
+            "the file decodes to another network than it says",
+            expected=about.get("onnx_sha256"),
+            found=digest,
+        )
+    return Unpacked(bytes(onnx), about)
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
         raise ArtifactError(
             "larger than allowed",
             expected=f"at most {limit:,} bytes once unpacked",
             found=f"{size:,}",
-            remedy="if you trust the file, allow more with limit",
+            remedy="if you trust the file, allow more with --limit",
         )
-    about = read_about(sections)
-    entries, rest = _table(_unsqueezed(sections[_REST]), sections[_CODE].size)
-    parts = _decode(Reader(sections[_CODE].stored), entries)
-    onnx = put_back(rest, [entry.gap for entry in entries], parts)
-    if hashlib.sha256(onnx).hexdigest() != about.get("onnx_sha256"):
-        raise ArtifactError(
-            "the file decodes to another network than it says",
-            expected=about.get("onnx_sha256"),
-            found=hashlib.sha256(onnx).hexdigest(),
-        )
-    return Unpacked(onnx, about)
 
 
 def read_about(sections: Mapping[str, Section]) -> dict[str, Any]:
@@ -144,6 +154,7 @@ def read_about(sections: Mapping[str, Section]) -> dict[str, Any]:
     Raises:
         ArtifactError: It cannot be read.
     """
+    _check_size(sections[_ABOUT].size, _MOST_ABOUT)
     try:
         about = json.loads(_unsqueezed(sections[_ABOUT]))
     except (ValueError, RecursionError) as error:
@@ -169,29 +180,48 @@ def _codable(onnx: bytes) -> tuple[list[Cut], list[npt.NDArray]]:
 
 
 class _Scales:
-    """Finds tensors that are products of two before them, as the scales of biases are."""
+    """Finds tensors that are products of two before them, as the scales of biases are.
+
+    Only the last tensors are searched, so that the time is linear in their number.
+    """
 
     def __init__(self) -> None:
-        self._scalars: list[int] = []
-        self._by_shape: dict[tuple[int, ...], list[int]] = {}
         self._number = -1
+        self._scalars = _Recent(_SCALARS)
+        self._by_shape: dict[tuple[int, ...], _Recent] = {}
 
-    def product(self, values: npt.NDArray, before: list[npt.NDArray]) -> tuple[int, int] | None:
-        """Numbers of two tensors of ``before`` whose product ``values`` is, bit for bit."""
+    def product(self, values: npt.NDArray, tensors: list[npt.NDArray]) -> tuple[int, int] | None:
+        """Numbers of two earlier ones of ``tensors`` whose product ``values`` is, bit for bit."""
         self._number += 1
         if values.dtype.kind != "f" or values.ndim > 1:
             return None
-        scalars = np.array([before[i] for i in self._scalars], np.float32)
-        for other in reversed(self._by_shape.get(values.shape, [])):
-            first = scalars * before[other].flat[0]
-            for i in np.flatnonzero(first == values.flat[0])[::-1]:
-                factors = (self._scalars[i], other)
-                if _times(before, factors).tobytes() == values.tobytes():
-                    return factors
-        self._by_shape.setdefault(values.shape, []).append(self._number)
+        others = self._by_shape.setdefault(values.shape, _Recent(_OTHERS))
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = others.values[:, None] * self._scalars.values
+        alike = np.argwhere(products == values.flat[0])[::-1][:_TRIALS]  # the last ones first
+        for other, scalar in alike.tolist():
+            factors = (self._scalars.numbers[scalar], others.numbers[other])
+            if _times(tensors, factors).tobytes() == values.tobytes():
+                return factors
+        others.add(self._number, values.flat[0])
         if values.ndim == 0:
-            self._scalars.append(self._number)
+            self._scalars.add(self._number, values.flat[0])
         return None
+
+
+_SCALARS, _OTHERS, _TRIALS = 1024, 256, 64
+
+
+class _Recent:
+    """The first elements of the last ``most`` tensors of a kind, and their numbers."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.values, self.numbers = np.empty(0, np.float32), list[int]()
+
+    def add(self, number: int, value: np.float32) -> None:
+        self.values = np.append(self.values, value)[-self._most :]
+        self.numbers = [*self.numbers, number][-self._most :]
 
 
 def _times(tensors: list[npt.NDArray], factors: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -200,16 +230,20 @@ def _times(tensors: list[npt.NDArray], factors: tuple[int, int]) -> npt.NDArray[
         return np.asarray(scale * other, "<f4")
 
 
-def _decode(reader: Reader, entries: list[_Entry]) -> list[bytes]:
-    banks, tensors = Banks(), list[npt.NDArray]()
+def _decode(reader: Reader, entries: list[_Entry], onnx: bytearray) -> None:
+    """Decode each tensor into its place in ``onnx``, which holds zeros there."""
+    banks, tensors, at = Banks(), list[npt.NDArray](), 0
     for entry in entries:
+        at += entry.gap
+        dtype = DTYPES[entry.kind]
+        place = np.frombuffer(onnx, dtype, math.prod(entry.shape), at)
         if entry.factors is None:
-            values = code_tensor(reader, banks, None, DTYPES[entry.kind], entry.shape)
+            code_tensor(reader, banks, None, dtype, entry.shape, place)
         else:
-            values = _times(tensors, entry.factors)
-        tensors.append(values)
+            place[:] = _times(tensors, entry.factors).reshape(-1)
+        tensors.append(place.reshape(entry.shape))
+        at += entry.nbytes
     reader.finish()
-    return [values.tobytes() for values in tensors]
 
 
 # ---- the table
@@ -222,13 +256,20 @@ def _table_line(entries: list[_Entry]) -> bytes:
 
 _MOST_TENSORS = 2**14
 _MOST_SIDES = 8
+_MOST_LINE = _MOST_TENSORS * 160
+_MOST_ABOUT = 2**20
+"""Bytes of JSON, which takes up to thirty times as much memory when it is read."""
 
 
-def _table(data: bytes, size: int) -> tuple[list[_Entry], bytes]:
+def _table(data: bytes, size: int) -> tuple[list[_Entry], memoryview]:
     """Read the table and check it against ``size``, the bytes of all tensors."""
-    line, _, rest = data.partition(b"\n")
+    end = data.find(b"\n", 0, _MOST_LINE)
+    end = len(data) if end < 0 else end
+    rest = memoryview(data)[end + 1 :]
     try:
-        rows = json.loads(line)
+        if end > _MOST_LINE:
+            raise ValueError(f"a line of more than {_MOST_LINE:,} bytes")
+        rows = json.loads(data[:end])
         if not (isinstance(rows, list) and len(rows) <= _MOST_TENSORS):
             raise ValueError(f"more than {_MOST_TENSORS} tensors")
         entries: list[_Entry] = []

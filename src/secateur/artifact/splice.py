@@ -1,4 +1,4 @@
-"""Cutting the tensors out of the bytes of an ONNX file, and putting them back.
+"""Cutting the tensors out of the bytes of an ONNX file, and spreading the rest out again.
 
 The file is protobuf: fields, each a key (number and wire type, as a varint) and a value. A tensor's
 numbers stand in one place, ``ModelProto.graph (7) . initializer (5) . raw_data (9)``, so that the
@@ -58,19 +58,20 @@ def cut_out(data: bytes, cuts: list[Cut]) -> bytes:
     return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
 
 
-def put_back(rest: bytes, gaps: list[int], parts: list[bytes]) -> bytes:
-    """Undo :func:`cut_out`.
+def spread_out(rest: bytes | memoryview, holes: list[tuple[int, int]]) -> bytearray:
+    """Return the file of which :func:`cut_out` gave ``rest``, with zeros where tensors belong.
 
     Args:
-        rest: What it gave.
-        gaps: For each part the bytes of ``rest`` since the part before.
-        parts: The numbers of each cut.
+        rest: The bytes around the tensors.
+        holes: For each tensor the bytes of ``rest`` since the one before, and its own bytes.
     """
-    pieces, at = [], 0
-    for gap, part in zip(gaps, parts, strict=True):
-        pieces += [rest[at : at + gap], part]
-        at += gap
-    return b"".join([*pieces, rest[at:]])
+    data = bytearray(len(rest) + sum(size for _, size in holes))
+    at = source = 0
+    for gap, size in holes:
+        data[at : at + gap] = rest[source : source + gap]
+        at, source = at + gap + size, source + gap
+    data[at:] = rest[source:]
+    return data
 
 
 def _tensor(data: bytes, start: int, end: int) -> Cut | None:

@@ -1,8 +1,8 @@
 """Symbols to bits and back, by range coding: one protocol, so that both ways run the same code.
 
-A coder is given, at every step, distributions and sizes that follow from what was coded before.
-Writing, it is given the symbols too and returns them; reading, it finds them. Whoever codes
-something therefore says once how, and what is written is read.
+At every step a coder takes distributions and sizes that follow from what was coded before. A writer
+takes the symbols too and returns them; a reader decodes them. Each kind of data is therefore coded
+by one function, and what is written is read.
 
 The range coder is constriction's (Bamler 2022). Distributions are made of integer counts by one
 division and one multiplication of float64 each, so that every platform makes the same bits.
@@ -10,7 +10,8 @@ division and one multiplication of float64 each, so that every platform makes th
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import constriction
 import numpy as np
@@ -42,6 +43,18 @@ class Stream(Protocol):
     def bits(self, symbols: Symbols | None, widths: Symbols) -> Symbols:
         """Code evenly distributed symbols; number i is in [0, 2^widths[i]), widths in 0 to 31."""
 
+    def bits_in_parts(
+        self, symbols: Callable[[int], Symbols] | None, widths: Callable[[int], Symbols], count: int
+    ) -> Iterator[Symbols]:
+        """Code one long list as :meth:`bits` does, and yield it part by part.
+
+        Args:
+            symbols: Returns the symbols of part i; None when reading.
+            widths: Returns the widths of part i; it may be asked several times before that part is
+                yielded, and not after.
+            count: How many parts there are.
+        """
+
 
 class Writer:
     """Turns symbols into bytes."""
@@ -59,12 +72,31 @@ class Writer:
     def bits(self, symbols: Symbols | None, widths: Symbols) -> Symbols:
         """See :class:`Stream`."""
         assert symbols is not None
-        low = np.minimum(widths, CHUNK_BITS)
-        for part, width in ((symbols & ((1 << low) - 1), low), (symbols >> low, widths - low)):
-            some = width > 0
-            if some.any():
-                self._coder.encode(part[some], _uniform, _sizes(width[some]))
+        self._low_bits(symbols, widths)
+        self._high_bits(symbols, widths)
         return symbols
+
+    def bits_in_parts(
+        self, symbols: Callable[[int], Symbols] | None, widths: Callable[[int], Symbols], count: int
+    ) -> Iterator[Symbols]:
+        """See :class:`Stream`."""
+        assert symbols is not None
+        for code in (self._low_bits, self._high_bits):
+            for i in range(count):
+                code(symbols(i), widths(i))
+        yield from map(symbols, range(count))
+
+    def _low_bits(self, symbols: Symbols, widths: Symbols) -> None:
+        low = np.minimum(widths, CHUNK_BITS)
+        self._uniform(symbols & ((1 << low) - 1), low)
+
+    def _high_bits(self, symbols: Symbols, widths: Symbols) -> None:
+        self._uniform(symbols >> CHUNK_BITS, np.maximum(widths - CHUNK_BITS, 0))
+
+    def _uniform(self, symbols: Symbols, widths: Symbols) -> None:
+        some = widths > 0
+        if some.any():
+            self._coder.encode(symbols[some], _uniform, _sizes(widths[some]))
 
     def to_bytes(self) -> bytes:
         """Everything written so far."""
@@ -72,7 +104,7 @@ class Writer:
 
 
 class Reader:
-    """Finds the symbols again.
+    """Decodes the symbols.
 
     Args:
         data: What :meth:`Writer.to_bytes` gave.
@@ -85,7 +117,8 @@ class Reader:
     def __init__(self, data: bytes) -> None:
         if len(data) % 4:
             raise ArtifactError("a damaged stream", expected="whole words of 4 bytes")
-        self._coder = _queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        words = np.frombuffer(data, "<u4").astype(np.uint32, copy=False)
+        self._coder = _queue.RangeDecoder(words)
 
     def categorical(self, symbols: Symbols | None, count: int, weights: Weights) -> Symbols:
         """See :class:`Stream`."""
@@ -93,12 +126,31 @@ class Reader:
 
     def bits(self, symbols: Symbols | None, widths: Symbols) -> Symbols:
         """See :class:`Stream`."""
-        low, found = np.minimum(widths, CHUNK_BITS), np.zeros(len(widths), np.int32)
-        for shift, width in ((np.zeros_like(low), low), (low, widths - low)):
-            some = width > 0
-            if some.any():
-                found[some] |= self._decode(_uniform, _sizes(width[some])) << shift[some]
-        return found
+        values = self._uniform(self._coder, np.minimum(widths, CHUNK_BITS))
+        if len(widths) and widths.max() > CHUNK_BITS:
+            high = self._uniform(self._coder, np.maximum(widths - CHUNK_BITS, 0))
+            values |= high << CHUNK_BITS
+        return values
+
+    def bits_in_parts(
+        self, symbols: Callable[[int], Symbols] | None, widths: Callable[[int], Symbols], count: int
+    ) -> Iterator[Symbols]:
+        """See :class:`Stream`.
+
+        The high bits come after the low bits of all parts. To keep no more than a part in memory,
+        the low bits are decoded twice where there are high ones: to get past them, and to use them.
+        """
+        if not any(widths(i).max(initial=0) > CHUNK_BITS for i in range(count)):
+            yield from (self.bits(None, widths(i)) for i in range(count))
+            return
+        again = self._coder.clone()
+        for i in range(count):
+            self._uniform(self._coder, np.minimum(widths(i), CHUNK_BITS))
+        after = self._coder
+        for i in range(count):
+            values = self._uniform(again, np.minimum(widths(i), CHUNK_BITS))
+            high = self._uniform(after, np.maximum(widths(i) - CHUNK_BITS, 0))
+            yield values | high << CHUNK_BITS
 
     def finish(self) -> None:
         """Make sure that everything has been read.
@@ -109,9 +161,15 @@ class Reader:
         if not self._coder.maybe_exhausted():
             raise ArtifactError("a damaged stream", found="bytes after its end")
 
-    def _decode(self, *what: object) -> Symbols:
+    def _uniform(self, coder: Any, widths: Symbols) -> Symbols:
+        values, some = np.zeros(len(widths), np.int32), widths > 0
+        if some.any():
+            values[some] = self._decode(_uniform, _sizes(widths[some]), coder=coder)
+        return values
+
+    def _decode(self, *what: object, coder: Any = None) -> Symbols:
         try:
-            return self._coder.decode(*what)
+            return (coder or self._coder).decode(*what)
         except (AssertionError, ValueError) as error:
             raise ArtifactError("a damaged stream", found=error) from error
 

@@ -33,6 +33,10 @@ _FLOAT_HEAD = np.array([16, 16, 5], np.int32)
 """Widths: the smallest integer's low and high half, and how many zero bits are left out."""
 
 
+_CHUNK = 2**18
+"""Elements that are converted at a time."""
+
+
 class Banks:
     """What has been learned so far of each kind of tensor, matrices and vectors apart."""
 
@@ -41,13 +45,19 @@ class Banks:
 
     def of(self, dtype: np.dtype, shape: tuple[int, ...]) -> Bank:
         """The bank for magnitudes of tensors like this."""
-        kind = f"{dtype.name} {min(len(shape), 2)}"
-        return self._known.setdefault(kind, Bank(2**8 if dtype.itemsize == 1 else _MOST))
+        return self._bank(
+            f"{dtype.name} {min(len(shape), 2)}", 2**8 if dtype.itemsize == 1 else _MOST
+        )
 
     @property
     def gaps(self) -> Bank:
         """The bank for distances between integers that are not 0."""
-        return self._known.setdefault("gaps", Bank(_MOST))
+        return self._bank("gaps", _MOST)
+
+    def _bank(self, kind: str, most: int) -> Bank:
+        if kind not in self._known:
+            self._known[kind] = Bank(most)
+        return self._known[kind]
 
 
 def can_code(values: npt.NDArray) -> bool:
@@ -55,9 +65,10 @@ def can_code(values: npt.NDArray) -> bool:
     if values.size == 0 or values.size > _MOST:
         return False
     if values.dtype.kind == "f":
-        _, _, steps = _ladder(values)
-        return int(steps.max()) <= _MOST
-    return int(np.abs(values.astype(np.int64)).max()) <= _MOST
+        words = _words(values)
+        lowest = int(words.min())
+        return (int(words.max()) - lowest) >> _zeros(words, lowest) <= _MOST
+    return max(int(values.max()), -int(values.min())) <= _MOST
 
 
 def code_tensor(
@@ -66,6 +77,7 @@ def code_tensor(
     values: npt.NDArray | None,
     dtype: np.dtype,
     shape: tuple[int, ...],
+    out: npt.NDArray | None = None,
 ) -> npt.NDArray:
     """Code a tensor.
 
@@ -75,6 +87,7 @@ def code_tensor(
         values: Of that dtype and shape, and one that :func:`can_code`; None when reading.
         dtype: One of :data:`DTYPES`.
         shape: Of at least one element.
+        out: Zeros of that dtype, flat, which receive what is read; None for new ones.
 
     Returns:
         The tensor.
@@ -84,34 +97,55 @@ def code_tensor(
     """
     rows = shape[0] if len(shape) > 1 else 1
     flat = (rows, math.prod(shape) // rows)
-    bank = banks.of(dtype, shape)
-    matrix = head = None
-    if dtype.kind == "f":
-        if values is not None:
-            lowest, zeros, steps = _ladder(values)
-            matrix = steps.astype(np.int32).reshape(flat)
-            head = np.array([lowest & 0xFFFF, lowest >> 16, zeros], np.int32)
-        low, high, zeros = stream.bits(head, _FLOAT_HEAD).tolist()
-        steps = code_matrix(stream, bank, banks.gaps, matrix, flat).astype(np.int64)
-        words = _within(low + (high << 16) + (steps << zeros), 0, 2**32 - 1)
-        return words.astype("<u4").view(dtype).reshape(shape)
+    code = _code_floats if dtype.kind == "f" else code_matrix
     if values is not None:
-        matrix = values.astype(np.int32).reshape(flat)
-    found = code_matrix(stream, bank, banks.gaps, matrix, flat)
-    limits = np.iinfo(dtype)
-    return _within(found, limits.min, limits.max).astype(dtype).reshape(shape)
+        code(stream, banks.of(dtype, shape), banks.gaps, values.reshape(flat), flat)
+        return values
+    if out is None:
+        out = np.zeros(math.prod(shape), dtype)
+    code(stream, banks.of(dtype, shape), banks.gaps, None, flat, out)
+    return out.reshape(shape)
 
 
-def _ladder(values: npt.NDArray) -> tuple[int, int, npt.NDArray[np.int64]]:
-    """The bits of float32 as integers: the lowest, and the steps of 2^zeros from there to each."""
-    words = np.ascontiguousarray(values).view("<u4").astype(np.int64)
-    lowest = int(words.min())
-    together = int(np.bitwise_or.reduce(words - lowest, axis=None))
-    zeros = (together & -together).bit_length() - 1 if together else 0
-    return lowest, zeros, (words - lowest) >> zeros
+def _code_floats(
+    stream: Stream,
+    bank: Bank,
+    gaps: Bank,
+    values: npt.NDArray | None,
+    shape: tuple[int, int],
+    out: npt.NDArray | None = None,
+) -> None:
+    """Code float32: the lowest bit pattern, then the steps of 2^zeros from there to each."""
+    if values is not None:
+        words = _words(values)
+        lowest = int(words.min())
+        zeros = _zeros(words, lowest)
+        head = np.array([lowest & 0xFFFF, lowest >> 16, zeros], np.int32)
+        stream.bits(head, _FLOAT_HEAD)
+        steps = ((words - np.uint32(lowest)) >> np.uint32(zeros)).astype(np.int32)
+        code_matrix(stream, bank, gaps, steps.reshape(shape), shape)
+        return
+    assert out is not None
+    low, high, zeros = stream.bits(None, _FLOAT_HEAD).tolist()
+    lowest, steps, words = low + (high << 16), out.view("<i4"), out.view("<u4")
+    code_matrix(stream, bank, gaps, None, shape, steps)
+    for start in range(0, len(out), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        some = lowest + (steps[part].astype(np.int64) << zeros)
+        if some.min() < 0 or some.max() >= 2**32:
+            raise ArtifactError("a damaged stream", expected="32-bit words")
+        words[part] = some
 
 
-def _within(found: npt.NDArray, low: int, high: int) -> npt.NDArray:
-    if found.min() < low or found.max() > high:
-        raise ArtifactError("a damaged stream", expected=f"integers in {low} to {high}")
-    return found
+def _words(values: npt.NDArray) -> npt.NDArray[np.uint32]:
+    """The bits of float32 as integers, flat."""
+    return np.ascontiguousarray(values).reshape(-1).view("<u4")
+
+
+def _zeros(words: npt.NDArray[np.uint32], lowest: int) -> int:
+    """How many zero bits all distances from the lowest word end with."""
+    together = 0
+    for start in range(0, len(words), _CHUNK):
+        distances = words[start : start + _CHUNK] - np.uint32(lowest)
+        together |= int(np.bitwise_or.reduce(distances))
+    return (together & -together).bit_length() - 1 if together else 0
