@@ -39,7 +39,8 @@ from secateur.pruning.surgery import rebuild
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize
 from secateur.recipe import load_recipe
-from secateur.runtimes import Eager, OnnxRuntime, Runtime
+from secateur.runtimes import OnnxRuntime, Runtime
+from secateur.runtimes.eager import Eager
 from secateur.store import Stage, Store
 
 SIDE = 224

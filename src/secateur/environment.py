@@ -8,11 +8,13 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from secateur import __version__
 from secateur.errors import SecateurError
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
 
@@ -45,8 +47,8 @@ def may_saturate() -> bool:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python, Secateur and the libraries whose numerics matter."""
-    found = {"python": platform.python_version(), "secateur": __version__}
-    return found | {name: metadata.version(name) for name in _PACKAGES}
+    own = {"python": platform.python_version(), "secateur": __version__}
+    return own | {name: metadata.version(name) for name in _PACKAGES}
 
 
 @functools.cache
@@ -71,6 +73,8 @@ def commit() -> str:
 
 def threads() -> int:
     """Threads that torch computes with."""
+    import torch  # here, so that packed files are read without it
+
     return torch.get_num_threads()
 
 
@@ -80,6 +84,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         SecateurError: The device does not exist on this machine.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,16 +1,17 @@
 """What a network from a file may be: a classifier of known operators, of bounded memory and work.
 
-Checksums say that a file is whole, not that whoever made it meant well. Before a graph reaches a
-runtime it is therefore held against a list: no loops, branches, functions, custom operators or
-files beside it, and sizes that can be foretold.
+Checksums show that a file is complete, not that its author meant well. Before a graph reaches a
+runtime it is therefore checked: no loops, branches, functions, custom operators or external files,
+no NaN, and only sizes that follow from the shapes.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from secateur.errors import ArtifactError
 
@@ -31,6 +32,7 @@ MOST_VALUES = 2**27
 MOST_WORK = 2**36
 """Multiply-accumulates, or what comes to as much, for one image."""
 
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _MOST_NODES = 2**14
 _LARGEST_OPSET = 30
 
@@ -54,6 +56,7 @@ def check_network(data: bytes, most_values: int = MOST_VALUES) -> tuple[onnx.Mod
         _check_node(node)
     try:
         onnx.checker.check_model(model)
+        _check_numbers(model)
         shapes = _shapes(model, most_values)
     except ArtifactError:
         raise
@@ -79,6 +82,12 @@ def _check_parts(model: onnx.ModelProto) -> None:
             raise _forbidden("tensors in other files", tensor.name)
         if tensor.data_type == TensorProto.STRING:
             raise _forbidden("tensors of text", tensor.name)
+
+
+def _check_numbers(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _FLOATS and np.isnan(numpy_helper.to_array(tensor)).any():
+            raise _forbidden("a tensor that holds NaN", tensor.name)
 
 
 def _check_node(node: onnx.NodeProto) -> None:

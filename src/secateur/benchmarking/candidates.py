@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import onnx
 from torch import nn
 
 from secateur import recipe
-from secateur.artifact.packing import unpack
+from secateur.artifact.bounds import check_network
+from secateur.artifact.packing import LIMIT, unpack
+from secateur.disk import read_bytes
 from secateur.errors import SecateurError
 from secateur.models.build import build_network
 from secateur.onnx_ir.model import read_model
-from secateur.runtimes import RUNTIMES, Eager, OnnxRuntime, OpenVino, Runtime, open_file
+from secateur.runtimes import RUNTIMES, OnnxRuntime, OpenVino, Runtime, open_file
+from secateur.runtimes.eager import Eager
+from secateur.runtimes.screening import screen
 
 PACKED = ".sec"
 NETWORKS = get_args(recipe.Network.model_fields["name"].annotation)
@@ -118,8 +121,9 @@ def shape_of(path: Path) -> ClassifierShape:
         SecateurError: It is not a file of a classifier of square images.
     """
     if path.suffix == PACKED:
-        model = onnx.load_model_from_string(unpack(path.read_bytes()).onnx)
+        model, _ = check_network(unpack(read_bytes(path, LIMIT)).onnx)
     else:
+        screen(path, run=True)
         model = read_model(path)
     inputs, outputs = (
         [dim.dim_value for dim in value.type.tensor_type.shape.dim]

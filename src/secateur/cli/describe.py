@@ -128,10 +128,8 @@ def _packed(path: Path) -> Iterator[str]:
 
 
 def _onnx(path: Path) -> Iterator[str]:
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf's own error type differs between its versions
-        raise SecateurError("not an ONNX file", where=path, found=type(error).__name__) from error
+    screen(path)
+    model = parse(read_bytes(path, MOST_BYTES), path)
     for end, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
             sides = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]

@@ -20,6 +20,7 @@ from secateur.profiling.nodes import WARMUP, Node, gather, optimized_graph, prof
 from secateur.profiling.operators import MOVERS, is_quantized
 from secateur.runtimes import Array, OnnxRuntime, session_options
 from secateur.runtimes.onnx_runtime import is_saturation_free
+from secateur.runtimes.screening import screen
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def explain(path: Path, threads: int, repeats: int, size: int | None = None) -> 
         SecateurError: The file is not ONNX, ONNX Runtime cannot run it, or its input's shape is
             open and ``size`` is not given.
     """
+    screen(path, run=True, size=size)
     model = read_model(path)
     image = _image(model, size, path)
     runtime = OnnxRuntime(path, threads)

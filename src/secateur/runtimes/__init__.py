@@ -1,4 +1,7 @@
-"""What runs an exported file, behind one small protocol: a module for each runtime."""
+"""What runs an exported file, behind one small protocol: a module for each runtime.
+
+Importing this package does not import torch; :mod:`secateur.runtimes.eager` does.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secateur.errors import SecateurError
-from secateur.runtimes.eager import Eager
 from secateur.runtimes.onnx_runtime import SATURATION_FREE, OnnxRuntime, session_options
 from secateur.runtimes.open_vino import OpenVino
 from secateur.runtimes.protocol import Array, Runtime
@@ -15,7 +17,6 @@ __all__ = [
     "RUNTIMES",
     "SATURATION_FREE",
     "Array",
-    "Eager",
     "OnnxRuntime",
     "OpenVino",
     "Runtime",

@@ -11,6 +11,8 @@ from secateur import environment
 from secateur.errors import SecateurError
 from secateur.runtimes.protocol import Array
 
+onnxruntime.disable_telemetry_events()  # before the first session: it looks up a host for events
+
 SATURATION_FREE = "saturation_free"
 """Key of a file's metadata: ``true`` where no two products can overflow 16 bits."""
 
