@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,13 +15,27 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
+
+from secateur.escaping import printable
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """Print one plain line."""
-    stderr.print(line, markup=False)
+    """Print one plain line, control characters written out."""
+    stderr.print(printable(line), markup=False)
+
+
+def table(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+    """A plain table, control characters written out: the first column left, the others right."""
+    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for number, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
 
 
 class Ticker:
@@ -54,7 +68,7 @@ class _Lines(Ticker):
 
     def __init__(self, label: str, total: int, done: int) -> None:
         super().__init__(label, total, done)
-        self._found_done = done  # in no time of ours: a resumed training starts there
+        self._done_before = done  # a resumed training starts there; that took no time here
         self._start = self._last = time.monotonic()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
@@ -62,10 +76,10 @@ class _Lines(Ticker):
         now = time.monotonic()
         if now - self._last < self.EVERY and self.done < self.total:
             return
-        self._last, spent = now, now - self._start
-        left = spent / max(1, self.done - self._found_done) * (self.total - self.done)
+        self._last, elapsed = now, now - self._start
+        left = elapsed / max(1, self.done - self._done_before) * (self.total - self.done)
         tail = f"  {self.note}" if self.note else ""
-        say(f"{self.label}  {self.done}/{self.total}  {spent:.0f} s, {left:.0f} s left{tail}")
+        say(f"{self.label}  {self.done}/{self.total}  {elapsed:.0f} s, {left:.0f} s left{tail}")
 
 
 @contextmanager

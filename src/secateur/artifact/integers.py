@@ -159,7 +159,9 @@ def _read_sparse(stream: Stream, bank: Bank, gaps: Bank, out: Matrix) -> None:
     """Mark the places of the integers in ``out`` by a 1, then replace each by its integer."""
     count = int(stream.bits(None, np.array([31], np.int32))[0])
     if count > len(out):
-        raise ArtifactError("a damaged stream", expected=f"at most {len(out)} integers", found=count)
+        raise ArtifactError(
+            "a damaged stream", expected=f"at most {len(out)} integers", found=count
+        )
     last = -1
     for _, skipped in _dense(stream, gaps, None, (1, count)):
         where = last + np.cumsum(np.abs(skipped).astype(np.int64) + 1)

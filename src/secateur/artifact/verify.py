@@ -22,17 +22,17 @@ _BATCH = 500
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found.
+    """What :func:`verify` checked.
 
     Attributes:
         network: The network, decoded: header, checksums, hash and bounds are right.
         recorded: Images that the file says it is right on, of how many; None where it does not say.
-        found: Images that it is right on here; None where no data was given.
+        measured: Images that it is right on here; None where no data was given.
     """
 
     network: Classifier
     recorded: tuple[int, int] | None
-    found: int | None
+    measured: int | None
 
 
 def verify(path: Path, data: Path | None = None) -> Verified:

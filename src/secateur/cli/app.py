@@ -17,8 +17,9 @@ from secateur.cli import (
     inspect_commands,
     study_commands,
 )
-from secateur.console import stderr
-from secateur.errors import SecateurError
+from secateur.cli.signals import INTERRUPTED, exit_code, interrupt_on_signals
+from secateur.console import say
+from secateur.errors import InterruptedByUserError, SecateurError
 
 app = typer.Typer(
     name="secateur",
@@ -55,8 +56,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")  # it may stand anywhere
+    interrupt_on_signals()
     try:
         app()
+    except InterruptedByUserError as error:
+        _fail(str(error), exit_code(), debug)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer says nothing of a KeyboardInterrupt
+            _fail("interrupted", exit_code(), debug)
+        raise
     except SecateurError as error:
         _fail(str(error), error.exit_code, debug)
     except OSError as error:
@@ -70,5 +78,5 @@ def main() -> None:
 def _fail(line: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    stderr.print(f"secateur: {line}", markup=False)
+    say(f"secateur: {line}")
     sys.exit(code)

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import onnx
+from onnx import TensorShapeProto, ValueInfoProto
+from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from secateur.artifact.container import read_sections
 from secateur.artifact.packing import TAGS, read_about
+from secateur.console import table
+from secateur.disk import read_bytes
 from secateur.errors import SecateurError
+from secateur.onnx_ir.reader import MOST_BYTES, parse
 from secateur.recipe import load_recipe
 from secateur.records import read_records
+from secateur.runtimes.screening import screen
 from secateur.store import MANIFEST
 
+Parts = Iterator[str | Table]
 
-def describe(path: Path) -> Iterator[str]:
-    """Yield lines that say what ``path`` is and what it holds.
+
+def describe(path: Path) -> Parts:
+    """Yield lines and tables that say what ``path`` is and what it holds.
 
     Args:
         path: A run's or a stage's folder, or a file ending in .toml, .jsonl, .json, .safetensors,
@@ -72,80 +80,100 @@ def describe_groups(recipe: str, overrides: list[str] | None) -> Iterator[str]:
         yield f"{layer.name}: stays, {layer.reason}"
 
 
-def _stage(folder: Path) -> Iterator[str]:
+def _stage(folder: Path) -> Parts:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         yield f"stage {manifest['stage']} {manifest['id']}, made in {manifest['seconds']} s"
-        yield f"  on {manifest['processor']}, commit {manifest['commit']}"
-        yield f"  says {json.dumps(manifest['says'])}"
-        for name, identity in manifest["upstream"].items():
-            yield f"  reads {name} {identity}"
-        for name in manifest["files"]:
-            yield f"  file {name}: {(folder / name).stat().st_size:,} bytes"
+        facts = {
+            "processor": manifest["processor"],
+            "threads": manifest["threads"],
+            "commit": manifest["commit"],
+            "settings": json.dumps(manifest["says"]),
+        }
+        facts |= {f"reads {name}": identity for name, identity in manifest["upstream"].items()}
+        yield table(("", ""), facts.items())
+        sizes = [(name, f"{(folder / name).stat().st_size:,}") for name in manifest["files"]]
+        yield table(("file", "bytes"), sizes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SecateurError("damaged manifest", where=folder / MANIFEST, found=error) from error
 
 
-def _run(folder: Path) -> Iterator[str]:
+def _run(folder: Path) -> Parts:
     yield from _recipe(folder / "recipe.toml")
     yield from _records(folder / "records.jsonl")
 
 
-def _recipe(path: Path) -> Iterator[str]:
+def _recipe(path: Path) -> Parts:
     recipe = load_recipe(str(path))
     yield f"recipe {recipe.name} {recipe.id}: {recipe.description}"
     yield f"  {recipe.network.name} {recipe.geometry} on {recipe.data.name}, seed {recipe.seed}"
 
 
-def _records(path: Path) -> Iterator[str]:
+def _records(path: Path) -> Parts:
     records = read_records(path)
     yield f"{len(records)} records"
-    for record in records:
-        if record.at and record.metric not in ("top1_drop_points", "threshold_fraction"):
-            continue  # a point of a curve: the report shows those
-        bounds = "" if record.low is None else f"  [{record.low:.6g}, {record.high:.6g}]"
-        yield f"  {record.variant:<10} {record.metric:<20} {record.value:.8g}{bounds}  n={record.n}"
+    shown = [  # the points of curves are in the report
+        record
+        for record in records
+        if not record.at or record.metric in ("top1_drop_points", "threshold_fraction")
+    ]
+    yield table(
+        ("variant", "metric", "value", "low", "high", "n"),
+        (
+            (r.variant, r.metric, f"{r.value:.8g}", _bound(r.low), _bound(r.high), f"{r.n:,}")
+            for r in shown
+        ),
+    )
 
 
-def _tensors(path: Path) -> Iterator[str]:
+def _bound(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _tensors(path: Path) -> Parts:
     try:
         with safe_open(path, framework="np") as file:
             names = list(file.keys())
             yield f"{len(names)} tensors"
-            for name in names:
-                part = file.get_slice(name)
-                yield f"  {name}: {part.get_dtype()} {part.get_shape()}"
+            parts = [(name, file.get_slice(name)) for name in names]
+            rows = [(name, part.get_dtype(), part.get_shape()) for name, part in parts]
     except SafetensorError as error:
         raise SecateurError("damaged file", where=path, found=error) from error
+    yield table(("tensor", "type", "shape"), rows)
 
 
-def _packed(path: Path) -> Iterator[str]:
-    sections = read_sections(path.read_bytes(), TAGS)
-    for tag, section in sections.items():
-        yield f"  {tag}: {len(section.stored):,} bytes, {section.size:,} once unpacked"
-    for key, value in read_about(sections).items():
-        yield f"  {key}: {json.dumps(value, ensure_ascii=False)}"
+def _packed(path: Path) -> Parts:
+    sections = read_sections(read_bytes(path, MOST_BYTES), TAGS)
+    sizes = [(tag, f"{len(part.stored):,}", f"{part.size:,}") for tag, part in sections.items()]
+    yield table(("section", "bytes", "unpacked"), sizes)
+    about = read_about(sections).items()
+    yield table(("", ""), ((key, json.dumps(value, ensure_ascii=False)) for key, value in about))
 
 
-def _onnx(path: Path) -> Iterator[str]:
+def _onnx(path: Path) -> Parts:
     screen(path)
     model = parse(read_bytes(path, MOST_BYTES), path)
-    for end, values in (("input", model.graph.input), ("output", model.graph.output)):
-        for value in values:
-            sides = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-            yield f"  {end} {value.name}: {sides}"
-    counts: dict[str, int] = {}
-    for node in model.graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    yield "  nodes " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items()))
-    for entry in model.metadata_props:
-        yield f"  {entry.key}: {entry.value}"
+    yield table(
+        ("", "name", "shape"),
+        (
+            (end, value.name, [d.dim_param or d.dim_value for d in _sides(value)])
+            for end, values in (("input", model.graph.input), ("output", model.graph.output))
+            for value in values
+        ),
+    )
+    counts = Counter(node.op_type for node in model.graph.node)
+    yield table(("operator", "nodes"), sorted(counts.items()))
+    yield table(("metadata", ""), ((entry.key, entry.value) for entry in model.metadata_props))
 
 
-def _json(path: Path) -> Iterator[str]:
+def _sides(value: ValueInfoProto) -> Iterable[TensorShapeProto.Dimension]:
+    return value.type.tensor_type.shape.dim
+
+
+def _json(path: Path) -> Parts:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(read_bytes(path, MOST_BYTES))
+    except (ValueError, RecursionError) as error:
         raise SecateurError("not a JSON file", where=path, found=error) from error
     yield f"  {type(value).__name__} of {len(value)} entries" if hasattr(value, "__len__") else ""
 

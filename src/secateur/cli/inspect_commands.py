@@ -52,7 +52,7 @@ def show(
     """
     from secateur.cli.describe import describe
 
-    options.print_lines(describe(path))
+    options.show(describe(path))
 
 
 @app.command(rich_help_panel="Inspect")

@@ -11,10 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from secateur.errors import InterruptedByUserError
-from secateur.recipe import builtin_recipes
+from secateur.escaping import printable
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
+    from secateur.recipe import builtin_recipes
+
     return [name for name in builtin_recipes() if name.startswith(incomplete)]
 
 
@@ -45,6 +47,11 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. train.epochs=3."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Records on stdout, all else on stderr.")]
+UNPACKED_LIMIT = 2**28
+"""Bytes: the default of :data:`secateur.artifact.packing.LIMIT`, which is not imported for help."""
+Limit = Annotated[
+    int, typer.Option("--limit", metavar="BYTES", help="Size of the largest ONNX file.", min=1)
+]
 Threads = Annotated[int, typer.Option("--threads", help="Threads inside one operator.", min=1)]
 
 
@@ -65,13 +72,14 @@ def show(parts: Iterable[Any]) -> None:
     if not console.is_terminal:
         console.width = 160
     for part in parts:
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+        text = isinstance(part, str)
+        console.print(printable(part) if text else part, markup=False, soft_wrap=text)
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print each line on stdout."""
+    """Print each line on stdout, control characters written out."""
     for line in lines:
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 @contextmanager

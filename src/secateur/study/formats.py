@@ -10,6 +10,7 @@ from html import escape
 from itertools import groupby
 from typing import Literal, NamedTuple
 
+from secateur.escaping import csv_text, latex_text
 from secateur.report.numbers import NONE
 from secateur.report.render import markdown
 
@@ -119,7 +120,8 @@ class Table:
             marks = sorted({mark for entry in row for mark in entry.marks})
             pairs = zip(self.columns, row, strict=True)
             cells = [cell for column, entry in pairs for cell in _csv_cells(column, entry)]
-            writer.writerow([*cells, " ".join(self.footnotes[mark] for mark in marks)])
+            notes = " ".join(self.footnotes[mark] for mark in marks)
+            writer.writerow([*cells, csv_text(notes)])
         return file.getvalue()
 
     def to_latex(self) -> str:
@@ -128,11 +130,13 @@ class Table:
             return self.for_people.to_latex()
         layout = "l" * self.labels + "r" * (len(self.columns) - self.labels)
         blocks = (self._latex_rows(block) for block in self._blocks())
-        notes = [f"$^{{{_latex_mark(k)}}}$ {_latex(text)}" for k, text in self.footnotes.items()]
+        notes = [
+            f"$^{{{_latex_mark(k)}}}$ {latex_text(text)}" for k, text in self.footnotes.items()
+        ]
         return "\n".join(
             [
                 r"\begin{table*}",
-                rf"\caption{{{_latex(self.title)}}}",
+                rf"\caption{{{latex_text(self.title)}}}",
                 r"\resizebox{\textwidth}{!}{%",
                 rf"\begin{{tabular}}{{{layout}}}",
                 r"\toprule",
@@ -141,7 +145,7 @@ class Table:
                 "\n\\midrule\n".join(blocks),
                 r"\bottomrule",
                 r"\end{tabular}}",
-                *(rf"\par\footnotesize {note}" for note in [*notes, *map(_latex, self.notes)]),
+                *(rf"\par\footnotesize {note}" for note in [*notes, *map(latex_text, self.notes)]),
                 r"\end{table*}",
                 "",
             ]
@@ -182,12 +186,12 @@ class Table:
         empty = " & " * self.labels
         spans, rules, at = [], [], self.labels + 1
         for heading, columns in self._spans():
-            spans.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{_latex(heading)}}}")
+            spans.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{latex_text(heading)}}}")
             rules.append(rf"\cmidrule(lr){{{at}-{at + len(columns) - 1}}}")
             at += len(columns)
         yield rf"{empty}{' & '.join(spans)} \\"
         yield " ".join(rules)
-        names = [_latex(c.heading if c.who == "label" else c.who) for c in self.columns]
+        names = [latex_text(c.heading if c.who == "label" else c.who) for c in self.columns]
         yield rf"{' & '.join(names)} \\"
 
     @staticmethod
@@ -253,28 +257,9 @@ def _csv_keys(column: Column) -> list[str]:
 
 def _csv_cells(column: Column, entry: Entry) -> list[str]:
     if column.who == "label":
-        return [entry.text]
+        return [csv_text(entry.text)]
     numbers = [entry.value, entry.low, entry.high, entry.seeds]
     return ["" if n is None else repr(n) for n in numbers[: 4 if column.who == "ours" else 1]]
-
-
-_LATEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\N{MINUS SIGN}": "$-$",
-    "\N{EN DASH}": "--",
-    "×": r"$\times$",
-    "\n": " ",
-}
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def _latex_mark(k: int) -> str:
@@ -283,4 +268,6 @@ def _latex_mark(k: int) -> str:
 
 def _latex_entry(entry: Entry) -> str:
     marks = "".join(f"$^{{{_latex_mark(k)}}}$" for k in entry.marks)
-    return " ".join(part for part in (_latex(entry.text) + marks, _latex(entry.note)) if part)
+    return " ".join(
+        part for part in (latex_text(entry.text) + marks, latex_text(entry.note)) if part
+    )

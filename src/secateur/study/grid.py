@@ -121,7 +121,7 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
         SecateurError: One line that says what is wrong and what to try.
     """
     keep_freed_memory()
-    folder, store = cell.folder(out), Store(out / "stages", wait=True)
+    folder, store = cell.folder(out), _store(out, wait=True)
     folder.mkdir(parents=True, exist_ok=True)
     # Records of an older recipe would make a cell that is killed now look done.
     for stale in (RECORDS, DEMONSTRATION):
@@ -142,7 +142,7 @@ def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
     """
     path = cell.folder(out) / DEMONSTRATION
     if not path.exists():
-        store = Store(out / "stages", wait=True)
+        store = _store(out, wait=True)
         chain = open_chain(cell.recipe, store, data, choose_device(device))
         write_records(path, scan_without_masks(chain))
 
@@ -165,6 +165,15 @@ def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
         with suppress(StoreError):
             shutil.rmtree(chain.stage(name).folder)
     return True
+
+
+def _store(out: Path, **options: bool) -> Store:
+    """The stages that cells share.
+
+    The number of cells at a time decides the threads of each. A study that goes on with another
+    number reuses what is there; every record names the threads of its own stage.
+    """
+    return Store(out / "stages", any_threads=True, **options)
 
 
 Finished = Callable[[Cell, str | None], None]
@@ -207,8 +216,12 @@ def run_cells(
 
     with ThreadPoolExecutor(len(devices)) as threads_of_cells:
         started = {threads_of_cells.submit(run_one, cell): cell for cell in todo}
-        for future in as_completed(started):
-            finished(started[future], future.result())
+        try:
+            for future in as_completed(started):
+                finished(started[future], future.result())
+        except BaseException:  # Ctrl-C: start no other cell
+            threads_of_cells.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _alone(cell: Cell, out: Path, data: Path | None, device: str, threads: int) -> str | None:
