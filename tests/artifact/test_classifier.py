@@ -158,10 +158,10 @@ def test_the_recorded_accuracy_is_checked(off, tmp_path):
     data, about, right = gray_network(off)
     path = tmp_path / "net.sec"
     path.write_bytes(pack(data, about))
-    assert verify(path).found is None
+    assert verify(path).measured is None
     if abs(off) < 2:
         found = verify(path, tmp_path)
-        assert (found.recorded, found.found) == ((right + off, len_of(about)), right)
+        assert (found.recorded, found.measured) == ((right + off, len_of(about)), right)
         assert ("the same" if off == 0 else "rounding") in list(verified(path, tmp_path))[-1]
     else:
         with pytest.raises(ArtifactError, match="not as accurate as the file says"):

@@ -202,10 +202,9 @@ def _dense(
     Buckets are kept, with the signs in bit 7, until their part is yielded: in ``out`` itself where
     it is of that shape, since each of its elements is stored only after its bucket was read.
     """
-    if out is None:
-        buckets = np.empty(shape[0] * shape[1], np.uint8)
-    else:
-        buckets = out.view(np.uint8) if out.itemsize == 1 else out
+    buckets: Matrix = np.empty(shape[0] * shape[1], np.uint8) if out is None else out
+    if buckets.dtype == np.int8:
+        buckets = buckets.view(np.uint8)
     grid, means = buckets.reshape(shape), _Means(shape)
     for rows, columns in _tiles(shape):
         contexts = means.contexts(rows, columns)

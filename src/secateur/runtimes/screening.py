@@ -62,7 +62,7 @@ def screen(
         "OPENBLAS_NUM_THREADS": "1",
     }
     try:
-        done = subprocess.run(  # noqa: S603: no shell, and the path is inside JSON
+        done = subprocess.run(  # noqa: S603 (no shell, and the path is inside JSON)
             command, capture_output=True, timeout=5 * seconds, env=environment, check=False
         )
     except subprocess.TimeoutExpired:
