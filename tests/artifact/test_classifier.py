@@ -162,7 +162,9 @@ def test_the_recorded_accuracy_is_checked(off, tmp_path):
     if abs(off) < 2:
         found = verify(path, tmp_path)
         assert (found.recorded, found.measured) == ((right + off, len_of(about)), right)
-        assert ("the same" if off == 0 else "round differently") in list(verified(path, tmp_path))[-1]
+        assert ("the same" if off == 0 else "round differently") in list(verified(path, tmp_path))[
+            -1
+        ]
     else:
         with pytest.raises(ArtifactError, match="not as accurate as the file says"):
             verify(path, tmp_path)
