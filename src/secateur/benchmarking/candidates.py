@@ -13,13 +13,13 @@ from torch import nn
 from secateur import recipe
 from secateur.artifact.bounds import check_network
 from secateur.artifact.packing import LIMIT, unpack
+from secateur.artifact.screening import screen
 from secateur.disk import read_bytes
 from secateur.errors import SecateurError
 from secateur.models.build import build_network
 from secateur.onnx_ir.model import read_model
 from secateur.runtimes import RUNTIMES, OnnxRuntime, OpenVino, Runtime, open_file
 from secateur.runtimes.eager import Eager
-from secateur.runtimes.screening import screen
 
 PACKED = ".sec"
 NETWORKS = get_args(recipe.Network.model_fields["name"].annotation)

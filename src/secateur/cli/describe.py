@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 
 from secateur.artifact.container import read_sections
 from secateur.artifact.packing import TAGS, read_about
+from secateur.artifact.screening import screen
 from secateur.console import table
 from secateur.disk import read_bytes
 from secateur.errors import SecateurError
 from secateur.onnx_ir.reader import MOST_BYTES, parse
 from secateur.recipe import load_recipe
 from secateur.records import read_records
-from secateur.runtimes.screening import screen
 from secateur.store import MANIFEST
 
 Parts = Iterator[str | Table]

@@ -79,7 +79,7 @@ def pack_into(
 
 
 def _packed(source: Path, labels: Labels | None, limit: int) -> bytes:
-    from secateur.runtimes.screening import screen
+    from secateur.artifact.screening import screen
 
     screen(source, limit=limit)
     data, model = read_self_contained(source, limit)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from secateur import environment
+from secateur.artifact.screening import screen
 from secateur.benchmarking.timing import latencies
 from secateur.errors import SecateurError
 from secateur.onnx_ir.model import read_model
@@ -20,7 +21,6 @@ from secateur.profiling.nodes import WARMUP, Node, gather, optimized_graph, prof
 from secateur.profiling.operators import MOVERS, is_quantized
 from secateur.runtimes import Array, OnnxRuntime, session_options
 from secateur.runtimes.onnx_runtime import is_saturation_free
-from secateur.runtimes.screening import screen
 
 
 @dataclass(frozen=True)

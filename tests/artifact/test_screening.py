@@ -8,8 +8,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from helpers.artifacts import quantized
+from secateur.artifact.screening import check_operators, screen
 from secateur.errors import ArtifactError
-from secateur.runtimes.screening import check_operators, screen
 
 
 def write(path, *nodes, constants=None, opsets=(("", 18),), shape=(1, 3, 8, 8)):
