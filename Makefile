@@ -5,8 +5,8 @@ READY := .venv/ready
 
 .PHONY: run test check format requirements clean
 
-run: $(READY)  ## the main job: the quickstart recipe, with a report
-	$(BIN)/secateur run
+run: $(READY)  ## the main job: compress the network in the package, with a verdict and a report
+	$(BIN)/secateur compress
 
 test: $(READY)  ## every test
 	$(BIN)/pytest -q -n 2 --dist worksteal

@@ -92,6 +92,16 @@ class Augment(Part):
     cutout: Annotated[int, Field(ge=0, le=128)] = Field(
         default=0, description="Side in pixels of the square that is blanked; 0 disables it."
     )
+    resized_crop: Fraction = Field(
+        default=0.0,
+        description="Smallest share of the area that a random resized crop keeps; 0 disables it.",
+    )
+    rand_augment: Annotated[int, Field(ge=0, le=30)] = Field(
+        default=0, description="Magnitude of RandAugment's two operations; 0 disables it."
+    )
+    mixup: Annotated[float, Field(ge=0, le=10)] = Field(
+        default=0.0, description="Parameter of mixup's beta distribution; 0 disables it."
+    )
 
 
 class Start(Part):
@@ -116,6 +126,9 @@ class Train(Part):
     epochs: Count = Field(description="Number of epochs.")
     batch_size: Count = Field(default=128, description="Images per step.")
     learning_rate: Positive = Field(description="Peak learning rate.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="Stochastic gradient descent with momentum, or AdamW."
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Momentum.")
     nesterov: bool = Field(default=True, description="Use Nesterov momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
@@ -124,13 +137,13 @@ class Train(Part):
     decay_norms: bool = Field(
         default=False, description="Apply weight decay to biases and normalization parameters too."
     )
-    schedule: Literal["one-cycle", "step", "constant"] = Field(
+    schedule: Literal["one-cycle", "cosine", "step", "constant"] = Field(
         default="one-cycle",
-        description="`one-cycle` rises linearly, then falls linearly to 0; `step` multiplies by "
-        "step_factor at each milestone.",
+        description="`one-cycle` rises linearly, then falls linearly to 0; `cosine` falls as half "
+        "a cosine; `step` multiplies by step_factor at each milestone.",
     )
     warmup: Fraction = Field(
-        default=0.25, description="Fraction of all steps in which the one-cycle schedule rises."
+        default=0.25, description="Fraction of all steps in which the learning rate rises first."
     )
     milestones: tuple[Fraction, ...] = Field(
         default=(), description="Fractions of training at which the step schedule multiplies."

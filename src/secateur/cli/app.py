@@ -12,6 +12,7 @@ from secateur import __version__
 from secateur.cli import (
     bench_commands,
     chain_commands,
+    compress_command,
     demo_commands,
     file_commands,
     inspect_commands,
@@ -30,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _FAMILIES = (
+    compress_command,
     chain_commands,
     file_commands,
     demo_commands,

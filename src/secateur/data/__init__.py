@@ -1,5 +1,6 @@
 """Images as uint8, split once by seed, and prepared for a network batch by batch."""
 
+from secateur.data.distortions import distort, mix
 from secateur.data.folder import Folder, load_folder
 from secateur.data.images import Images, MappedPixels, augment, batches
 from secateur.data.sources import CLASSES, load
@@ -14,10 +15,12 @@ __all__ = [
     "Preparation",
     "augment",
     "batches",
+    "distort",
     "draw",
     "load",
     "load_folder",
     "mislabel",
+    "mix",
     "normalization",
     "split",
 ]

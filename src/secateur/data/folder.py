@@ -89,6 +89,11 @@ class Folder:
         """Images to choose by."""
         return self.source.take(self.split[1])
 
+    @property
+    def test_images(self) -> int:
+        """How many images :attr:`test` has; none is opened."""
+        return len(self._test_files)
+
     @cached_property
     def test(self) -> Images:
         """Images that are opened once, at the end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -46,6 +46,7 @@ def train(
     masks: Mapping[str, Tensor] | None = None,
     teacher: Teacher | None = None,
     built_from: recipe.Network | None = None,
+    stop: Callable[[Sequence[Epoch]], bool] | None = None,
     label: str = "train",
 ) -> tuple[nn.Module, list[Epoch]]:
     """Train ``network`` in place, from ``checkpoint`` where that exists.
@@ -61,6 +62,7 @@ def train(
         masks: See :class:`Trainer`.
         teacher: See :class:`Trainer`.
         built_from: What ``network`` was built from, for the stem of ``config.start``.
+        stop: Asked after each epoch but the last; True ends training there.
         label: Stands before the progress.
 
     Returns:
@@ -76,6 +78,8 @@ def train(
     behind = steps * len(trainer.history)
     with progress(label, steps * config.epochs, behind) as tick, fast_small_maps(*trainer.networks):
         while not _done(trainer.history, config, len(training)):
+            if stop is not None and trainer.history and stop(trainer.history):
+                break
             note = _epoch(trainer, training, validation, built_from, prepare, tick)
             trainer.save(checkpoint)
             tick.advance(0, note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur import recipe
-from secateur.data import Images, Preparation, augment
+from secateur.data import Images, Preparation, augment, distort, mix
 from secateur.errors import TrainingError
 from secateur.recipe import content_id
 from secateur.training.checkpoint import read_checkpoint, write_checkpoint
@@ -42,12 +42,15 @@ def learning_rate(config: recipe.Train, step: int, steps: int) -> float:
     """Learning rate of 0-based ``step`` out of ``steps``.
 
     One-cycle rises linearly from near zero to the peak over ``warmup``, then falls linearly to near
-    zero (Smith & Topin 2018, without the momentum cycle).
+    zero (Smith & Topin 2018, without the momentum cycle). Cosine rises alike and falls as half a
+    cosine (Loshchilov & Hutter 2017, equation 5, without restarts).
     """
     peak = config.learning_rate
     if config.schedule == "constant":
         return peak
     done = (step + 0.5) / steps  # the middle of the step, so neither end is exactly zero
+    if config.schedule == "cosine":
+        return peak * min(1.0, done / max(config.warmup, 1e-9)) * _cosine(done, config.warmup)
     if config.schedule == "step":
         return peak * config.step_factor ** sum(done >= at for at in config.milestones)
     if done < config.warmup:
@@ -73,6 +76,35 @@ class Teacher:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return scores, float32 (N, classes), of uint8 ``pixels``."""
         return self.network(self.prepare(pixels)).float()
+
+
+def _cosine(done: float, warmup: float) -> float:
+    """Factor of the peak after the rise, in [0, 1]."""
+    return 0.5 * (1 + math.cos(math.pi * max(0.0, done - warmup) / (1 - warmup)))
+
+
+_SLOTS = {
+    "momentum_buffer": "momentum",
+    "exp_avg": "first_moment",
+    "exp_avg_sq": "second_moment",
+    "step": "step",
+}
+"""What optimizers keep of a parameter, and what it is called in a checkpoint."""
+
+
+def _optimizer(
+    config: recipe.Train, decayed: Sequence[nn.Parameter], spared: Sequence[nn.Parameter]
+) -> torch.optim.Optimizer:
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov
+    )
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -121,15 +153,7 @@ class Trainer:
         self._kept = [mask.to(device, torch.float32) for mask in masks.values()]
         decayed = [p for p in parameters.values() if config.decay_norms or p.ndim > 1]
         spared = [p for p in parameters.values() if not config.decay_norms and p.ndim <= 1]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": spared, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=config.nesterov and config.momentum > 0,
-        )
+        self.optimizer = _optimizer(config, decayed, spared)
         self.history: list[Epoch] = []
         self._steps = 0
 
@@ -145,7 +169,7 @@ class Trainer:
 
         Args:
             images: Prepared float32, shape (N, C, R, R).
-            labels: int64, shape (N,).
+            labels: int64, shape (N,); or a probability for each class, float32 (N, classes).
             rate: Learning rate.
             pixels: What ``images`` were prepared from, for the teacher; uint8, (N, C, H, W).
         """
@@ -206,9 +230,10 @@ class Trainer:
         if self.config.ema:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            momentum = self.optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
+            slots = self.optimizer.state[parameter]
+            for slot, prefix in _SLOTS.items():
+                if slots.get(slot) is not None:
+                    tensors[f"{prefix}.{name}"] = slots[slot]
         state = {"steps": self._steps, "history": [vars(epoch) for epoch in self.history]}
         write_checkpoint(path, self.identity, tensors, state)
 
@@ -227,9 +252,12 @@ class Trainer:
         if self.config.ema:
             self.average.load_state_dict(part("average"))
         parameters = dict(self.network.named_parameters())
-        for name, momentum in part("momentum").items():
-            like = parameters[name]
-            self.optimizer.state[like]["momentum_buffer"] = torch.empty_like(like).copy_(momentum)
+        for slot, prefix in _SLOTS.items():
+            for name, stored in part(prefix).items():
+                like = parameters[name]
+                # A moment has its parameter's memory format; a step count has none.
+                value = torch.empty_like(like).copy_(stored) if stored.ndim else stored
+                self.optimizer.state[like][slot] = value
         self._steps = state["steps"]
         self.history = [Epoch(**epoch) for epoch in state["history"]]
 
@@ -254,8 +282,12 @@ class Trainer:
             for step in range(steps):
                 chosen = order[step * size : (step + 1) * size]
                 pixels = augment(images.pixels[chosen], config.augment, generator)
+                pixels = distort(pixels, config.augment)
+                pixels, labels = mix(
+                    pixels, images.labels[chosen], len(images.classes), config.augment
+                )
                 rate = learning_rate(config, epoch * steps + step, config.epochs * steps)
-                total += self.step(prepare(pixels), images.labels[chosen], rate, pixels)
+                total += self.step(prepare(pixels), labels, rate, pixels)
                 tick.advance()  # type: ignore[attr-defined]
                 if (step + 1) % _CHECK_EVERY == 0 or step + 1 == steps:
                     _check_finite(total, epoch)

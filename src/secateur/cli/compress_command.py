@@ -1,0 +1,105 @@
+"""``secateur compress``: a trained network in, files that ship and a verdict out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli import options
+from secateur.console import say
+
+app = typer.Typer()
+
+MISSED = 3
+"""Exit code where the goal is missed or the images cannot tell."""
+
+
+@app.command("compress", rich_help_panel="Your own network")
+def compress(
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="[NETWORK]",
+            help="torchvision:NAME, timm:NAME, file.py:function (runs that file), program.pt2, "
+            "weights of --network, or recipe.toml of an earlier run. Default: the trained network "
+            "in the package, on the excerpt of FashionMNIST in it.",
+        ),
+    ] = "",
+    description: Annotated[
+        str, typer.Option("--network", metavar="NAME", help="The network of a file of weights.")
+    ] = "",
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help=".safetensors, .pt or .pth; runs no code."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder of images, by class.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", metavar="POINTS", help="Accuracy that may be lost. Default: 1."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="latency (default), size or macs.")
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option("--latency", metavar="TIME", help="Goal for one image, e.g. 2ms.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="BYTES", help="Goal for net.sec, e.g. 300kB.")
+    ] = None,
+    within: Annotated[
+        str | None, typer.Option("--within", metavar="TIME", help="Time limit, e.g. 30m.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Fine-tuning of each candidate.", min=0)
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", metavar="PIXELS", help="Side of the input.", min=1)
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option("--resize", metavar="PIXELS", help="Shorter side before the crop.", min=1),
+    ] = None,
+    mean: Annotated[
+        str, typer.Option("--mean", help="Per channel, in [0, 1], e.g. 0.5,0.5,0.5.")
+    ] = "",
+    std: Annotated[str, typer.Option("--std", help="Likewise.")] = "",
+    threads: options.Threads = 2,
+    seed: options.Seed = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that receives everything.")
+    ] = Path("compressed"),
+    device: options.Device = "auto",
+) -> None:
+    """Compress a trained network under a limit on the accuracy it may lose, and test the result.
+
+    Cost: under 3 minutes on two cores without arguments; else the plan says, and --within limits.
+
+    Exit code: 0 if the goal is met, 3 if it is missed or the test images cannot tell; the best file
+    is kept in both cases.
+
+    Examples:
+        secateur compress
+
+        secateur compress resnet18.pt --network torchvision:resnet18 --data images/ --max-drop 0.5
+
+        secateur compress my_model.py:build --weights best.safetensors --data images/ --within 30m
+    """
+    from secateur.compression.command import Arguments, compress_command
+
+    arguments = Arguments(
+        network=network, description=description, weights=weights, data=data, max_drop=max_drop,
+        target=target, latency=latency, size=size, within=within, epochs=epochs,
+        image_size=image_size, resize=resize, mean=mean, std=std, threads=threads, seed=seed,
+        device=device,
+    )  # fmt: skip
+    with options.resumable():
+        result = compress_command(arguments, out)
+    typer.echo(f"The result {result.verdict}.")
+    typer.echo(f"It is {result.summary}.")
+    say(f"files: {out}; report: {result.report}")
+    if result.verdict.kind != "meets":
+        raise typer.Exit(MISSED)

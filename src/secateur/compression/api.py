@@ -1,0 +1,154 @@
+"""One call from a trained network to files that ship, with the proof of what they cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from secateur.compression.candidate_stages import Stages
+from secateur.compression.deliver import deliver
+from secateur.compression.estimate import Estimate, measure_step
+from secateur.compression.final import measure_final
+from secateur.compression.inputs import Inputs, read_problem
+from secateur.compression.preflight import check, plan_lines
+from secateur.compression.problem import Problem
+from secateur.compression.report_data import write_page
+from secateur.compression.search import Search
+from secateur.compression.settings import Settings, Target
+from secateur.compression.verdict import Verdict
+from secateur.console import say
+from secateur.environment import choose_device
+from secateur.store import Store
+from secateur.training.cpu import keep_freed_memory
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a compression came to.
+
+    Attributes:
+        verdict: Of the test against the allowed loss.
+        onnx: The file that ships.
+        packed: The same, packed.
+        report: A page for people.
+        curve: Accuracy, bytes and latency of every candidate, as CSV.
+        model: The smaller network before quantization, in PyTorch, in inference mode.
+        summary: What became smaller and faster, in one sentence.
+    """
+
+    verdict: Verdict
+    onnx: Path
+    packed: Path
+    report: Path
+    curve: Path
+    model: nn.Module
+    summary: str
+
+
+def compress(
+    model: nn.Module | str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    weights: str | Path | None = None,
+    max_drop: float = 1.0,
+    target: Target = "latency",
+    latency_ms: float | None = None,
+    size_bytes: int | None = None,
+    within_seconds: float | None = None,
+    out: str | Path = "compressed",
+    device: str = "auto",
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    settings: Settings | None = None,
+) -> Result:
+    """Compress a trained classifier as far as the allowed loss of accuracy permits.
+
+    The given network is the reference and the teacher. Candidates are compared on validation
+    images; the test images are read once, for the file that ships. A run that was interrupted goes
+    on where it was.
+
+    Args:
+        model: A network, or its description: see
+            :func:`secateur.models.networks.build_described`; None for the network in this package.
+        data: Folder of images; None for the excerpt of FashionMNIST in this package.
+        weights: File with the weights of a described network.
+        max_drop: Accuracy that may be lost, in percentage points, in (0, 100).
+        target: What becomes as small as possible: ``latency``, ``size`` or ``macs``.
+        latency_ms: Instead: the time that one image may take, in ms.
+        size_bytes: Instead: the bytes that the packed file may have.
+        within_seconds: Time the search may take, kept to a tenth.
+        out: Folder that receives everything.
+        device: As in :func:`secateur.environment.choose_device`.
+        image_size: Side in pixels of the network's square input.
+        mean: Per channel, in units of [0, 1].
+        std: Per channel, in units of [0, 1].
+        settings: Everything else; the goal's arguments above replace those in it.
+
+    Raises:
+        SecateurError: One line that says what is wrong and what to try.
+    """
+    keep_freed_memory()
+    settings = settings or Settings()
+    goal = settings.goal.model_copy(
+        update={
+            "max_drop": max_drop,
+            "target": "size" if size_bytes and not latency_ms else target,
+            "latency_ms": latency_ms,
+            "size_bytes": size_bytes,
+            "within_seconds": within_seconds,
+        }
+    )
+    settings = Settings.model_validate(settings.model_dump() | {"goal": goal.model_dump()})
+    own = model if isinstance(model, nn.Module) else None
+    inputs = Inputs(
+        network=type(model).__name__ if own is not None else str(model or Inputs.network),
+        weights=Path(weights) if weights else None,
+        data=Path(data) if data else None,
+        image_size=image_size, mean=mean, std=std, seed=settings.seed,
+    )  # fmt: skip
+    problem = read_problem(inputs, choose_device(device), own)
+    return run(problem, settings, inputs, Path(out))
+
+
+def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Result:
+    """Compress a problem: plan, search, verdict, files."""
+    start = time.monotonic()
+    store = Store(out / "stages")
+    estimate = _estimate(problem, settings)
+    check(problem, settings, estimate, out)
+    epochs = settings.tune.epochs
+    for line in plan_lines(problem, settings, estimate, epochs):
+        say(line)
+    stages = Stages(problem, settings, store)
+    search = Search(stages, settings, estimate, epochs)
+    chosen = search.run()
+    final = measure_final(stages, chosen)
+    deliver(out, stages, inputs, settings, search.tried, chosen, final)
+    seconds = time.monotonic() - start
+    write_page(out, stages, inputs, settings, search.tried, chosen, final, seconds)
+    return Result(
+        final.verdict,
+        out / "net.onnx",
+        out / "net.sec",
+        out / "report.html",
+        out / "curve.csv",
+        stages.network(chosen.candidate),
+        final.summary,
+    )
+
+
+def _estimate(problem: Problem, settings: Settings) -> Estimate:
+    step, forward = measure_step(problem)
+    calibrated = settings.quantize.images + settings.quantize.scan_images
+    return Estimate(
+        step,
+        forward,
+        len(problem.training),
+        calibrated + len(problem.validation),
+        problem.test_images,
+        settings.goal.within_seconds,
+    )

@@ -1,0 +1,289 @@
+"""Makes and measures candidates; each is a stage of the store, so that a run can be repeated."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.artifact.packing import pack
+from secateur.benchmarking.cost import macs, parameters
+from secateur.benchmarking.timing import latencies
+from secateur.compression.candidate import Candidate, Measured, Removal
+from secateur.compression.problem import Problem
+from secateur.compression.settings import Settings
+from secateur.compression.verdict import Right
+from secateur.data import Images, batches
+from secateur.onnx_ir.export import export_onnx
+from secateur.pruning.plan import Plan
+from secateur.pruning.removal import plan_removal
+from secateur.pruning.surgery import rebuild, remove
+from secateur.quantization.qdq import write_qdq
+from secateur.quantization.quantize import quantize
+from secateur.quantization.validation import Judge
+from secateur.runtimes import Runtime, open_file
+from secateur.store import Stage, Store, save_tensors, write_bytes, write_json, write_text
+from secateur.training.checkpoint import remove_checkpoints
+from secateur.training.evaluation import BATCH, leave_gradients
+from secateur.training.loop import train
+from secateur.training.trainer import Epoch, Teacher
+
+GRADIENT_IMAGES = 2000
+"""Training images whose mean gradient first-order importance uses."""
+
+Hopeless = Callable[[Sequence[Epoch]], str]
+"""Says after each epoch why a candidate is given up; an empty string lets it go on."""
+
+
+def evaluate(runtime: Runtime, images: Images, problem: Problem) -> Right:
+    """Tell for each image whether a file is right, shape (n,)."""
+    decided = [runtime.run(batch).argmax(1) for batch in batches(images, problem.prepare, BATCH)]
+    return np.concatenate(decided) == images.labels.cpu().numpy()
+
+
+class Stages:
+    """The stages of one compression.
+
+    Args:
+        problem: What is compressed.
+        settings: How.
+        store: Keeps the stages.
+    """
+
+    def __init__(self, problem: Problem, settings: Settings, store: Store) -> None:
+        self.problem, self.settings, self.store = problem, settings, store
+
+    # ---- the given network
+
+    @cached_property
+    def reference(self) -> Stage:
+        """The given network as a float file, and what it decides on validation."""
+        says = {**self.problem.identity, "metadata": self.metadata}
+        return self.store.stage("reference", says, {}, self._make_reference)
+
+    def _make_reference(self, folder: Path) -> None:
+        network = copy.deepcopy(self.problem.network).cpu()
+        path = folder / "net.onnx"
+        export_onnx(network, self.problem.input_shape, path, self.metadata)
+        right = evaluate(self._open(path), self.problem.validation, self.problem)
+        save_tensors(folder / "right.safetensors", {"right": torch.from_numpy(right)})
+        counted = {
+            "macs": macs(network, self.problem.input_shape),
+            "parameters": parameters(network),
+            "onnx_bytes": path.stat().st_size,
+        }
+        write_json(folder / "reference.json", counted)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a user of an exported file must know."""
+        facts = {"classes": self.problem.classes, "name": self.problem.data_name}
+        described = {key: json.dumps(value) for key, value in facts.items()}
+        return described | self.problem.prepare.to_metadata()
+
+    @cached_property
+    def reference_right(self) -> Right:
+        """Whether the given network is right, for each validation image."""
+        return self.reference.tensors("right.safetensors")["right"].numpy()
+
+    @cached_property
+    def reference_facts(self) -> dict[str, int]:
+        """MACs, parameters and bytes of the given network."""
+        return self.reference.json("reference.json")
+
+    def _open(self, path: Path) -> Runtime:
+        return open_file(path, self.settings.bench.threads, self.settings.bench.runtime)
+
+    # ---- pruning and fine-tuning
+
+    def tuned(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Stage:
+        """The network of a candidate that removes channels, fine-tuned."""
+        assert candidate.removal is not None
+        says = {
+            "removal": candidate.removal.model_dump(mode="json"),
+            "round_to": self.settings.round_to,
+            "tune": self.settings.tune.model_dump(mode="json", exclude_defaults=True),
+            "epochs": candidate.epochs,
+            "seed": self.settings.seed,
+        }
+
+        def make(folder: Path) -> None:
+            self._make_tuned(folder, candidate.removal, candidate.epochs, hopeless)
+
+        return self.store.stage("tune", says, {"reference": self.reference}, make)
+
+    def _make_tuned(
+        self, folder: Path, removal: Removal | None, epochs: int, hopeless: Hopeless | None
+    ) -> None:
+        assert removal is not None
+        plan = self.plan(removal)
+        write_text(folder / "plan.json", plan.to_json())
+        network, history, reason = remove(self.problem.network, plan), list[Epoch](), ""
+        if epochs:
+            network, history, reason = self._train(folder, network, epochs, removal, hopeless)
+        save_tensors(folder / "weights.safetensors", network.state_dict())
+        write_json(folder / "history.json", [asdict(epoch) for epoch in history])
+        write_json(folder / "tune.json", {"given_up": reason})
+
+    def _train(
+        self,
+        folder: Path,
+        network: nn.Module,
+        epochs: int,
+        removal: Removal,
+        hopeless: Hopeless | None,
+    ) -> tuple[nn.Module, list[Epoch], str]:
+        problem, tune, reasons = self.problem, self.settings.tune, [""]
+
+        def stop(history: Sequence[Epoch]) -> bool:
+            reasons.append(hopeless(history) if hopeless else "")
+            return bool(reasons[-1])
+
+        teacher = Teacher(problem.network, problem.prepare, tune.distill) if tune.distill else None
+        checkpoint = folder / "checkpoint.safetensors"
+        network, history = train(
+            self.place(network),
+            problem.training,
+            problem.validation,
+            problem.prepare,
+            tune.to_train(network, epochs),
+            seed=self.settings.seed,
+            checkpoint=checkpoint,
+            teacher=teacher,
+            stop=stop,
+            label=f"fine-tune at {removal.kept:.2f} of {removal.objective}",
+        )
+        remove_checkpoints(checkpoint)
+        return network, history, reasons[-1]
+
+    def plan(self, removal: Removal) -> Plan:
+        """What leaves the network.
+
+        Raises:
+            NetworkError: The network cannot be followed, or that share cannot be reached.
+        """
+        problem = self.problem
+        if removal.method.importance == "taylor":
+            images = problem.training.spread(GRADIENT_IMAGES)
+            leave_gradients(problem.network, images, problem.prepare)
+        return plan_removal(
+            problem.network,
+            problem.example,
+            importance=removal.method.importance,
+            scope=removal.method.scope,
+            round_to=self.settings.round_to,
+            objective=removal.objective,
+            target=removal.kept,
+        )
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to where it is trained."""
+        return network.to(device=self.problem.device).to(memory_format=torch.channels_last)
+
+    def network(self, candidate: Candidate) -> nn.Module:
+        """The float network of a candidate, on the CPU, in inference mode."""
+        network = copy.deepcopy(self.problem.network).cpu()
+        if candidate.removal is not None:
+            stage = self.tuned(candidate)
+            plan = Plan.from_json((stage.folder / "plan.json").read_text(encoding="utf-8"))
+            network = rebuild(network, plan)
+            network.load_state_dict(stage.tensors("weights.safetensors"))
+        return network.eval()
+
+    # ---- files
+
+    def measured(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Measured:
+        """Make a candidate's files and measure them, or find them in the store."""
+        upstream, seconds = {"reference": self.reference}, 0.0
+        if candidate.removal is not None:
+            upstream["tune"] = tuned = self.tuned(candidate, hopeless)
+            seconds = tuned.manifest["seconds"]
+            given_up = tuned.json("tune.json")["given_up"]
+            if given_up:
+                network, shape = self.network(candidate), self.problem.input_shape
+                return Measured.without_files(
+                    candidate, given_up, macs(network, shape), parameters(network), seconds
+                )
+        config = candidate.quantize
+        says = {
+            "quantize": None if config is None else config.model_dump(mode="json"),
+            "bench": self.settings.bench.model_dump(mode="json"),
+            "seed": self.settings.seed,
+        }
+        stage = self.store.stage(
+            "candidate", says, upstream, lambda folder: self._make_files(folder, candidate)
+        )
+        facts = stage.json("candidate.json")
+        return Measured(
+            candidate,
+            stage.folder,
+            stage.tensors("right.safetensors")["right"].numpy(),
+            self.reference_right,
+            facts["onnx_bytes"],
+            facts["packed_bytes"],
+            np.array(facts["latencies_ms"]),
+            np.array(facts["reference_latencies_ms"]),
+            facts["macs"],
+            facts["parameters"],
+            seconds + stage.manifest["seconds"],
+        )
+
+    def _make_files(self, folder: Path, candidate: Candidate) -> None:
+        network, path = self.network(candidate), folder / "net.onnx"
+        export_onnx(network, self.problem.input_shape, path, self.metadata)
+        if candidate.quantize is not None:
+            self._quantize(path, candidate)
+        packed = pack(path.read_bytes(), self.provenance(candidate))
+        write_bytes(folder / "net.sec", packed)
+        runtimes = {"reference": self._open(self.reference_file), "net": self._open(path)}
+        bench = self.settings.bench
+        image = next(batches(self.problem.validation, self.problem.prepare, 1))
+        samples = latencies(runtimes, image, bench.warmup, bench.repeats)
+        right = evaluate(runtimes["net"], self.problem.validation, self.problem)
+        save_tensors(folder / "right.safetensors", {"right": torch.from_numpy(right)})
+        facts: dict[str, Any] = {
+            "onnx_bytes": path.stat().st_size,
+            "packed_bytes": len(packed),
+            "latencies_ms": samples["net"].round(5).tolist(),
+            "reference_latencies_ms": samples["reference"].round(5).tolist(),
+            "macs": macs(network, self.problem.input_shape),
+            "parameters": parameters(network),
+        }
+        write_json(folder / "candidate.json", facts)
+
+    @property
+    def reference_file(self) -> Path:
+        """The given network as a float ONNX file."""
+        return self.reference.folder / "net.onnx"
+
+    def _quantize(self, path: Path, candidate: Candidate) -> None:
+        """Quantize a float file in place."""
+        assert candidate.quantize is not None
+        config, problem = candidate.quantize, self.problem
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        chosen = torch.randperm(len(problem.training), generator=generator)[: config.images]
+        images = problem.training.take(chosen.to(problem.device))
+        some = problem.validation.spread(config.scan_images).to(torch.device("cpu"))
+        prepared = problem.prepare(images.pixels[:]).contiguous().cpu()
+        done = quantize(path, prepared, config, Judge(some, problem.prepare))
+        write_qdq(done.model, done.scheme, path)
+
+    def provenance(self, candidate: Candidate) -> dict[str, Any]:
+        """What a packed file says of where it comes from."""
+        from secateur import environment
+
+        return {
+            "network": self.problem.name,
+            "data": {"name": self.problem.data_name},
+            "candidate": candidate.model_dump(mode="json", exclude_defaults=True),
+            "versions": environment.versions(),
+            "commit": environment.commit(),
+        }

@@ -1,0 +1,102 @@
+"""How long a compression takes, from one short step on this machine."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from secateur.compression.problem import Problem
+
+STEP_IMAGES = 16
+FIXED_SECONDS = 8.0
+"""Of each candidate: planning, export, packing, timing."""
+PER_QUANTIZED_IMAGE = 3.0
+"""Forward passes that each calibration or validation image costs a candidate, about."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that parts of a compression take.
+
+    Attributes:
+        step: Of training with one image, the given network's forward pass included.
+        forward: Of inference with one image in PyTorch.
+        training: Images of an epoch.
+        evaluated: Images that a candidate is calibrated and measured on.
+        tested: Test images.
+        within: Limit of the search in seconds; None without one.
+    """
+
+    step: float
+    forward: float
+    training: int
+    evaluated: int
+    tested: int
+    within: float | None
+
+    @property
+    def fixed(self) -> float:
+        """Seconds of a candidate without its fine-tuning."""
+        return FIXED_SECONDS + PER_QUANTIZED_IMAGE * self.forward * self.evaluated
+
+    @property
+    def verdict(self) -> float:
+        """Seconds of the verdict and of writing the results."""
+        return FIXED_SECONDS + 2 * self.forward * self.tested
+
+    def epoch(self, kept: float) -> float:
+        """Seconds of an epoch with that share of the network; the teacher's part stays."""
+        return self.training * ((self.step - self.forward) * kept + self.forward)
+
+    def candidate(self, epochs: int, kept: float) -> float:
+        """Seconds of a candidate."""
+        return self.fixed + epochs * self.epoch(kept)
+
+    def epochs_that_fit(self, epochs: int, kept: float, elapsed: float) -> int:
+        """How many of ``epochs`` a candidate may have so that the limit is kept."""
+        if self.within is None:
+            return epochs
+        free = self.within - elapsed - self.verdict - self.fixed
+        return max(0, min(epochs, int(free / self.epoch(kept))))
+
+    def total(self, epochs: int, tries: int, trials: int) -> float:
+        """Seconds of everything, about; half of the network in the mean."""
+        search = 2 * self.fixed + trials * self.epoch(0.5) + tries * self.candidate(epochs, 0.5)
+        return min(search + self.verdict, self.within or float("inf"))
+
+    def left(self, elapsed: float) -> str:
+        """The time left of the limit, in words; empty without one."""
+        return "" if self.within is None else duration(max(0.0, self.within - elapsed))
+
+
+def duration(seconds: float) -> str:
+    """A duration in words, for example ``2 min 10 s``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def measure_step(problem: Problem) -> tuple[float, float]:
+    """Seconds of training and of inference with one image, measured on a copy of the network."""
+    network = copy.deepcopy(problem.network)
+    images = problem.training.spread(STEP_IMAGES)
+    inputs, labels = problem.prepare(images.pixels[:]), images.labels
+    with torch.inference_mode():
+        network.eval()(inputs)
+        start = time.perf_counter()
+        network(inputs)
+        forward = (time.perf_counter() - start) / len(labels)
+    network.train()
+    seconds = []
+    for _ in range(2):  # the first one also allocates
+        start = time.perf_counter()
+        F.cross_entropy(network(inputs), labels).backward()
+        seconds.append((time.perf_counter() - start) / len(labels))
+    return seconds[-1] + forward, forward

@@ -1,0 +1,140 @@
+"""The verdict: the file that ships beside the given network, on the test images, read once."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from secateur.benchmarking.timing import latencies
+from secateur.compression.candidate import Measured
+from secateur.compression.candidate_stages import Stages
+from secateur.compression.verdict import Right, Verdict, decide
+from secateur.console import progress
+from secateur.data import Images, batches
+from secateur.runtimes import Eager, Runtime, open_file
+from secateur.statistics import Interval, proportion, spread
+from secateur.store import save_tensors, write_json
+from secateur.training.evaluation import BATCH
+
+TIMED = {"eager": "given, eager PyTorch", "reference": "given, ONNX Runtime", "net": "result"}
+"""What is timed in turns, in words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Final:
+    """What was measured of the result and of the given network.
+
+    Attributes:
+        verdict: Of the test.
+        labels: Of the test images, shape (n,).
+        scores: ``reference`` and ``net`` to logits, float32 (n, classes).
+        samples_ms: As :data:`TIMED`, each timing of one image.
+        bytes_before: Of the given network's float file.
+        bytes_after: Of the result.
+        packed_bytes: Of the packed result.
+        fingerprint: Of the test images.
+    """
+
+    verdict: Verdict
+    labels: npt.NDArray[np.int64]
+    scores: dict[str, npt.NDArray[np.float32]]
+    samples_ms: dict[str, npt.NDArray[np.float64]]
+    bytes_before: int
+    bytes_after: int
+    packed_bytes: int
+    fingerprint: str
+
+    def right(self, which: str) -> Right:
+        """Whether ``reference`` or ``net`` is right, shape (n,)."""
+        return self.scores[which].argmax(1) == self.labels
+
+    def accuracy(self, which: str) -> Interval:
+        """Share of test images that are right."""
+        right = self.right(which)
+        return proportion(int(right.sum()), len(right))
+
+    def latency(self, which: str) -> Interval:
+        """Median ms of one image, with the 10th and 90th percentile."""
+        return spread(self.samples_ms[which])
+
+    @property
+    def summary(self) -> str:
+        """What became smaller and faster, in one sentence."""
+        times = {name: self.latency(name).value for name in TIMED}
+        smaller = self.bytes_before / self.packed_bytes
+        eager, runtime = times["eager"] / times["net"], times["reference"] / times["net"]
+        return (
+            f"{smaller:.1f} times smaller ({self.bytes_before / 1e3:,.0f} to "
+            f"{self.packed_bytes / 1e3:,.1f} kB packed); {eager:.1f} times faster than eager "
+            f"PyTorch, {runtime:.1f} times than ONNX Runtime in float32 "
+            f"({times['net']:.3g} ms an image)"
+        )
+
+
+def measure_final(stages: Stages, chosen: Measured) -> Final:
+    """Test the candidate that ships; the only place that reads the test images."""
+    assert chosen.folder is not None
+    path = chosen.folder / "net.onnx"
+
+    def make(folder: Path) -> None:
+        _measure(stages, path, folder)
+
+    says = {
+        "candidate": chosen.folder.name,
+        "max_drop": stages.settings.goal.max_drop,
+        "repeats": 2 * stages.settings.bench.repeats,
+    }
+    stage = stages.store.stage("verdict", says, {"reference": stages.reference}, make)
+    facts, stored = stage.json("verdict.json"), stage.tensors("scores.safetensors")
+    scores = {name: stored[name].numpy() for name in ("reference", "net")}
+    labels = stored["labels"].numpy()
+    right = {name: values.argmax(1) == labels for name, values in scores.items()}
+    return Final(
+        decide(
+            right["reference"], right["net"],
+            stages.settings.goal.max_drop, len(stages.problem.classes),
+        ),
+        labels,
+        scores,
+        {name: np.array(samples) for name, samples in facts["samples_ms"].items()},
+        stages.reference_facts["onnx_bytes"],
+        chosen.onnx_bytes,
+        chosen.packed_bytes,
+        facts["fingerprint"],
+    )  # fmt: skip
+
+
+def _measure(stages: Stages, path: Path, folder: Path) -> None:
+    problem, bench = stages.problem, stages.settings.bench
+    test = problem.test()
+    runtimes: dict[str, Runtime] = {
+        "reference": open_file(stages.reference_file, bench.threads, bench.runtime),
+        "net": open_file(path, bench.threads, bench.runtime),
+    }
+    tensors = {"labels": test.labels}
+    with progress("test images", len(runtimes)) as tick:
+        for name, runtime in runtimes.items():
+            tensors[name] = torch.from_numpy(_scores(runtime, test, stages))
+            tick.advance()
+    image = next(batches(problem.validation, problem.prepare, 1))
+    before = torch.get_num_threads()
+    runtimes["eager"] = Eager(copy.deepcopy(problem.network).cpu(), bench.threads)
+    samples = latencies(runtimes, image, bench.warmup, 2 * bench.repeats)
+    torch.set_num_threads(before)
+    facts: dict[str, Any] = {
+        "samples_ms": {name: values.round(5).tolist() for name, values in samples.items()},
+        "fingerprint": test.fingerprint,
+    }
+    save_tensors(folder / "scores.safetensors", tensors)
+    write_json(folder / "verdict.json", facts)
+
+
+def _scores(runtime: Runtime, test: Images, stages: Stages) -> npt.NDArray[np.float32]:
+    parts = [runtime.run(batch) for batch in batches(test, stages.problem.prepare, BATCH)]
+    return np.concatenate(parts)

@@ -1,0 +1,209 @@
+"""From what a user names to a problem: images, a network, and the preparation between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from secateur.compression.problem import Problem
+from secateur.data import Images, Preparation, load, load_folder, normalization, split
+from secateur.data.listing import list_folder
+from secateur.errors import NetworkError, RecipeError
+from secateur.models.networks import load_described, published_preparation
+from secateur.models.small_resnet import small_resnet
+from secateur.models.weight_files import load_weights, read_weights
+
+EXCERPT = "fashionmnist-mini"
+"""The data set inside the package."""
+
+SHIPPED = "small_resnet"
+"""The trained network inside the package."""
+
+VALIDATION = 0.2
+"""Share of the training images that is held out for validation where there is no such folder."""
+
+_EXCERPT_TEST_IMAGES = 2000
+_IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 256)
+_SAMPLED = 50  # image files whose size is looked at
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a user names.
+
+    Attributes:
+        network: As of :func:`secateur.models.networks.build_described`, or the shipped network.
+        weights: File with the network's weights.
+        data: Folder of images; None for the excerpt inside the package.
+        image_size: Side in pixels of the square input; by default the network's own.
+        resize: Length in pixels of the shorter side before the crop.
+        mean: Per channel, in units of [0, 1]; by default the network's own.
+        std: Likewise.
+        seed: Of the split.
+    """
+
+    network: str = SHIPPED
+    weights: Path | None = None
+    data: Path | None = None
+    image_size: int | None = None
+    resize: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The images of a problem.
+
+    Attributes:
+        training: To fine-tune on.
+        validation: To choose by.
+        test: Reads the test images.
+        test_images: How many there are.
+        report: Lines that say what there is.
+    """
+
+    training: Images
+    validation: Images
+    test: Callable[[], Images]
+    test_images: int
+    report: tuple[str, ...] = ()
+
+
+def read_problem(inputs: Inputs, device: torch.device, network: nn.Module | None = None) -> Problem:
+    """Read the images and the network.
+
+    Args:
+        inputs: What to read.
+        device: Where networks are trained.
+        network: Used in place of the one that ``inputs`` names.
+
+    Raises:
+        SecateurError: Something is missing or does not fit together.
+    """
+    if inputs.data is None:
+        parts = _excerpt(inputs.seed)
+        mean, std = normalization(parts.training, "dataset")
+        prepare = _adjusted(Preparation(mean, std, parts.training.pixels.shape[-1]), inputs)
+    else:
+        prepare = preparation(inputs, inputs.data, own=network is not None)
+        parts = _folder(inputs.data, prepare, inputs.seed)
+    if network is None:
+        network = _network(inputs, len(parts.training.classes), prepare.channels)
+    network = network.to(device=device).to(memory_format=torch.channels_last).eval()
+    _check_outputs(network, prepare, parts.training, device)
+    return Problem(
+        name=inputs.network,
+        data_name=inputs.data.name if inputs.data else EXCERPT,
+        network=network,
+        training=parts.training.to(device),
+        validation=parts.validation.to(device),
+        test=parts.test,
+        test_images=parts.test_images,
+        prepare=prepare,
+        device=device,
+        report=parts.report,
+    )
+
+
+def _excerpt(seed: int) -> Parts:
+    images = load(EXCERPT, None, train=True)
+    training, validation = (images.take(part) for part in split(images.labels, VALIDATION, seed))
+    return Parts(
+        training, validation, lambda: load(EXCERPT, None, train=False), _EXCERPT_TEST_IMAGES
+    )
+
+
+def _folder(root: Path, prepare: Preparation, seed: int) -> Parts:
+    folder = load_folder(root, prepare, validation=VALIDATION, seed=seed)
+    return Parts(
+        folder.training, folder.validation, lambda: folder.test, folder.test_images, folder.report
+    )
+
+
+def preparation(inputs: Inputs, root: Path, own: bool) -> Preparation:
+    """How images of a folder are prepared: as the user says, else as the published weights.
+
+    A network that is no library's gets ImageNet's mean and standard deviation, and the images' own
+    size where they are all squares of one size, else 224 pixels.
+
+    Args:
+        inputs: What the user says.
+        root: The folder.
+        own: Whether the network was passed as a module.
+    """
+    advice = None if own else published_preparation(inputs.network)
+    if advice is None:
+        side = _common_side(root)
+        advice = _IMAGENET if side is None else replace(_IMAGENET, resolution=side, resize=None)
+    return _adjusted(advice, inputs)
+
+
+def _adjusted(prepare: Preparation, inputs: Inputs) -> Preparation:
+    """A preparation with what the user says in place of its own."""
+    if inputs.image_size is not None:
+        prepare = prepare.at(inputs.image_size)
+    if inputs.resize is not None:
+        prepare = replace(prepare, resize=inputs.resize)
+    if (inputs.mean is None) != (inputs.std is None):
+        raise RecipeError("mean and std go together", where="--mean, --std")
+    if inputs.mean is not None and inputs.std is not None:
+        prepare = replace(prepare, mean=inputs.mean, std=inputs.std)
+    return prepare
+
+
+def _common_side(root: Path) -> int | None:
+    """The side of the images where they are squares of one size, seen in some of them."""
+    files = [path for path, _ in list_folder(root).files["train"]]
+    sizes = set()
+    for path in files[:: max(1, len(files) // _SAMPLED)]:
+        try:
+            with Image.open(path) as image:
+                sizes.add(image.size)
+        except (OSError, ValueError):
+            return None  # refused by name once it is decoded
+    sides = {side for size in sizes for side in size}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _network(inputs: Inputs, classes: int, channels: int) -> nn.Module:
+    if inputs.network != SHIPPED:
+        return load_described(inputs.network, inputs.weights, classes, channels)
+    network = small_resnet(classes, channels)
+    if inputs.weights is not None:
+        load_weights(network, read_weights(inputs.weights), inputs.weights)
+        return network
+    file = resources.files("secateur.models") / f"{SHIPPED}.safetensors"
+    with resources.as_file(file) as path:
+        load_weights(network, read_weights(path), SHIPPED)
+    return network
+
+
+@torch.inference_mode()
+def _check_outputs(
+    network: nn.Module, prepare: Preparation, images: Images, device: torch.device
+) -> None:
+    """Run the network on one image, so that what does not fit is known before anything is made."""
+    try:
+        scores = network(prepare(images.pixels[:1].to(device)))
+    except Exception as error:  # the network's own code, which may raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise NetworkError(
+            "the network does not run on the images", found=reason,
+            expected=f"input (N, {prepare.channels}, {prepare.resolution}, {prepare.resolution})",
+            remedy="check --image-size, and the channels by --mean and --std",
+        ) from error  # fmt: skip
+    classes = len(images.classes)
+    if not isinstance(scores, torch.Tensor) or scores.shape != (1, classes):
+        raise NetworkError(
+            "the network has other outputs than the data has classes",
+            expected=f"scores (N, {classes})",
+            found=tuple(getattr(scores, "shape", ())) or type(scores).__name__,
+        )

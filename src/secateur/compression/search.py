@@ -1,0 +1,296 @@
+"""The search: how much is removed, and how the rest is quantized, under the allowed loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+
+from secateur.compression.candidate import OBJECTIVES, Candidate, Measured, Method, Removal
+from secateur.compression.candidate_stages import Hopeless, Stages
+from secateur.compression.estimate import Estimate
+from secateur.compression.settings import Goal, Settings
+from secateur.compression.verdict import assurance
+from secateur.console import say
+from secateur.errors import NetworkError, SecateurError
+from secateur.pruning.find import find_prunable
+from secateur.training.loop import GLANCE
+from secateur.training.trainer import Epoch
+
+ASSURED = 0.8
+"""Least probability of a met verdict, from validation, at which a candidate is acceptable."""
+
+METHODS = (
+    Method(importance="l2", scope="local"),
+    Method(importance="l2", scope="global"),
+    Method(importance="taylor", scope="global"),
+)
+"""Ways to choose channels that a short trial compares."""
+
+PRICED_SHARES = (0.8, 0.4)
+"""Shares of the allowed loss that smaller integers may cost, the first acceptable one counts."""
+
+TRIAL_KEPT, TRIAL_EPOCHS = 0.5, 1
+ALIKE = 1.1
+"""Costs within this factor count as equal; the smaller file is preferred."""
+
+CLOSE = 1.15
+"""The bisection ends where the smallest acceptable share is known to this factor."""
+SLACK = 2.0
+"""Points beyond the allowed loss, the best gain so far included, that end a candidate early."""
+
+
+class Search:
+    """Tries candidates until the share that must stay is known, or time is up.
+
+    Args:
+        stages: Make and measure candidates.
+        settings: Goal and limits.
+        estimate: How long things take.
+        epochs: Of fine-tuning, for each candidate of the bisection.
+    """
+
+    def __init__(self, stages: Stages, settings: Settings, estimate: Estimate, epochs: int) -> None:
+        self.stages, self.settings, self.goal = stages, settings, settings.goal
+        self.estimate, self.epochs = estimate, epochs
+        self.tried: list[Measured] = []
+        self._start = time.monotonic()
+        self._histories: list[list[Epoch]] = []
+
+    def run(self) -> Measured:
+        """Search, and return the candidate that ships.
+
+        Raises:
+            SecateurError: A goal of latency or size cannot be reached at any width.
+        """
+        self._try(Candidate())
+        quantize = self._choose_quantization()
+        reason = self._refusal()
+        if reason:
+            say(f"nothing is pruned: {reason}")
+        elif self.settings.tries and self.epochs:
+            self._prune(quantize)
+        self._make_smaller(self.choose())
+        return self.choose()
+
+    # ---- choosing
+
+    def acceptable(self, measured: Measured) -> bool:
+        """Whether the test will probably show that the allowed loss is met."""
+        return self._assurance(measured) >= ASSURED
+
+    def _assurance(self, measured: Measured) -> float:
+        if measured.folder is None:
+            return 0.0
+        images = self.stages.problem.test_images or len(measured.right)
+        return assurance(measured.reference, measured.right, self.goal.max_drop, images)
+
+    def choose(self) -> Measured:
+        """The candidate that ships, of those tried.
+
+        With a goal of latency or size, the likeliest to meet the allowed loss of those within it;
+        else the cheapest acceptable one. Where none is acceptable, the likeliest.
+        """
+        finished = [one for one in self.tried if one.folder is not None]
+        if is_absolute(self.goal):
+            within = [one for one in finished if meets_cost(one, self.goal)]
+            return max(within or finished, key=self._assurance)
+        acceptable = [one for one in finished if self.acceptable(one)]
+        if not acceptable:
+            return max(finished, key=self._assurance)
+        least = min(one.cost(self.goal.target) for one in acceptable)
+        alike = [one for one in acceptable if one.cost(self.goal.target) <= ALIKE * least]
+        return min(alike, key=lambda one: one.packed_bytes)
+
+    # ---- trying
+
+    def _try(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Measured:
+        measured = self.stages.measured(candidate, hopeless)
+        self.tried.append(measured)
+        say(f"{len(self.tried):2}. {self._line(measured)}")
+        return measured
+
+    def _line(self, measured: Measured) -> str:
+        left = self.estimate.left(self._elapsed)
+        after = f"; {left} left" if left else ""
+        if measured.folder is None:
+            return f"{measured.candidate.name}: given up, {measured.given_up}{after}"
+        value, low, high = (100 * bound for bound in measured.drop)
+        verdict = "acceptable" if self.acceptable(measured) else "loses too much"
+        return (
+            f"{measured.candidate.name}: loses {value:.2f} [{low:.2f}, {high:.2f}] points on "
+            f"validation, {measured.packed_bytes / 1e3:,.1f} kB, {measured.latency_ms:.3g} ms: "
+            f"{verdict}{after}"
+        )
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._start
+
+    def _choose_quantization(self) -> Candidate:
+        """The quantization that every pruned candidate gets."""
+        config = self.settings.quantize
+        first = self._try(Candidate(quantize=config))
+        if self.acceptable(first):
+            return first.candidate
+        careful = config.model_copy(update={"method": "auto", "equalize": True})
+        second = self._try(Candidate(quantize=careful))
+        return max(first, second, key=self._assurance).candidate
+
+    def _make_smaller(self, best: Measured) -> None:
+        """Let each bit of the best candidate's weights pay for itself; its latency stays."""
+        config = best.candidate.quantize
+        if config is None or config.price or not self.acceptable(best):
+            return
+        for share in PRICED_SHARES:
+            priced = config.model_copy(
+                update={"price": "auto", "tolerance": share * self.goal.max_drop, "scan_images": 0}
+            )
+            smaller = self._try(best.candidate.model_copy(update={"quantize": priced}))
+            if self.acceptable(smaller):
+                return
+
+    def _refusal(self) -> str:
+        """Why nothing can be pruned; empty where something can."""
+        problem = self.stages.problem
+        try:
+            prunable = find_prunable(problem.network, problem.example)
+        except NetworkError as error:
+            return str(error)
+        return "" if prunable.groups else "no group of channels can be removed"
+
+    def _prune(self, quantized: Candidate) -> None:
+        if is_absolute(self.goal):
+            self._prune_to_cost(quantized)
+            return
+        method = self._choose_method()
+        low, high = self.settings.smallest, 1.0
+        for _ in range(self.settings.tries):
+            if high / low < CLOSE:
+                break
+            kept = round(math.sqrt(low * high), 3)
+            measured = self._try_kept(kept, method, quantized)
+            if measured is None:
+                break
+            if self.acceptable(measured):
+                high = kept
+            else:
+                low = kept
+
+    def _try_kept(self, kept: float, method: Method, quantized: Candidate) -> Measured | None:
+        """Try a share of the network; None where time is up."""
+        epochs = self.estimate.epochs_that_fit(self.epochs, kept, self._elapsed)
+        if not epochs:
+            say("time is up: the best candidate so far ships")
+            return None
+        removal = Removal(kept=kept, objective=OBJECTIVES[self.goal.target], method=method)
+        candidate = quantized.model_copy(update={"removal": removal, "epochs": epochs})
+        try:
+            measured = self._try(candidate, self._hopeless(epochs))
+        except NetworkError as error:  # no width reaches that share
+            say(f"{candidate.name}: {error}")
+            return Measured.without_files(candidate, str(error))
+        if measured.folder is not None:
+            history = self.stages.tuned(candidate).json("history.json")
+            self._histories.append([Epoch(**epoch) for epoch in history])
+        return measured
+
+    def _choose_method(self) -> Method:
+        """Compare the ways to choose channels by a short fine-tuning, on validation."""
+        objective, right = OBJECTIVES[self.goal.target], dict[Method, float]()
+        for method in METHODS:
+            if not self.estimate.epochs_that_fit(TRIAL_EPOCHS, TRIAL_KEPT, 3 * self._elapsed):
+                break
+            removal = Removal(kept=TRIAL_KEPT, objective=objective, method=method)
+            trial = Candidate(removal=removal, epochs=TRIAL_EPOCHS)
+            try:
+                history = self.stages.tuned(trial).json("history.json")
+            except NetworkError as error:
+                say(f"{method}: {error}")
+                continue
+            last = Epoch(**history[-1])
+            right[method] = last.validation_right / last.validation_images
+        if not right:
+            return METHODS[0]
+        best = max(right, key=right.__getitem__)
+        shown = ", ".join(f"{method} {100 * value:.2f} %" for method, value in right.items())
+        say(f"    channels are chosen by {best}; after {TRIAL_EPOCHS} epoch: {shown}")
+        return best
+
+    def _prune_to_cost(self, quantized: Candidate) -> None:
+        """Find the largest share within the goal of latency or size, then fine-tune it."""
+        objective, low, high = OBJECTIVES[self.goal.target], self.settings.smallest, 1.0
+        as_is = next(one for one in self.tried if one.candidate == quantized)
+        if meets_cost(as_is, self.goal):
+            return
+
+        def untrained(kept: float) -> Measured:
+            removal = Removal(kept=kept, objective=objective)
+            return self._try(quantized.model_copy(update={"removal": removal}))
+
+        least = untrained(low)
+        if not meets_cost(least, self.goal):
+            raise SecateurError(
+                "the goal cannot be met",
+                expected=str(self.goal),
+                found=f"{least.latency_ms:.3g} ms and {least.packed_bytes:,} bytes with "
+                f"{100 * low:g} % of the {objective}",
+                remedy="allow more time or bytes, or a smaller --size of images",
+            )
+        while high / low >= CLOSE:
+            kept = round(math.sqrt(low * high), 3)
+            if meets_cost(untrained(kept), self.goal):
+                low = kept
+            else:
+                high = kept
+        self._try_kept(low, self._choose_method(), quantized)
+
+    # ---- giving up
+
+    def _hopeless(self, epochs: int) -> Hopeless:
+        """Give a candidate up that no gain seen so far can bring within the allowed loss."""
+        reference = self._reference_share()
+        gains = [
+            [_share(history[-1]) - _share(epoch) for epoch in history]
+            for history in self._histories
+            if len(history) == epochs
+        ]
+
+        def reason(history: Sequence[Epoch]) -> str:
+            done = len(history)
+            if done == epochs or not gains:
+                return ""
+            expected = _share(history[-1]) + max(gain[done - 1] for gain in gains)
+            drop = 100 * (reference - expected)
+            if drop <= self.goal.max_drop + SLACK:
+                return ""
+            return f"{drop:.1f} points behind after {done} of {epochs} epochs, gains included"
+
+        return reason
+
+    def _reference_share(self) -> float:
+        """Accuracy of the given network on the validation images that epochs look at."""
+        right = torch.from_numpy(self.stages.reference_right)
+        if len(right) > GLANCE:
+            right = right[torch.linspace(0, len(right) - 1, GLANCE).long()]
+        return float(right.double().mean())
+
+
+def _share(epoch: Epoch) -> float:
+    return epoch.validation_right / epoch.validation_images
+
+
+def is_absolute(goal: Goal) -> bool:
+    """Whether a latency or a size is asked for."""
+    return goal.latency_ms is not None or goal.size_bytes is not None
+
+
+def meets_cost(measured: Measured, goal: Goal) -> bool:
+    """Whether a candidate is within the goal's latency and size."""
+    if measured.folder is None:
+        return False
+    fast = goal.latency_ms is None or measured.latency_ms <= goal.latency_ms
+    small = goal.size_bytes is None or measured.packed_bytes <= goal.size_bytes
+    return fast and small

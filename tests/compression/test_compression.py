@@ -1,0 +1,141 @@
+"""A whole compression: the network in the package, few images, few candidates."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import secateur
+from secateur.artifact.packing import unpack
+from secateur.compression.api import Result, run
+from secateur.compression.inputs import Inputs, read_problem
+from secateur.compression.problem import Problem
+from secateur.compression.settings import Settings
+
+SETTINGS = Settings.model_validate(
+    {
+        "goal": {"max_drop": 5.0},
+        "tune": {"epochs": 1, "batch_size": 50},
+        "bench": {"repeats": 3, "warmup": 1, "threads": 1},
+        "quantize": {"images": 64, "scan_images": 100},
+        "tries": 2,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    problem = read_problem(Inputs(), torch.device("cpu"))
+    some, test = problem.validation.spread(400), problem.test().spread(400)
+    return replace(
+        problem, training=problem.training.spread(600), validation=some, test=lambda: test,
+        test_images=len(test),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compressed")
+
+
+@pytest.fixture(scope="module")
+def result(problem: Problem, out: Path) -> Result:
+    return run(problem, SETTINGS, Inputs(), out)
+
+
+def rows(result: Result) -> list[dict[str, str]]:
+    return list(csv.DictReader(result.curve.read_text().splitlines()))
+
+
+def test_meets_and_is_smaller(result: Result) -> None:
+    assert result.verdict.kind == "meets"
+    assert result.verdict.n == 400
+    assert "times smaller" in result.summary
+    tried = [row["candidate"].split(",")[0] for row in rows(result)]
+    assert tried[:4] == ["float", "int8", "macs 0.32", "macs 0.56"]
+    assert "price" in tried[4]
+
+
+def test_packed_file_holds_the_onnx_file_and_the_verdict(result: Result) -> None:
+    unpacked = unpack(result.packed.read_bytes())
+    assert unpacked.onnx == result.onnx.read_bytes()
+    assert unpacked.about["accuracy"]["verdict"] == "meets"
+
+
+def test_ships_the_cheapest_acceptable_candidate(result: Result) -> None:
+    (shipped,) = [row for row in rows(result) if row["shipped"] == "yes"]
+    assert int(shipped["onnx_bytes"]) == result.onnx.stat().st_size
+    finished = [row for row in rows(result) if not row["given_up"]]
+    assert float(shipped["latency_ms"]) <= max(float(row["latency_ms"]) for row in finished)
+
+
+def test_model_is_the_float_network_of_the_file(result: Result, problem: Problem) -> None:
+    images = problem.prepare(problem.validation.pixels[:100])
+    with torch.inference_mode():
+        expected = result.model(images).argmax(1).numpy()
+    session = onnxruntime.InferenceSession(result.onnx)
+    decided = session.run(None, {"image": images.contiguous().numpy()})[0].argmax(1)
+    assert (decided == expected).mean() > 0.95  # what rounding changes
+
+
+def test_report_names_every_candidate(result: Result, out: Path) -> None:
+    report = json.loads((out / "report.json").read_text())
+    assert report["verdict"]["status"] == "met"
+    assert [one["name"] for one in report["candidates"]] == [
+        row["candidate"] for row in rows(result) if not row["given_up"]
+    ]
+    assert str(result.verdict) in result.report.read_text()
+
+
+def test_second_run_makes_nothing_new(result: Result, problem: Problem, out: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.onnx")}
+    again = run(problem, SETTINGS, Inputs(), out)
+    assert {p: p.stat().st_mtime_ns for p in (out / "stages").rglob("*.onnx")} == before
+    assert again.verdict == result.verdict
+
+
+def test_recipe_repeats_the_run(result: Result, out: Path) -> None:
+    from secateur.compression.command import Arguments, resolve
+
+    inputs, settings = resolve(Arguments(network=str(out / "recipe.toml")))
+    assert (inputs, settings) == (Inputs(), SETTINGS)
+    assert tomllib.loads((out / "recipe.toml").read_text())["goal"]["max_drop"] == 5.0
+
+
+def test_run_python_decides_as_secateur(result: Result, out: Path, problem: Problem) -> None:
+    path = out / "image.png"
+    Image.fromarray(problem.validation.pixels[7, 0].numpy()).save(path)
+    command = [sys.executable, out / "run_python.py", path]
+    line = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    ((name, chance), *_) = secateur.load(result.packed).predict([path])[0]
+    assert line.startswith(f"{path}: {name} {100 * chance:.1f} %")
+
+
+def test_readme_snippets_run(result: Result, out: Path) -> None:
+    readme = (out / "README.md").read_text()
+    assert str(result.verdict) in readme
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(out / "image.png")
+    snippets = [part.split("```")[0] for part in readme.split("```python\n")[1:]]
+    assert len(snippets) == 2
+    for code in snippets:
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=out)
+        assert printed.stdout.strip()
+
+
+def test_file_says_how_to_prepare(result: Result) -> None:
+    metadata = {entry.key: entry.value for entry in onnx.load(result.onnx).metadata_props}
+    assert metadata["resolution"] == "28"
+    assert json.loads(metadata["classes"])[0] == "T-shirt/top"
