@@ -17,7 +17,8 @@ from secateur.compression.candidate_stages import Stages
 from secateur.compression.verdict import Right, Verdict, decide
 from secateur.console import progress
 from secateur.data import Images, batches
-from secateur.runtimes import Eager, Runtime, open_file
+from secateur.runtimes import Runtime, open_file
+from secateur.runtimes.eager import Eager
 from secateur.statistics import Interval, proportion, spread
 from secateur.store import save_tensors, write_json
 from secateur.training.evaluation import BATCH
