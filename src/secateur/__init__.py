@@ -1,33 +1,84 @@
-"""Prunes and quantizes image classifiers, and proves what that cost."""
+"""Prunes and quantizes image classifiers, and proves what that cost.
+
+The names in ``__all__`` are public and documented in docs/python.md. All other modules and names
+are internal: they may change in any version.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.artifact.classifier import load
-    from secateur.compression import compress
+    from secateur.artifact.classifier import Classifier, load
+    from secateur.artifact.verify import verify
+    from secateur.benchmarking.comparison import benchmark
+    from secateur.compression.api import compress
+    from secateur.errors import SecateurError
+    from secateur.pipeline.run import run
+    from secateur.profiling.explanation import explain
     from secateur.pruning.find import find_prunable
+    from secateur.pruning.plan import Plan
     from secateur.pruning.removal import plan_removal
-    from secateur.pruning.surgery import apply_masks, remove
+    from secateur.pruning.surgery import apply_masks, remove, shrink_optimizer
+    from secateur.public import export, pack, scan, unpack
+    from secateur.recipe import load_recipe
 
-__all__ = ["apply_masks", "compress", "find_prunable", "load", "plan_removal", "remove"]
+__all__ = [
+    "Classifier",
+    "Plan",
+    "SecateurError",
+    "apply_masks",
+    "benchmark",
+    "compress",
+    "explain",
+    "export",
+    "find_prunable",
+    "load",
+    "load_recipe",
+    "pack",
+    "plan_removal",
+    "remove",
+    "run",
+    "scan",
+    "shrink_optimizer",
+    "unpack",
+    "verify",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Classifier": "secateur.artifact.classifier",
+    "Plan": "secateur.pruning.plan",
+    "SecateurError": "secateur.errors",
     "apply_masks": "secateur.pruning.surgery",
+    "benchmark": "secateur.benchmarking.comparison",
     "compress": "secateur.compression.api",
+    "explain": "secateur.profiling.explanation",
+    "export": "secateur.public",
     "find_prunable": "secateur.pruning.find",
     "load": "secateur.artifact.classifier",
+    "load_recipe": "secateur.recipe",
+    "pack": "secateur.public",
     "plan_removal": "secateur.pruning.removal",
     "remove": "secateur.pruning.surgery",
+    "run": "secateur.pipeline.run",
+    "scan": "secateur.public",
+    "shrink_optimizer": "secateur.pruning.surgery",
+    "unpack": "secateur.public",
+    "verify": "secateur.artifact.verify",
 }
+"""Public name to the module that defines it; imported when it is first used."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is: torch is slow to import, and ``--help`` needs none."""
+    """Import a public name on first use: torch is slow to import, and ``--help`` needs none."""
     from importlib import import_module
 
     if name not in _HOMES:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Names that an interactive shell completes."""
+    return sorted([*__all__, "__version__"])

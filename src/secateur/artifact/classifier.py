@@ -36,9 +36,17 @@ class Classifier:
         channels: 1 for gray images, 3 for color.
 
     Example:
-        >>> network = secateur.load("net.sec")
-        >>> network(images).argmax(axis=1)         # uint8 (N, H, W) or (N, H, W, 3)
-        >>> network.predict(["shoe.png"])[0][0]    # the likeliest class and its probability
+        >>> import numpy as np
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> about = {"classes": ["cat", "dog"], "mean": [0.5], "std": [0.25]}
+        >>> path = secateur.export(network, "net.onnx", (1, 8, 8), **about)
+        >>> classifier = secateur.load(secateur.pack(path, "net.sec"))
+        >>> images = np.zeros((2, 8, 8), np.uint8)
+        >>> classifier(images).shape
+        (2, 2)
+        >>> [[(name, score)]] = classifier.predict(images[:1], top=1)
+        >>> name in classifier.classes
+        True
     """
 
     def __init__(self, onnx_bytes: bytes, about: dict[str, Any], threads: int) -> None:
@@ -123,6 +131,13 @@ def load(path: str | Path, *, threads: int = 2, limit: int = LIMIT) -> Classifie
         ArtifactError: The file is damaged, newer than this Secateur, larger than ``limit``, or
             holds what is not run.
         OSError: The file cannot be read.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> about = {"classes": ["cat", "dog"], "mean": [0.5], "std": [0.25]}
+        >>> path = secateur.export(network, "net.onnx", (1, 8, 8), **about)
+        >>> secateur.load(secateur.pack(path, "net.sec")).classes
+        ('cat', 'dog')
     """
     data = Path(path).read_bytes()
     try:

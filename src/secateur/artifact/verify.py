@@ -35,7 +35,7 @@ class Verified:
     measured: int | None
 
 
-def verify(path: Path, data: Path | None = None) -> Verified:
+def verify(path: str | Path, data: Path | None = None) -> Verified:
     """Check a file's checksums, hash and bounds, and with ``data`` the accuracy it records.
 
     Args:
@@ -46,6 +46,13 @@ def verify(path: Path, data: Path | None = None) -> Verified:
         ArtifactError: The file is damaged, or not as accurate as it says, or its test images are
             others.
         DataError: The data cannot be read.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> about = {"classes": ["cat", "dog"], "mean": [0.5], "std": [0.25]}
+        >>> path = secateur.export(network, "net.onnx", (1, 8, 8), **about)
+        >>> secateur.verify(secateur.pack(path, "net.sec")).recorded is None  # no accuracy in it
+        True
     """
     network = load(path)
     recorded = _recorded(network.about)

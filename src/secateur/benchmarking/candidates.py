@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -111,7 +112,37 @@ class EagerCandidate:
         return build_network(config, self.shape.channels, self.shape.classes)
 
 
-Candidate = FileCandidate | EagerCandidate
+@dataclass(frozen=True)
+class ModuleCandidate:
+    """A network of the caller's in eager PyTorch.
+
+    Attributes:
+        network: In inference mode; it must be picklable, for the cold start in a new process.
+        threads: Inside one operator.
+    """
+
+    network: nn.Module
+    threads: int
+
+    @property
+    def title(self) -> str:
+        """The class's name and where it runs."""
+        return f"{type(self.network).__name__} (eager PyTorch)"
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its weights and statistics."""
+        return sum(tensor.nbytes for tensor in self.network.state_dict().values())
+
+    def prepare(self) -> None:
+        """Nothing more: unpickling has imported its class."""
+
+    def open(self) -> Runtime:
+        """Put it into inference mode."""
+        return Eager(self.network, self.threads)
+
+
+Candidate = FileCandidate | EagerCandidate | ModuleCandidate
 
 
 def shape_of(path: Path) -> ClassifierShape:
@@ -139,11 +170,13 @@ def shape_of(path: Path) -> ClassifierShape:
     return ClassifierShape(inputs[1], inputs[2], outputs[-1])
 
 
-def list_candidates(files: list[Path], against: list[str], threads: int) -> list[Candidate]:
+def list_candidates(
+    files: Sequence[Path | nn.Module], against: Sequence[str], threads: int
+) -> list[Candidate]:
     """List the candidates of a comparison, the baseline first.
 
     Args:
-        files: Files of networks with the same input and output.
+        files: At least one file, all of the same input and output; and modules.
         against: Baselines: a torchvision network (in eager PyTorch), a runtime (each of ``files``
             runs there too), or another file.
         threads: Inside one operator, for all.
@@ -158,8 +191,11 @@ def list_candidates(files: list[Path], against: list[str], threads: int) -> list
             raise SecateurError(
                 "unknown baseline", found=path, expected=", ".join(known), remedy="or give a file"
             )  # fmt: skip
-    shapes = {path: shape_of(path) for path in [*more, *files]}
-    shape = shapes[files[0]]
+    paths = [file for file in files if isinstance(file, Path)]
+    if not paths:
+        raise SecateurError("nothing to compare", expected="at least one file", found="modules")
+    shapes = {path: shape_of(path) for path in [*more, *paths]}
+    shape = shapes[paths[0]]
     for path, other in shapes.items():
         if other != shape:
             raise SecateurError("shapes differ", where=path, expected=shape, found=other)
@@ -170,4 +206,10 @@ def list_candidates(files: list[Path], against: list[str], threads: int) -> list
         elif name not in RUNTIMES:
             baselines.append(FileCandidate(Path(name), OnnxRuntime.name, threads))
     runtimes = list(dict.fromkeys([OnnxRuntime.name, *(n for n in against if n in RUNTIMES)]))
-    return baselines + [FileCandidate(p, runtime, threads) for p in files for runtime in runtimes]
+    own: list[Candidate] = []
+    for file in files:
+        if isinstance(file, Path):
+            own += [FileCandidate(file, runtime, threads) for runtime in runtimes]
+        else:
+            own.append(ModuleCandidate(file, threads))
+    return baselines + own

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from secateur import environment
 from secateur.benchmarking.candidates import ClassifierShape, list_candidates, shape_of
@@ -65,7 +66,7 @@ class Comparison:
 
 
 def benchmark(
-    files: Sequence[str | Path],
+    files: Sequence[str | Path | nn.Module],
     against: Sequence[str] = (),
     *,
     threads: int = 2,
@@ -79,7 +80,7 @@ def benchmark(
     no time depends.
 
     Args:
-        files: ``.onnx`` or ``.sec`` files with the same input and output.
+        files: ``.onnx`` or ``.sec`` files with the same input and output, and modules of PyTorch.
         against: Baselines: torchvision networks, runtimes or files; see
             :func:`secateur.benchmarking.candidates.list_candidates`.
         threads: Inside one operator.
@@ -94,13 +95,18 @@ def benchmark(
         SecateurError: A file is missing or damaged, shapes differ, or a file cannot be run.
 
     Example:
-        >>> result = secateur.benchmark(["net.onnx"], batches=(1,), repeats=20)  # doctest: +SKIP
-        >>> result.rows[0].samples[1].shape                                      # doctest: +SKIP
-        (20,)
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> path = secateur.export(network, "net.onnx", (1, 8, 8))
+        >>> result = secateur.benchmark([path, network], batches=(1,), repeats=3, warmup=0)
+        >>> [row.title for row in result.rows]
+        ['net.onnx', 'Sequential (eager PyTorch)']
+        >>> result.rows[0].samples[1].shape  # milliseconds of each turn
+        (3,)
     """
-    paths = [Path(file) for file in files]
-    candidates = list_candidates(paths, list(against), threads)
-    images = _noise(shape_of(paths[0]), max(batches))
+    sources = [file if isinstance(file, nn.Module) else Path(file) for file in files]
+    candidates = list_candidates(sources, against, threads)
+    shape = shape_of(next(source for source in sources if isinstance(source, Path)))
+    images = _noise(shape, max(batches))
     starts = [cold_start(candidate, images[:1]) for candidate in candidates]
     runtimes = {str(place): candidate.open() for place, candidate in enumerate(candidates)}
     samples: dict[int, dict[str, npt.NDArray[np.float64]]] = {}

@@ -68,6 +68,13 @@ def run(
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
+
+    Example:
+        >>> try:
+        ...     secateur.run("quickstrat")
+        ... except secateur.SecateurError as error:
+        ...     print(str(error).partition(";")[0])
+        unknown recipe: found 'quickstrat'
     """
     keep_freed_memory()
     recipe = load_recipe(name, sets, seed)

@@ -75,7 +75,9 @@ class Explanation:
         return asdict(self) | {"operators": self.operators(), "moving": self.operators(MOVERS)}
 
 
-def explain(path: Path, threads: int, repeats: int, size: int | None = None) -> Explanation:
+def explain(
+    path: str | Path, threads: int = 2, repeats: int = 50, size: int | None = None
+) -> Explanation:
     """Run a file under ONNX Runtime and say where its time goes.
 
     Args:
@@ -87,7 +89,15 @@ def explain(path: Path, threads: int, repeats: int, size: int | None = None) -> 
     Raises:
         SecateurError: The file is not ONNX, ONNX Runtime cannot run it, or its input's shape is
             open and ``size`` is not given.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> path = secateur.export(network, "net.onnx", (1, 8, 8))
+        >>> explanation = secateur.explain(path, threads=1, repeats=3)
+        >>> explanation.precision, "Gemm" in explanation.operators()
+        ('float', True)
     """
+    path = Path(path)
     screen(path, run=True, size=size)
     model = read_model(path)
     image = _image(model, size, path)

@@ -26,6 +26,15 @@ def find_prunable(model: nn.Module, example_input: Tensor) -> Prunable:
 
     Raises:
         NetworkError: Forward looks at values, or does not run on the input's shape.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+        >>> images = torch.zeros(1, 3, 8, 8)
+        >>> prunable = secateur.find_prunable(network, images)
+        >>> [(group.name, group.channels) for group in prunable.groups]
+        [('0', 16)]
+        >>> [(layer.name, layer.reason) for layer in prunable.protected]
+        [('2', "they are the network's output")]
     """
     example = example_of(example_input)
     wiring = follow_channels(weightless(model), example)

@@ -63,6 +63,13 @@ class Plan(BaseModel):
     """Everything that leaves a network: constants to fold first, in order, then cuts.
 
     Widths and indices are those before the removal. It holds no weights.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+        >>> images = torch.zeros(1, 3, 8, 8)
+        >>> plan = secateur.plan_removal(network, images, fraction=0.5)
+        >>> secateur.Plan.from_json(plan.to_json()) == plan
+        True
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

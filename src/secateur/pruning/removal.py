@@ -76,6 +76,16 @@ def plan_removal(
     Raises:
         NetworkError: The network cannot be followed, or the target cannot be reached.
         ValueError: An argument is out of range.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+        >>> images = torch.zeros(1, 3, 8, 8)
+        >>> plan = secateur.plan_removal(network, images, fraction=0.5)
+        >>> secateur.remove(network, plan)[0].out_channels
+        8
+        >>> plan = secateur.plan_removal(network, images, objective="macs", target=0.6, round_to=1)
+        >>> secateur.remove(network, plan)[0].out_channels
+        9
     """
     _check(fraction, scope, round_to, objective, target, precision)
     prunable = find_prunable(model, example_input)

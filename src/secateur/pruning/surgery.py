@@ -24,6 +24,14 @@ def remove(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises:
         NetworkError: The plan does not fit the network.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+        >>> images = torch.zeros(1, 3, 8, 8)
+        >>> plan = secateur.plan_removal(network, images, fraction=0.5)
+        >>> smaller = secateur.remove(network, plan)
+        >>> smaller[0].weight.shape, smaller[2].weight.shape
+        (torch.Size([8, 3, 3, 3]), torch.Size([8, 8, 3, 3]))
     """
     smaller = _copy(model)
     for fold in plan.folds:
@@ -61,6 +69,15 @@ def apply_masks(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises:
         NetworkError: The plan does not fit the network.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+        >>> images = torch.zeros(1, 3, 8, 8)
+        >>> plan = secateur.plan_removal(network, images, fraction=0.5)
+        >>> masked, smaller = secateur.apply_masks(network, plan), secateur.remove(network, plan)
+        >>> noise = torch.randn(2, 3, 8, 8)
+        >>> torch.allclose(masked(noise), smaller(noise), atol=1e-5)
+        True
     """
     masked = _copy(model)
     for fold in plan.folds:
@@ -103,6 +120,18 @@ def shrink_optimizer(
         model: The network before the removal.
         smaller: The network after it.
         plan: What left.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
+        >>> images = torch.zeros(1, 3, 8, 8)
+        >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        >>> network(images).sum().backward()
+        >>> optimizer.step()
+        >>> plan = secateur.plan_removal(network, images, fraction=0.5)
+        >>> smaller = secateur.remove(network, plan)
+        >>> smaller_optimizer = secateur.shrink_optimizer(optimizer, network, smaller, plan)
+        >>> smaller_optimizer.state[smaller[0].weight]["momentum_buffer"].shape
+        torch.Size([8, 3, 3, 3])
     """
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     new = dict(smaller.named_parameters())

@@ -1,0 +1,153 @@
+"""Public functions that work on files and arrays, over the internal ones that work on objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur import environment
+from secateur.artifact import packing
+from secateur.data import Images, Preparation
+from secateur.disk import write_bytes
+from secateur.errors import NetworkError
+from secateur.onnx_ir.export import export_onnx
+from secateur.pruning.find import find_prunable
+from secateur.sensitivity.scan import ScanPoint, scan_layers
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    input_shape: tuple[int, int, int],
+    *,
+    classes: Sequence[str] = (),
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Path:
+    """Export a classifier to one self-contained ONNX file.
+
+    Batch-norms are folded into convolutions and channel shuffles into the order of weights. Class
+    names and preparation are stored in the file, for :func:`secateur.load`.
+
+    Args:
+        model: Any classifier; not modified.
+        path: The file to write.
+        input_shape: Channels, height and width of an image.
+        classes: Class names in the order of the outputs.
+        mean: Mean per channel, of pixels in [0, 1].
+        std: Standard deviation per channel, of pixels in [0, 1].
+
+    Returns:
+        ``path``.
+
+    Raises:
+        NetworkError: The network cannot be exported.
+        StoreError: The file cannot be written.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> secateur.export(network, "net.onnx", (1, 8, 8), classes=["cat", "dog"]).name
+        'net.onnx'
+    """
+    metadata = {"resolution": str(input_shape[1])}
+    for key, values in (("classes", classes), ("mean", mean), ("std", std)):
+        if values:
+            metadata[key] = json.dumps(list(values))
+    export_onnx(model, input_shape, Path(path), metadata)
+    return Path(path)
+
+
+def scan(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    fractions: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+) -> list[ScanPoint]:
+    """Measure how accuracy falls as each group of channels is pruned alone, without retraining.
+
+    Args:
+        model: A classifier on the CPU; not modified.
+        images: Validation images, uint8 (N, C, R, R).
+        labels: Their classes, int64 (N,).
+        mean: Mean per channel, of pixels in [0, 1].
+        std: Standard deviation per channel, of pixels in [0, 1].
+        fractions: Fractions of each group to remove, in (0, 1).
+
+    Returns:
+        One point per group and fraction: accuracy and its paired drop, with 95 % intervals.
+
+    Raises:
+        NetworkError: The network cannot be traced, or has no channels that can be removed.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)
+        >>> labels = torch.randint(0, 2, (20,))
+        >>> points = secateur.scan(network, images, labels, mean=[0.5], std=[0.25], fractions=[0.5])
+        >>> [(point.layer, point.fraction, point.n) for point in points]
+        [('0', 0.5, 20)]
+    """
+    prepare = Preparation(tuple(mean), tuple(std), images.shape[-1])
+    prunable = find_prunable(model, torch.zeros(1, *images.shape[1:]))
+    if not prunable.groups:
+        raise NetworkError("no channels can be removed", found=prunable.protected)
+    labeled = Images(images, labels, ())
+    return scan_layers(model, prunable, [], fractions, labeled, prepare)
+
+
+def pack(source: str | Path, target: str | Path, about: Mapping[str, Any] | None = None) -> Path:
+    """Pack an ONNX file into a small ``.sec`` file, which decodes to it bit for bit.
+
+    Args:
+        source: A self-contained ONNX file; a quantized one becomes smallest.
+        target: The file to write.
+        about: Plain data to store: provenance, measurements. At most 1 MiB as JSON.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ArtifactError: ``source`` is not an ONNX file, or too large.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> path = secateur.export(network, "net.onnx", (1, 8, 8))
+        >>> packed = secateur.pack(path, "net.sec")
+        >>> secateur.unpack(packed, "again.onnx").read_bytes() == path.read_bytes()
+        True
+    """
+    provenance = {"versions": environment.versions(), "source": Path(source).name}
+    content = packing.pack(Path(source).read_bytes(), provenance | dict(about or {}))
+    write_bytes(Path(target), content)
+    return Path(target)
+
+
+def unpack(source: str | Path, target: str | Path) -> Path:
+    """Restore the ONNX file in a ``.sec`` file.
+
+    Args:
+        source: A packed file.
+        target: The ONNX file to write.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        ArtifactError: The file is damaged, newer than this version, or too large.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        >>> _ = secateur.pack(secateur.export(network, "net.onnx", (1, 8, 8)), "net.sec")
+        >>> secateur.unpack("net.sec", "copy.onnx").name
+        'copy.onnx'
+    """
+    write_bytes(Path(target), packing.unpack(Path(source).read_bytes()).onnx)
+    return Path(target)
