@@ -13,7 +13,7 @@ class SecateurError(Exception):
         found: What was there instead.
         remedy: What to try next.
 
-    Example:
+    Examples:
         >>> print(SecateurError("unknown network", where="network.name", found="resnet"))
         unknown network (network.name): found resnet
     """

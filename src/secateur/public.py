@@ -49,7 +49,7 @@ def export(
         NetworkError: The network cannot be exported.
         StoreError: The file cannot be written.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> secateur.export(network, "net.onnx", (1, 8, 8), classes=["cat", "dog"]).name
         'net.onnx'
@@ -87,7 +87,7 @@ def scan(
     Raises:
         NetworkError: The network cannot be traced, or has no channels that can be removed.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)
         >>> labels = torch.randint(0, 2, (20,))
@@ -117,7 +117,7 @@ def pack(source: str | Path, target: str | Path, about: Mapping[str, Any] | None
     Raises:
         ArtifactError: ``source`` is not an ONNX file, or too large.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> path = secateur.export(network, "net.onnx", (1, 8, 8))
         >>> packed = secateur.pack(path, "net.sec")
@@ -143,7 +143,7 @@ def unpack(source: str | Path, target: str | Path) -> Path:
     Raises:
         ArtifactError: The file is damaged, newer than this version, or too large.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> _ = secateur.pack(secateur.export(network, "net.onnx", (1, 8, 8)), "net.sec")
         >>> secateur.unpack("net.sec", "copy.onnx").name

@@ -451,7 +451,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, seed: int | None 
     Raises:
         RecipeError: The recipe is unknown, unreadable, or says something impossible.
 
-    Example:
+    Examples:
         >>> recipe = secateur.load_recipe("quickstart", ["train.epochs=3"])
         >>> recipe.network.name, recipe.train.epochs
         ('shufflenet_v2_x1_0', 3)

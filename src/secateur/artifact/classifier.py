@@ -35,7 +35,7 @@ class Classifier:
         prepare: From stored pixels to the network's input.
         channels: 1 for gray images, 3 for color.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> about = {"classes": ["cat", "dog"], "mean": [0.5], "std": [0.25]}
@@ -132,7 +132,7 @@ def load(path: str | Path, *, threads: int = 2, limit: int = LIMIT) -> Classifie
             holds what is not run.
         OSError: The file cannot be read.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> about = {"classes": ["cat", "dog"], "mean": [0.5], "std": [0.25]}
         >>> path = secateur.export(network, "net.onnx", (1, 8, 8), **about)

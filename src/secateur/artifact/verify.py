@@ -47,7 +47,7 @@ def verify(path: str | Path, data: Path | None = None) -> Verified:
             others.
         DataError: The data cannot be read.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> about = {"classes": ["cat", "dog"], "mean": [0.5], "std": [0.25]}
         >>> path = secateur.export(network, "net.onnx", (1, 8, 8), **about)

@@ -94,7 +94,7 @@ def benchmark(
     Raises:
         SecateurError: A file is missing or damaged, shapes differ, or a file cannot be run.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> path = secateur.export(network, "net.onnx", (1, 8, 8))
         >>> result = secateur.benchmark([path, network], batches=(1,), repeats=3, warmup=0)

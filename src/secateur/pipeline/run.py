@@ -69,7 +69,7 @@ def run(
     Raises:
         SecateurError: One line that says what is wrong and what to try.
 
-    Example:
+    Examples:
         >>> try:
         ...     secateur.run("quickstrat")
         ... except secateur.SecateurError as error:

@@ -90,7 +90,7 @@ def explain(
         SecateurError: The file is not ONNX, ONNX Runtime cannot run it, or its input's shape is
             open and ``size`` is not given.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
         >>> path = secateur.export(network, "net.onnx", (1, 8, 8))
         >>> explanation = secateur.explain(path, threads=1, repeats=3)

@@ -27,7 +27,7 @@ def find_prunable(model: nn.Module, example_input: Tensor) -> Prunable:
     Raises:
         NetworkError: Forward looks at values, or does not run on the input's shape.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
         >>> images = torch.zeros(1, 3, 8, 8)
         >>> prunable = secateur.find_prunable(network, images)

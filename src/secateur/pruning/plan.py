@@ -64,7 +64,7 @@ class Plan(BaseModel):
 
     Widths and indices are those before the removal. It holds no weights.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
         >>> images = torch.zeros(1, 3, 8, 8)
         >>> plan = secateur.plan_removal(network, images, fraction=0.5)

@@ -77,7 +77,7 @@ def plan_removal(
         NetworkError: The network cannot be followed, or the target cannot be reached.
         ValueError: An argument is out of range.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
         >>> images = torch.zeros(1, 3, 8, 8)
         >>> plan = secateur.plan_removal(network, images, fraction=0.5)

@@ -25,7 +25,7 @@ def remove(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         NetworkError: The plan does not fit the network.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
         >>> images = torch.zeros(1, 3, 8, 8)
         >>> plan = secateur.plan_removal(network, images, fraction=0.5)
@@ -70,7 +70,7 @@ def apply_masks(model: nn.Module, plan: Plan) -> nn.Module:
     Raises:
         NetworkError: The plan does not fit the network.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
         >>> images = torch.zeros(1, 3, 8, 8)
         >>> plan = secateur.plan_removal(network, images, fraction=0.5)
@@ -121,7 +121,7 @@ def shrink_optimizer(
         smaller: The network after it.
         plan: What left.
 
-    Example:
+    Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
         >>> images = torch.zeros(1, 3, 8, 8)
         >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
