@@ -90,6 +90,18 @@ def compress(
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
+
+    Examples:
+        >>> try:
+        ...     secateur.compress("torchvision:resnet17")
+        ... except secateur.SecateurError as error:
+        ...     print(str(error).partition(";")[0])
+        cannot get the published weights (torchvision:resnet17): found Unknown model resnet17
+        >>> result = secateur.compress(  # doctest: +SKIP
+        ...     "torchvision:resnet18", weights="resnet18.pt", data="images/", max_drop=0.5
+        ... )
+        >>> result.verdict.kind, result.packed  # doctest: +SKIP
+        ('meets', PosixPath('compressed/net.sec'))
     """
     keep_freed_memory()
     settings = settings or Settings()

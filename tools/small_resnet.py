@@ -1,9 +1,9 @@
 """Train the network that ships with the package, on the built-in excerpt of FashionMNIST.
 
-Run: python tools/make_small_resnet.py
+Run: python -m tools small_resnet
 It writes src/secateur/models/small_resnet.safetensors. Validation images, a fifth of the training
-images drawn with seed 0, are left out: `secateur compress` chooses by them. The test images are not
-read.
+images drawn with seed 0, are held out, since `secateur compress` chooses by them. The test images
+are not read.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ CONFIG = recipe.Train(
 )
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Train and write the weights."""
     keep_freed_memory()
     images = load("fashionmnist-mini", None, train=True)
@@ -44,7 +44,3 @@ def main() -> None:
             seed=0, checkpoint=checkpoint,
         )  # fmt: skip
     save_tensors(TARGET, kept.state_dict())
-
-
-if __name__ == "__main__":
-    main()
