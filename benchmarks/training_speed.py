@@ -19,7 +19,7 @@ import torch
 from secateur import environment
 from secateur.models.build import build_network
 from secateur.recipe import Network, Train
-from secateur.training.cpu import fast_small_maps, keep_freed_memory
+from secateur.training.cpu import fast_layers, keep_freed_memory
 from secateur.training.trainer import Trainer
 
 CASES = [
@@ -40,7 +40,7 @@ def arm(name: str, stem: str, fast: bool) -> list[float]:
     images = torch.randn(BATCH, 1, 28, 28).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (BATCH,))
     speeds = []
-    with fast_small_maps(network) if fast else contextlib.nullcontext():
+    with fast_layers(network) if fast else contextlib.nullcontext():
         for step in range(WARMUP + STEPS):
             start = time.perf_counter()
             trainer.step(images, labels, 0.01)

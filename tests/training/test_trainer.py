@@ -11,7 +11,6 @@ from secateur.errors import TrainingError
 from secateur.models.build import build_network
 from secateur.recipe import Augment, Network, Start, Train
 from secateur.training import loop
-from secateur.training.cpu import fast_small_maps
 from secateur.training.loop import train
 from secateur.training.trainer import (
     TEMPERATURE,
@@ -159,26 +158,6 @@ def test_the_average_follows_from_the_first_step() -> None:
     # One step taken: decay is (1 + 1) / (10 + 1), under the limit of 0.9.
     expected = before + (1 - 2 / 11) * (after - before)
     assert torch.allclose(trainer.average[5].weight, expected)  # type: ignore[index]
-
-
-def test_small_maps_are_padded_by_hand_to_the_same_result() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(6, 6, 3, 1, 1, groups=6), nn.Conv2d(6, 6, 3, 2, 1, groups=6))
-    for side in (1, 2, 5):
-        images = torch.randn(4, 6, side, side, dtype=torch.float64)
-        results = []
-        for fast in (False, True):
-            network.double().zero_grad()
-            if fast:
-                with fast_small_maps(network):
-                    assert "forward" in vars(network[0])
-                    network(images).square().sum().backward()
-            else:
-                network(images).square().sum().backward()
-            results.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
-        for slow, quick in zip(*results, strict=True):
-            assert torch.allclose(slow, quick, rtol=1e-12)
-    assert "forward" not in vars(network[0])
 
 
 def test_divergence_is_kullback_leibler_of_softened_probabilities() -> None:

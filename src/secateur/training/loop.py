@@ -13,7 +13,7 @@ from secateur import recipe
 from secateur.console import progress
 from secateur.data import Images, Preparation
 from secateur.models.build import with_stem
-from secateur.training.cpu import fast_small_maps
+from secateur.training.cpu import fast_layers
 from secateur.training.evaluation import correctness
 from secateur.training.trainer import Epoch, Teacher, Trainer
 
@@ -76,7 +76,7 @@ def train(
     trainer.load(checkpoint)
     steps = len(training) // min(config.batch_size, len(training))
     behind = steps * len(trainer.history)
-    with progress(label, steps * config.epochs, behind) as tick, fast_small_maps(*trainer.networks):
+    with progress(label, steps * config.epochs, behind) as tick, fast_layers(*trainer.networks):
         while not _done(trainer.history, config, len(training)):
             if stop is not None and trainer.history and stop(trainer.history):
                 break
