@@ -1,17 +1,21 @@
-"""Time a training step on the processor, with and without the two ways around slow paths.
+"""Time a training step on the processor: plain PyTorch, torch.compile, and Secateur's paths.
 
-Run: python -m benchmarks training_speed
-Each arm is a process of its own, because the allocator cannot be set back; the arms take turns.
+Run: python benchmarks/training_speed.py [--busy N] [--network NAME] [--ways WAY ...]
+With --busy, N other processes compute beside it. Each arm is a process of its own, because the
+allocator and OpenMP's waiting cannot be set back; the arms take turns.
 Prints one JSON line per arm: median, 10th and 90th percentile of images per second.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -23,24 +27,32 @@ from secateur.training.cpu import fast_layers, keep_freed_memory
 from secateur.training.trainer import Trainer
 
 CASES = [
-    ("mobilenet_v2", "paper"),
-    ("shufflenet_v2_x1_0", "paper"),
-    ("shufflenet_v2_x1_0", "stride1"),
-]
-BATCH, STEPS, WARMUP, ROUNDS = 128, 10, 3, 2
+    (name, stem, 32)
+    for stem in ("paper", "stride1", "cifar")
+    for name in ("mobilenet_v2", "shufflenet_v2_x1_0")
+] + [("alexnet", "paper", 64)]
+WAYS = ("plain", "compiled", "fast", "sharded")
+"""torch as it is; compiled by inductor; by faster layers; by those, in a shard for each core."""
+BATCH, STEPS, WARMUP, ROUNDS, SHARDS = 128, 10, 3, 2, 2
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""How the command waits; plain and compiled arms wait as torch does by default."""
 
 
-def arm(name: str, stem: str, fast: bool) -> list[float]:
-    """Images per second of each of ``STEPS`` steps at 28x28, one channel."""
-    if fast:
+def arm(name: str, stem: str, side: int, way: str) -> list[float]:
+    """Images per second of each of ``STEPS`` steps."""
+    own = way in ("fast", "sharded")
+    if own:
         keep_freed_memory()
-    network = build_network(Network(name=name, stem=stem, resolution=28), 1, 10)
+    network = build_network(Network(name=name, stem=stem, resolution=side), 3, 10)  # type: ignore[arg-type]
     network = network.to(memory_format=torch.channels_last).train()
-    trainer = Trainer(network, Train(epochs=1, learning_rate=0.01), seed=0)
-    images = torch.randn(BATCH, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+    if way == "compiled":
+        network.compile()
+    shards = SHARDS if way == "sharded" else 1
+    trainer = Trainer(network, Train(epochs=1, learning_rate=0.01, shards=shards), seed=0)
+    images = torch.randn(BATCH, 3, side, side).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (BATCH,))
     speeds = []
-    with fast_layers(network) if fast else contextlib.nullcontext():
+    with fast_layers(*trainer.networks) if own else nullcontext():
         for step in range(WARMUP + STEPS):
             start = time.perf_counter()
             trainer.step(images, labels, 0.01)
@@ -49,34 +61,63 @@ def arm(name: str, stem: str, fast: bool) -> list[float]:
     return speeds
 
 
-def main(arguments: list[str]) -> None:
-    """Run every arm ``ROUNDS`` times, taking turns, and print what came out."""
-    if len(arguments) == 3:
-        print(json.dumps(arm(arguments[0], arguments[1], arguments[2] == "fast")))
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Other work on the cores: matrix products of one thread each."""
+    code = "import numpy as np\na = np.ones((500, 500))\nwhile True: a @ a"
+    setting = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], env=setting)  # noqa: S603
+        for _ in range(count)
+    ]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def measure(cases: list[tuple[str, str, int]], ways: list[str], busy: int) -> None:
+    """Run every arm ``ROUNDS`` times, taking turns, and print the results."""
+    speeds: dict[tuple[str, str, int, str], list[float]] = {}
+    with busy_processes(busy):
+        for _ in range(ROUNDS):
+            for case in cases:
+                for way in ways:
+                    command = [sys.executable, __file__, "--arm", *map(str, case), way]
+                    setting = os.environ | (PASSIVE if way in ("fast", "sharded") else {})
+                    done = subprocess.run(  # noqa: S603
+                        command, capture_output=True, text=True, check=True, env=setting
+                    )
+                    speeds.setdefault((*case, way), []).extend(json.loads(done.stdout))
+    for (name, stem, side, way), values in speeds.items():
+        low, median, high = np.percentile(values, [10, 50, 90])
+        record = {
+            "network": name, "stem": stem, "resolution": side, "way": way, "busy": busy,
+            "images_per_second": round(median, 1), "low": round(low, 1), "high": round(high, 1),
+            "n": len(values), "threads": torch.get_num_threads(),
+            "processor": environment.processor(), "versions": environment.versions(),
+            "commit": environment.commit(),
+        }  # fmt: skip
+        print(json.dumps(record), flush=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--busy", type=int, default=0, metavar="N")
+    parser.add_argument("--network", choices=sorted({name for name, *_ in CASES}))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--arm", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        name, stem, side, way = options.arm
+        print(json.dumps(arm(name, stem, int(side), way)))
         return
-    speeds: dict[tuple[str, str, str], list[float]] = {}
-    for _ in range(ROUNDS):
-        for name, stem in CASES:
-            for way in ("plain", "fast"):
-                command = [sys.executable, "-m", "benchmarks", "training_speed", name, stem, way]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-                speeds.setdefault((name, stem, way), []).extend(json.loads(done.stdout))
-    for (name, stem, way), result in speeds.items():
-        low, median, high = np.percentile(result, [10, 50, 90])
-        print(
-            json.dumps(
-                {
-                    "network": name,
-                    "stem": stem,
-                    "way": way,
-                    "images_per_second": round(median, 1),
-                    "low": round(low, 1),
-                    "high": round(high, 1),
-                    "n": len(result),
-                    "threads": torch.get_num_threads(),
-                    "processor": environment.processor(),
-                    "versions": environment.versions(),
-                    "commit": environment.commit(),
-                }
-            )
-        )
+    cases = [case for case in CASES if options.network in (None, case[0])]
+    measure(cases, options.ways, options.busy)
+
+
+if __name__ == "__main__":
+    main()

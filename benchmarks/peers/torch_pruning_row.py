@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.pipeline import Chain
-from secateur.pipeline.pruning_stages import fraction_of_round, retraining
+from secateur.pipeline.pruning_stages import fraction_of_round, retraining, retraining_teacher
 from secateur.training.loop import train
 
 
@@ -56,8 +56,7 @@ def prune_and_train(chain: Chain, folder: Path) -> Path:
         retraining(chain.recipe).model_copy(update={"epochs": epochs}),
         seed=chain.recipe.seed,
         checkpoint=folder / "checkpoint.safetensors",
-        teacher=chain.load_network("train") if config.distill else None,
-        distill=config.distill,
+        teacher=retraining_teacher(chain),
         label="torch-pruning",
     )
     partial = path.with_suffix(".partial")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from secateur.cli import app as cli
 from secateur.errors import SecateurError
-from secateur.recipe import load_recipe
+from secateur.recipe import Network, Teacher, Train, load_recipe
 from secateur.records import Record, read_records
 from secateur.store import MANIFEST
 from secateur.study import forecast
@@ -112,7 +112,7 @@ def latencies_of(records: list[Record]) -> list[float]:
 def test_the_plan_is_printed_and_nothing_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(forecast, "_seconds_an_image", lambda *_: 0.001)
+    monkeypatch.setattr(forecast, "_seconds_per_image", lambda *_: 0.001)
     command = ["reproduce", "--network", "alexnet", "--tables", "1,5", "--plan", "--device", "cpu"]
     cli.app([*command, "--jobs", "2", "--out", str(tmp_path)], standalone_mode=False)
     out = capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_the_plan_knows_what_is_done_and_forecasts_the_rest(
 
 
 def test_a_cell_without_its_like_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(forecast, "_seconds_an_image", lambda *_: 0.001)
+    monkeypatch.setattr(forecast, "_seconds_per_image", lambda *_: 0.001)
     (cell,) = cells(["shufflenet_v2"], ["fashionmnist"], tables=(1,))
     recipe = cell.recipe
     epochs = recipe.train.epochs + recipe.prune.rounds * recipe.prune.epochs
@@ -185,6 +185,34 @@ def test_a_cell_without_its_like_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_p
     for cell, images in ((every, 48), (some, 5)):
         epochs = cell.recipe.train.epochs + 3 * cell.recipe.prune.epochs
         assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(images * epochs)
+
+
+def test_the_estimate_counts_the_teacher_and_the_cheaper_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def seconds(model: object, _data: str, _config: Train, teacher: object, _device: str) -> float:
+        if not isinstance(model, Network):
+            return 0.008
+        return (0.001 if model.stem == "stride1" else 0.004) + (0.001 if teacher else 0.0)
+
+    monkeypatch.setattr(forecast, "_seconds_per_image", seconds)
+    sets = ["train.start.fraction=0.25", "prune.teacher=reference"]
+    (cell,) = cells(["shufflenet_v2"], ["cifar10"], "accurate", tables=(1,), sets=sets)
+    recipe = cell.recipe
+    reference = recipe.train.epochs * (0.25 * 0.002 + 0.75 * 0.005)
+    retraining = recipe.prune.epochs * (0.25 * 0.001 + 0.75 * 0.004)
+    teacher = recipe.teacher.train.epochs * 0.008  # type: ignore[union-attr]
+    expected = 45_000 * (reference + retraining + teacher)
+    assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(expected)
+
+
+def test_a_few_steps_are_timed_with_their_teacher() -> None:
+    teacher = Teacher(widths=(4, 4, 4), train=Train(epochs=1, batch_size=4, learning_rate=1.0))
+    network = Network(name="shufflenet_v2_x1_0", resolution=32)
+    config = teacher.train.model_copy(update={"shards": 2})
+    for model, taught_by in ((network, teacher), (teacher, None)):
+        timed = forecast._seconds_per_image
+        assert 0 < timed(model, "fashionmnist", config, taught_by, "cpu") < 60
 
 
 def test_processes_take_the_next_cell_when_free() -> None:

@@ -81,12 +81,13 @@ def _make_round(chain: Chain, folder: Path, index: int) -> None:
         smaller = reinitialize(smaller, masks, chain.recipe.seed + index)
     write_text(folder / "plan.json", plan_of(before).then(plan).to_json())
     label = f"prune {index}/{config.rounds} to {fraction:.3f}"
-    schedule, teacher = retraining(chain.recipe), _retraining_teacher(chain)
+    schedule, teacher = retraining(chain.recipe), retraining_teacher(chain)
     train_into(chain, folder, chain.place(smaller), schedule, label, masks, teacher)
     masks.save(folder / "masks.safetensors")
 
 
-def _retraining_teacher(chain: Chain) -> Teacher | None:
+def retraining_teacher(chain: Chain) -> Teacher | None:
+    """The network that teaches after each round, or None."""
     config = chain.recipe.prune
     if not config.distill:
         return None

@@ -8,16 +8,22 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from secateur import environment
+from secateur.data import Preparation
 from secateur.models.build import build_network
-from secateur.recipe import Network, Train
+from secateur.models.teacher import build_teacher
+from secateur.recipe import Network, Recipe, Train
+from secateur.recipe import Teacher as TeacherRecipe
 from secateur.records import read_records
 from secateur.study.grid import RECORDS, Cell
-from secateur.training.trainer import Trainer
+from secateur.training.cpu import fast_layers
+from secateur.training.trainer import Teacher, Trainer
 
 TRAINING_IMAGES = {"cifar10": 50_000, "fashionmnist": 60_000, "fashionmnist-mini": 8_000}
 CHANNELS = {"cifar10": 3}
+SIDE, CLASSES = 32, 10
 STEPS = 4
 OVERFIT_ARMS = 3
 """Retrained networks of a cell that is made to overfit."""
@@ -70,25 +76,65 @@ def _from_steps(cell: Cell, device: str) -> float | None:
         return None
     images = round(TRAINING_IMAGES[recipe.data.name] * (1 - recipe.data.validation))
     images = min(images, recipe.data.images or images)
-    retraining = recipe.prune.rounds * recipe.prune.epochs * (OVERFIT_ARMS if cell.overfit else 1)
-    seconds = _seconds_per_image(recipe.network, recipe.data.name, recipe.train, device)
-    return images * (recipe.train.epochs + retraining) * seconds
+    arms = recipe.prune.rounds * (OVERFIT_ARMS if cell.overfit else 1)
+    by_teacher = recipe.prune.distill > 0 and recipe.prune.teacher == "teacher"
+    seconds = recipe.train.epochs * _taught_seconds(recipe, recipe.train.distill > 0, device)
+    seconds += arms * recipe.prune.epochs * _taught_seconds(recipe, by_teacher, device)
+    if recipe.teacher is not None and (recipe.train.distill or by_teacher):
+        config = recipe.teacher.train
+        seconds += config.epochs * _seconds_per_image(
+            recipe.teacher, recipe.data.name, config, None, device
+        )
+    return images * seconds
+
+
+def _taught_seconds(recipe: Recipe, by_teacher: bool, device: str) -> float:
+    """Seconds for an image in the mean over epochs, those in the geometry of the start included."""
+    teacher = recipe.teacher if by_teacher else None
+    rest = (recipe.data.name, recipe.train, teacher, device)
+    seconds, start = _seconds_per_image(recipe.network, *rest), recipe.train.start
+    if start is None:
+        return seconds
+    geometry = {"stem": start.stem, "resolution": start.resolution}
+    changes = {name: value for name, value in geometry.items() if value is not None}
+    early = _seconds_per_image(recipe.network.model_copy(update=changes), *rest)
+    return start.fraction * early + (1 - start.fraction) * seconds
 
 
 @cache
-def _seconds_per_image(network: Network, data: str, config: Train, device: str) -> float:
-    size, side, channels = config.batch_size, network.resolution, CHANNELS.get(data, 1)
-    built = build_network(network, channels, 10).to(device=device)
-    built = built.to(memory_format=torch.channels_last)
-    trainer = Trainer(built.train(), config, seed=0)
-    images = torch.randn(size, channels, side, side, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(size, dtype=torch.int64, device=device)
-    for step in range(-1, STEPS):
-        if step == 0:  # the step before selects kernels
-            start = time.perf_counter()
-        trainer.step(images, labels, 1e-6).item()
-    return (time.perf_counter() - start) / (STEPS * size)
+def _seconds_per_image(
+    model: Network | TeacherRecipe,
+    data: str,
+    config: Train,
+    teacher: TeacherRecipe | None,
+    device: str,
+) -> float:
+    """Seconds of training for an image, from a few steps on noise."""
+    channels = CHANNELS.get(data, 1)
+    side = model.resolution if isinstance(model, Network) else SIDE
+    pixels = torch.randint(256, (config.batch_size, channels, SIDE, SIDE), dtype=torch.uint8)
+    pixels = pixels.to(device)
+    prepare = Preparation((0.5,) * channels, (0.5,) * channels, side)
+    taught_by = None
+    if teacher is not None:
+        network = _build(teacher, prepare.at(SIDE)(pixels)).to(device).eval()
+        taught_by = Teacher(network, prepare.at(SIDE), 0.5)
+    built = _build(model, prepare.at(SIDE)(pixels)).to(device)
+    built = built.to(memory_format=torch.channels_last).train()
+    trainer = Trainer(built, config, seed=0, teacher=taught_by)
+    labels = torch.zeros(len(pixels), dtype=torch.int64, device=device)
+    with fast_layers(*trainer.networks):
+        for step in range(-1, STEPS):
+            if step == 0:  # the step before selects kernels
+                start = time.perf_counter()
+            trainer.step(prepare(pixels), labels, 1e-6, pixels).item()
+    return (time.perf_counter() - start) / (STEPS * len(pixels))
+
+
+def _build(model: Network | TeacherRecipe, images: Tensor) -> nn.Module:
+    if isinstance(model, Network):
+        return build_network(model, images.shape[1], CLASSES)
+    return build_teacher(model, images.cpu(), CLASSES)
 
 
 def total_seconds(seconds: Iterable[float | None], processes: int) -> float:

@@ -52,7 +52,7 @@ def fast_layers(*networks: nn.Module) -> Iterator[None]:
         for module in network.modules():
             forward = _fast_forward(module)
             if forward is not None:
-                module.forward = functools.partial(forward, module)  # type: ignore[method-assign]
+                module.forward = functools.partial(forward, module)
                 changed.append(module)
     try:
         yield
