@@ -190,6 +190,55 @@ class Step(_Data):
     memory_mb: float | None = None
 
 
+class Point(_Data):
+    """One point of a curve."""
+
+    x: float
+    y: Estimate
+
+
+class Series(_Data):
+    """Points that one line joins, by rising x; ``name`` is empty where there is one series."""
+
+    name: str = ""
+    points: tuple[Point, ...]
+
+
+class Curve(_Data):
+    """A curve with its intervals as a band, for example accuracy by fraction pruned.
+
+    Attributes:
+        name: Stem of the figure's file.
+        title: What is drawn, in a few words.
+        x_title: Of the x axis, with its unit.
+        mark_x: Value that a vertical line marks, and what it is.
+        mark_y: Value that a horizontal line marks, and what it is.
+        group: The section of the page: ``scan`` or ``training``.
+        y_limits: Range of the y axis; its data's where None.
+    """
+
+    name: str
+    title: str
+    x_title: str
+    series: tuple[Series, ...]
+    mark_x: tuple[float, str] | None = None
+    mark_y: tuple[float, str] | None = None
+    group: Literal["scan", "training"] = "scan"
+    y_limits: tuple[float, float] | None = None
+
+
+class Sensitivity(_Data):
+    """Points of accuracy that each layer costs when it alone is pruned, by fraction.
+
+    Attributes:
+        fractions: In [0, 1], rising.
+        layers: Name and, for each fraction, the drop; None where it was not scanned.
+    """
+
+    fractions: tuple[float, ...]
+    layers: tuple[tuple[str, tuple[Estimate | None, ...]], ...]
+
+
 class Provenance(_Data):
     """How it was made, and what one needs to repeat it.
 
@@ -227,6 +276,8 @@ class Report(_Data):
         candidates: Points of the trade-off curve.
         downloads: Files beside the page, the one to ship first.
         usage: Lines of Python or shell that run the network.
+        scan_note: What the scan of sensitivity found, in a sentence.
+        notes: Sentences below the table of variants.
     """
 
     version: int = VERSION
@@ -240,7 +291,11 @@ class Report(_Data):
     downloads: tuple[Download, ...] = ()
     usage: tuple[str, ...] = ()
     layers: tuple[Layer, ...] = ()
+    scan_note: str = ""
+    curves: tuple[Curve, ...] = ()
+    sensitivity: Sensitivity | None = None
     images: ImageChanges | None = None
+    notes: tuple[str, ...] = ()
     ladder: tuple[Step, ...] = ()
     provenance: Provenance = Provenance()
 

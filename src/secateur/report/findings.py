@@ -1,4 +1,4 @@
-"""What a run's records say, sorted into single numbers, curves and surroundings."""
+"""A run's records, sorted into single numbers, curves and environment."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Findings:
         parity: Share of decisions that the quantized file and its simulation have in common.
         epochs: In the order they ran.
         seconds: Stage and time spent, in the order they ran.
-        surroundings: Field to each of its values and the stages that had it.
+        environment: Field to each of its values and the stages that had it.
     """
 
     about: Record
@@ -66,7 +66,7 @@ class Findings:
     parity: Record | None
     epochs: tuple[EpochPoint, ...]
     seconds: tuple[tuple[str, float], ...]
-    surroundings: dict[str, dict[str, list[str]]]
+    environment: dict[str, dict[str, list[str]]]
 
     @classmethod
     def of(cls, records: list[Record]) -> Findings:
@@ -93,7 +93,7 @@ class Findings:
             parity=next((r for r in records if r.metric == "parity_percent"), None),
             epochs=_epochs(records),
             seconds=tuple((_stage(r), r.value) for r in records if r.metric == "seconds"),
-            surroundings=_surroundings(records),
+            environment=_environment(records),
         )
 
     @property
@@ -105,8 +105,8 @@ class Findings:
     @property
     def tolerance(self) -> float | None:
         """Points of accuracy that the threshold may cost; None where it was set by hand."""
-        found = self.threshold.at.get("tolerance_points") if self.threshold else None
-        return None if found is None else float(found)
+        points = self.threshold.at.get("tolerance_points") if self.threshold else None
+        return None if points is None else float(points)
 
     def get(self, variant: str, metric: str) -> Record | None:
         """The one number of that name, if it was measured."""
@@ -121,14 +121,14 @@ class Findings:
 
 
 def _unique(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, Record]:
-    found: dict[K, Record] = {}
+    unique: dict[K, Record] = {}
     for record in records:
-        if key(record) in found:
+        if key(record) in unique:
             raise StoreError(
                 "a number is recorded twice", where=f"{record.variant} {record.metric} {record.at}"
             )
-        found[key(record)] = record
-    return found
+        unique[key(record)] = record
+    return unique
 
 
 def _scans(records: list[Record]) -> dict[str, tuple[ScanPoint, ...]]:
@@ -176,8 +176,8 @@ def _stage(record: Record) -> str:
     return "scan" if record.metric.startswith(("scan_", "threshold_")) else "bench"
 
 
-def _surroundings(records: list[Record]) -> dict[str, dict[str, list[str]]]:
-    """Fields that may differ by stage: one found in place keeps those it was made with."""
+def _environment(records: list[Record]) -> dict[str, dict[str, list[str]]]:
+    """Fields that may differ by stage: a stage that was there keeps those it was made with."""
     measured = {_stage(record) for record in records if record.metric != "seconds"}
     order = list(dict.fromkeys(_stage(record) for record in records))
     fields: dict[str, dict[str, list[str]]] = {}

@@ -1,4 +1,4 @@
-"""Writes ``report.html``, ``report.md`` and ``figures/`` next to a run's records."""
+"""Writes ``report.html``, ``report.md``, ``report.json`` and ``figures/``."""
 
 from __future__ import annotations
 
@@ -13,87 +13,106 @@ from markupsafe import Markup
 
 from secateur.disk import write_text
 from secateur.errors import RecipeError
-from secateur.records import Record, read_records
+from secateur.records import read_records
 from secateur.report import numbers
-from secateur.report.figures import Figure, draw
-from secateur.report.findings import Findings
-from secateur.report.summary import (
-    HEADINGS,
-    bounds,
-    headline,
-    missing,
-    packed_sentence,
-    parity_sentence,
-    signed_bounds,
-    summary_rows,
-)
+from secateur.report.charts import draw
+from secateur.report.contents import Download, Estimate, Report, read_report
+from secateur.report.rows import block_rows, confusions, key_numbers, stage_rows
+from secateur.report.from_records import Changes, report_of
+from secateur.report.summary import HEADINGS, bounds, signed_bounds, summary_rows
+from secateur.report.vega import Chart, javascript
 
 
-def write_report(run: Path) -> None:
-    """Write a run's report from its ``records.jsonl`` and ``recipe.toml``, and nothing else.
+def write_report(run: Path, changes: Changes | None = None) -> None:
+    """Write a run's report from its ``records.jsonl`` and ``recipe.toml``.
+
+    A folder that has a ``report.json`` and no records, such as one of ``secateur compress``, is
+    rendered from that file.
 
     Args:
-        run: Folder of the run; receives ``report.html`` (self-contained), ``report.md`` and the
-            latter's ``figures/*.svg``. Each file is whole or not there.
+        run: Folder of the run; receives ``report.html`` (self-contained), ``report.md``,
+            ``report.json`` and the figures of the Markdown. Each file is complete or missing.
+        changes: Layers, images and timings; those of an earlier ``report.json`` where None.
 
     Raises:
         StoreError: The records are missing, damaged, none, or of more than one run.
         RecipeError: The recipe is missing or is not TOML with a name.
     """
+    earlier = run / "report.json"
+    if earlier.is_file() and not (run / "records.jsonl").exists():
+        render_report(read_report(earlier), run)
+        return
     records = read_records(run / "records.jsonl")
-    toml, said = _read_recipe(run / "recipe.toml")
-    found = Findings.of(records)
-    figures = draw(found)
-    says = _says(found, figures, toml, said)
-    (run / "figures").mkdir(exist_ok=True)
-    for figure in figures.values():
-        write_text(run / "figures" / f"{figure.name}.svg", figure.alone)
+    toml, name, description = _read_recipe(run / "recipe.toml")
+    if changes is None:
+        changes = _changes_of(read_report(earlier)) if earlier.is_file() else Changes()
+    report = report_of(records, name, description, toml, changes, _downloads(run))
+    render_report(report, run)
+
+
+def render_report(report: Report, folder: Path) -> None:
+    """Write a report's data, its page, the same in Markdown, and the Markdown's figures.
+
+    Args:
+        report: Everything the page shows.
+        folder: Exists; receives ``report.json``, ``report.html``, ``report.md`` and ``figures/``.
+
+    Raises:
+        StoreError: A file cannot be written.
+    """
+    charts = draw(report)
+    values = _values(report, charts)
+    (folder / "figures").mkdir(exist_ok=True)
+    for chart in charts.values():
+        write_text(folder / "figures" / f"{chart.name}.svg", chart.file)
     for name in ("report.html", "report.md"):
-        write_text(run / name, _templates().get_template(f"{name}.j2").render(says))
+        write_text(folder / name, _templates().get_template(f"{name}.j2").render(values))
+    write_text(folder / "report.json", report.model_dump_json(exclude_defaults=True) + "\n")
 
 
-def _read_recipe(path: Path) -> tuple[str, dict[str, Any]]:
-    # Not secateur.recipe: a recipe of an older version stays readable here.
+def _changes_of(report: Report) -> Changes:
+    samples = {v.name: list(v.samples_ms) for v in report.variants if v.samples_ms}
+    return Changes(report.layers, report.images, samples)
+
+
+def _downloads(run: Path) -> tuple[Download, ...]:
+    notes = {"net.sec": "packed network", "net.onnx": "network for any ONNX runtime"}
+    return tuple(
+        Download(href=name, size_bytes=(run / name).stat().st_size, note=note)
+        for name, note in notes.items()
+        if (run / name).is_file()
+    )
+
+
+def _read_recipe(path: Path) -> tuple[str, str, str]:
+    """Text, name and description of a recipe, which may be of an older version."""
     try:
         toml = path.read_text(encoding="utf-8")
-        said = tomllib.loads(toml)
+        recipe: dict[str, Any] = tomllib.loads(toml)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError("cannot read recipe", where=path, found=error) from error
-    if not isinstance(said.get("name"), str):
-        raise RecipeError("recipe has no name", where=path, found=said.get("name"))
-    return toml, said
+    if not isinstance(recipe.get("name"), str):
+        raise RecipeError("recipe has no name", where=path, found=recipe.get("name"))
+    return toml, recipe["name"], str(recipe.get("description", ""))
 
 
-def _says(
-    found: Findings, figures: dict[str, Figure], toml: str, said: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything the templates speak of."""
-    spent = [seconds for _, seconds in found.seconds]
+def _values(report: Report, charts: dict[str, Chart]) -> dict[str, Any]:
+    """Everything the templates use."""
+    recipe = report.provenance.recipe
+    backquotes = max(map(len, re.findall("`+", recipe)), default=0)
     return {
-        "name": said["name"],
-        "description": str(said.get("description", "")),
-        "about": found.about,
-        "found": found,
-        "headline": headline(found),
-        "parity": " ".join(filter(None, (parity_sentence(found), packed_sentence(found)))),
-        "missing": missing(found),
+        "report": report,
+        "charts": charts,
+        "key": key_numbers(report),
         "headings": HEADINGS,
-        "rows": summary_rows(found),
-        "figures": figures,
-        "layer_fractions": sorted({p.fraction for ps in found.layer_scans.values() for p in ps}),
-        "layer_images": _images(p.drop for ps in found.layer_scans.values() for p in ps),
-        "scan_images": _images(p.drop or p.accuracy for p in found.network_scan),
-        "spent": sum(spent),
-        "longest": max(spent, default=0.0) or 1.0,
-        "toml": toml.strip(),
-        "fence": "`" * max(3, 1 + max(map(len, re.findall("`+", toml)), default=0)),
+        "rows": summary_rows(report.variants),
+        "blocks": block_rows(report.layers),
+        "confusions": confusions(report.images),
+        "stages": stage_rows(report.provenance.stages),
+        "total_seconds": sum(seconds for _, seconds in report.provenance.stages),
+        "javascript": Markup(javascript()),  # noqa: S704 vl-convert's own
+        "fence": "`" * max(3, 1 + backquotes),
     }
-
-
-def _images(records: Any) -> str:
-    """How many images a scan looked at."""
-    seen = sorted({record.n for record in records if record})
-    return " to ".join(numbers.count(n) for n in dict.fromkeys((seen[0], seen[-1]))) if seen else ""
 
 
 def _templates() -> Environment:
@@ -105,31 +124,34 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "fixed": lambda record, digits=2: _number(record, numbers.fixed, digits),
-        "signed": lambda record: _number(record, numbers.signed),
+        "fixed": lambda estimate, digits=2: _number(estimate, numbers.fixed, digits),
+        "signed": lambda estimate: _number(estimate, numbers.signed),
         "percent": lambda fraction: numbers.NONE if fraction is None else numbers.percent(fraction),
+        "significant": numbers.significant,
         "count": numbers.count,
+        "size": numbers.size,
         "duration": numbers.duration,
         "bounds": bounds,
         "signed_bounds": signed_bounds,
         "heat": _heat,
-        "svg": lambda figure: Markup(figure.inline),  # noqa: S704 ours, its text escaped
+        "svg": lambda chart: Markup(chart.svg),  # noqa: S704 Vega's own, its text escaped
+        "spec": lambda chart: Markup(chart.json),  # noqa: S704 escaped for scripts
         "md": markdown,
         "breakable": lambda name: Markup(".<wbr>").join(name.split(".")),
     }
     return environment
 
 
-def _number(record: Record | None, form: Any, *digits: int) -> str:
-    return numbers.NONE if record is None else form(record.value, *digits)
+def _number(estimate: Estimate | None, form: Any, *digits: int) -> str:
+    return numbers.NONE if estimate is None else form(estimate.value, *digits)
 
 
-def _heat(record: Record | None) -> int:
-    """How strongly to tint a drop, 0 to 100: logarithmic, for 1 point matters as 50 do."""
-    if record is None:
+def _heat(drop: Estimate | float | None) -> int:
+    """How strongly to tint a drop, 0 to 100: logarithmic, because 1 point matters as 50 do."""
+    if drop is None:
         return 0
-    lost = min(max(record.value, 0.0), 100.0)
-    return round(100 * math.log1p(lost) / math.log1p(100))
+    value = drop if isinstance(drop, int | float) else drop.value
+    return round(100 * math.log1p(min(max(value, 0.0), 100.0)) / math.log1p(100))
 
 
 def markdown(text: str) -> str:

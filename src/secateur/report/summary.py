@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from secateur.records import Record
 from secateur.report import numbers
+from secateur.report.contents import Estimate, Variant
 from secateur.report.findings import SINGLE, VARIANTS, Findings
 from secateur.report.numbers import NONE
 
@@ -21,9 +23,6 @@ class Cell(NamedTuple):
     text: str
     note: str = ""
 
-
-SAME = Cell("same")
-"""Of a packed file, which decodes to the quantized one."""
 
 HEADINGS = (
     Cell("Variant"),
@@ -86,7 +85,7 @@ def summary_table(records: list[Record]) -> SummaryTable:
     Raises:
         StoreError: As :meth:`secateur.report.findings.Findings.of`.
     """
-    return SummaryTable(summary_rows(Findings.of(records)))
+    return SummaryTable(summary_rows(variants_of(Findings.of(records))))
 
 
 def _lines(cell: Cell, style: str) -> Text:
@@ -94,81 +93,94 @@ def _lines(cell: Cell, style: str) -> Text:
     return text.append(f"\n{cell.note}", "dim not bold") if cell.note else text
 
 
-def summary_rows(found: Findings) -> list[tuple[Cell, ...]]:
-    """A row of cells, in the order of ``HEADINGS``, for each variant measured."""
-    return [_row(found, variant) for variant in found.variants]
+def variants_of(findings: Findings, samples_ms: Mapping[str, Sequence[float]] = {}) -> list[Variant]:
+    """What was measured of each variant, in the order of the chain.
+
+    Args:
+        findings: Of one run.
+        samples_ms: Variant to every timing.
+    """
+    return [_variant(findings, name, samples_ms.get(name, ())) for name in findings.variants]
 
 
-def _row(found: Findings, variant: str) -> tuple[Cell, ...]:
-    size = found.get(variant, "size_bytes")
+def _variant(findings: Findings, name: str, samples: Sequence[float]) -> Variant:
+    def value(metric: str) -> float | None:
+        record = findings.get(name, metric)
+        return None if record is None else record.value
+
+    records = [findings.get(name, metric) for metric in SINGLE]
+    source = next((r.at["decoded_to"] for r in records if r and "decoded_to" in r.at), "")
+    return Variant(
+        name=name,
+        top1=estimate(findings.get(name, "top1_percent")),
+        drop=estimate(findings.get(name, "top1_drop_points")),
+        parameters=value("parameters"),
+        nonzero_parameters=value("nonzero_parameters"),
+        macs=value("macs"),
+        size_bytes=value("size_bytes"),
+        latency=estimate(findings.get(name, "latency_ms")),
+        samples_ms=tuple(samples),
+        decodes_to=str(source),
+    )
+
+
+def estimate(record: Record | None) -> Estimate | None:
+    """A record's value and bounds."""
+    if record is None:
+        return None
+    return Estimate(value=record.value, low=record.low, high=record.high, n=record.n)
+
+
+def summary_rows(variants: Sequence[Variant]) -> list[tuple[Cell, ...]]:
+    """A row of cells, in the order of ``HEADINGS``, for each variant; the first is the reference."""
+    return [_row(variants[0], variant) for variant in variants]
+
+
+def _row(reference: Variant, variant: Variant) -> tuple[Cell, ...]:
+    latency, before = variant.latency, reference.latency
     return (
-        Cell(variant),
-        _accuracy(found.get(variant, "top1_percent")),
-        _drop(found.get(variant, "top1_drop_points")),
-        _parameters(found.get(variant, "parameters"), found.get(variant, "nonzero_parameters")),
-        _macs(found.get(variant, "macs")),
-        Cell(numbers.size(size.value) if size else NONE),
-        _gain(found, variant, "size_bytes"),
-        _latency(found.get(variant, "latency_ms")),
-        _gain(found, variant, "latency_ms"),
+        Cell(variant.name),
+        _with_bounds(variant.top1, numbers.fixed, bounds),
+        _with_bounds(variant.drop, numbers.signed, signed_bounds),
+        Cell(_count(variant.parameters), _count(variant.nonzero_parameters, "")),
+        Cell(NONE if variant.macs is None else numbers.short_count(variant.macs)),
+        Cell(NONE if variant.size_bytes is None else numbers.size(variant.size_bytes)),
+        _gain(reference.size_bytes, variant.size_bytes, variant is reference),
+        _with_bounds(latency, numbers.significant, _percentiles),
+        _gain(before and before.value, latency and latency.value, variant is reference),
     )
 
 
-def _parameters(whole: Record | None, nonzero: Record | None) -> Cell:
-    if whole is not None and "decoded_to" in whole.at:
-        return SAME
-    return Cell(
-        numbers.count(whole.value) if whole else NONE,
-        numbers.count(nonzero.value) if nonzero else "",
-    )
+def _count(value: float | None, none: str = NONE) -> str:
+    return none if value is None else numbers.count(value)
 
 
-def _macs(record: Record | None) -> Cell:
-    if record is None:
+def _with_bounds(
+    value: Estimate | None, form: Callable[[float], str], note: Callable[[Estimate], str]
+) -> Cell:
+    return Cell(NONE) if value is None else Cell(form(value.value), note(value))
+
+
+def _percentiles(latency: Estimate) -> str:
+    if latency.low is None or latency.high is None:
+        return ""
+    return f"{numbers.significant(latency.low)} to {numbers.significant(latency.high)}"
+
+
+def _gain(before: float | None, after: float | None, is_reference: bool) -> Cell:
+    if not before or not after or is_reference:
         return Cell(NONE)
-    return SAME if "decoded_to" in record.at else Cell(numbers.short_count(record.value))
+    return Cell(numbers.times(before / after))
 
 
-def _accuracy(record: Record | None) -> Cell:
-    if record is None:
-        return Cell(NONE)
-    if "decoded_to" in record.at:
-        return SAME
-    return Cell(numbers.fixed(record.value), bounds(record))
-
-
-def _drop(record: Record | None) -> Cell:
-    if record is None:
-        return Cell(NONE)
-    if "decoded_to" in record.at:
-        return SAME
-    return Cell(numbers.signed(record.value), signed_bounds(record))
-
-
-def _latency(record: Record | None) -> Cell:
-    if record is None:
-        return Cell(NONE)
-    if "decoded_to" in record.at:
-        return SAME
-    note = ""
-    if record.low is not None and record.high is not None:
-        note = f"{numbers.significant(record.low)} to {numbers.significant(record.high)}"
-    return Cell(numbers.significant(record.value), note)
-
-
-def _gain(found: Findings, variant: str, metric: str) -> Cell:
-    gain = found.gain(variant, metric)
-    return Cell(NONE if gain is None or variant == "reference" else numbers.times(gain))
-
-
-def bounds(record: Record | None, digits: int = 2) -> str:
+def bounds(record: Record | Estimate | None, digits: int = 2) -> str:
     """``91.76 to 92.82``, or nothing where the value has no bounds."""
     if record is None or record.low is None or record.high is None:
         return ""
     return f"{numbers.fixed(record.low, digits)} to {numbers.fixed(record.high, digits)}"
 
 
-def signed_bounds(record: Record | None) -> str:
+def signed_bounds(record: Record | Estimate | None) -> str:
     """``−0.11 to +0.35``, or nothing where the value has no bounds."""
     if record is None or record.low is None or record.high is None:
         return ""
@@ -186,14 +198,14 @@ class Headline(NamedTuple):
     proof: str = ""
 
 
-def headline(found: Findings) -> Headline:
+def headline(findings: Findings) -> Headline:
     """What came of the run, from its numbers: the last variant against the reference."""
-    final = next((v for v in reversed(found.variants) if v != "reference"), None)
+    final = next((v for v in reversed(findings.variants) if v != "reference"), None)
     if final is None:
-        return _unfinished(found)
-    size = _compare(found.gain(final, "size_bytes"), 0.005, "smaller", "larger", "no smaller")
-    speed = _compare(found.gain(final, "latency_ms"), 0.05, "faster", "slower", "about as fast")
-    drop = found.get(final, "top1_drop_points")
+        return _unfinished(findings)
+    size = _compare(findings.gain(final, "size_bytes"), 0.005, "smaller", "larger", "no smaller")
+    speed = _compare(findings.gain(final, "latency_ms"), 0.05, "faster", "slower", "about as fast")
+    drop = findings.get(final, "top1_drop_points")
     cost = _cost(drop) if drop else Headline("at a cost in accuracy not yet measured")
     gains = [words for words, _ in (size, speed) if words] or [final]
     joint = " but " if size[1] * speed[1] < 0 else " and "
@@ -237,9 +249,9 @@ def _cost(drop: Record) -> Headline:
     return Headline(cost, interval, proof)
 
 
-def parity_sentence(found: Findings) -> str:
+def parity_sentence(findings: Findings) -> str:
     """How far the quantized file decides as its simulation; nothing where that was not measured."""
-    record = found.parity
+    record = findings.parity
     if record is None:
         return ""
     sentence = (
@@ -256,17 +268,17 @@ def parity_sentence(found: Findings) -> str:
     )
 
 
-def packed_sentence(found: Findings) -> str:
+def packed_sentence(findings: Findings) -> str:
     """What a packed file is; nothing where there is none."""
-    if found.get("packed", "size_bytes") is None:
+    if findings.get("packed", "size_bytes") is None:
         return ""
     return "The packed file decodes to the quantized one, bit for bit."
 
 
-def _unfinished(found: Findings) -> Headline:
-    stages = ", ".join(dict.fromkeys(stage for stage, _ in found.seconds))
+def _unfinished(findings: Findings) -> Headline:
+    stages = ", ".join(dict.fromkeys(stage for stage, _ in findings.seconds))
     after = f"Stages in place: {stages}." if stages else ""
-    last = next((point.accuracy for point in reversed(found.epochs) if point.accuracy), None)
+    last = next((point.accuracy for point in reversed(findings.epochs) if point.accuracy), None)
     if last is None:
         return Headline("Nothing is measured yet", proof=after)
     accuracy = f"{numbers.fixed(last.value)} % on {numbers.count(last.n)} validation images"
@@ -274,29 +286,29 @@ def _unfinished(found: Findings) -> Headline:
     return Headline(f"Not measured yet; so far {accuracy}", interval, after)
 
 
-def missing(found: Findings) -> list[str]:
+def missing(findings: Findings) -> list[str]:
     """What a finished run would have and this one has not."""
     absent = []
     for name, there in (
-        ("training curves", found.epochs),
-        ("network-wide scan", found.network_scan),
-        ("per-layer scan", found.layer_scans),
-        ("threshold", found.threshold),
-        ("time per stage", found.seconds),
+        ("training curves", findings.epochs),
+        ("network-wide scan", findings.network_scan),
+        ("per-layer scan", findings.layer_scans),
+        ("threshold", findings.threshold),
+        ("time per stage", findings.seconds),
     ):
         if not there:
             absent.append(name)
-    unmeasured = [variant for variant in VARIANTS if variant not in found.variants]
+    unmeasured = [variant for variant in VARIANTS if variant not in findings.variants]
     if unmeasured:
         absent.append(f"every measurement of {', '.join(unmeasured)}")
-    for variant in found.variants:
+    for variant in findings.variants:
         lacks = [
             NAMES[metric]
             for metric in SINGLE
-            if found.get(variant, metric) is None
+            if findings.get(variant, metric) is None
             and (variant, metric) != ("reference", "top1_drop_points")
         ]
-        if variant == "quantized" and found.parity is None:
+        if variant == "quantized" and findings.parity is None:
             lacks.append(NAMES["parity_percent"])
         if lacks:
             absent.append(f"{', '.join(lacks)} of {variant}")
