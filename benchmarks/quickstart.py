@@ -12,7 +12,7 @@ from pathlib import Path
 from secateur.records import Record, read_records
 from secateur.report import numbers
 from secateur.report.findings import Findings
-from secateur.report.summary import HEADINGS, summary_rows
+from secateur.report.summary import HEADINGS, summary_rows, variants_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,7 +29,7 @@ def section(folder: Path) -> str:
     """The published run in ``folder`` as Markdown: what it is, the table, what it took."""
     records = read_records(folder / "records.jsonl")
     rows = [[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row]
-            for row in (HEADINGS, *summary_rows(Findings.of(records)))]  # fmt: skip
+            for row in (HEADINGS, *summary_rows(variants_of(Findings.of(records))))]  # fmt: skip
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" + " ---: |" * (len(HEADINGS) - 1))
     return "\n".join([_says(folder.name, records), "", *lines])

@@ -138,7 +138,7 @@ def summary_rows(variants: Sequence[Variant]) -> list[tuple[Cell, ...]]:
 
 def _row(reference: Variant, variant: Variant) -> tuple[Cell, ...]:
     latency, before = variant.latency, reference.latency
-    return (
+    cells = (
         Cell(variant.name),
         _with_bounds(variant.top1, numbers.fixed, bounds),
         _with_bounds(variant.drop, numbers.signed, signed_bounds),
@@ -149,6 +149,9 @@ def _row(reference: Variant, variant: Variant) -> tuple[Cell, ...]:
         _with_bounds(latency, numbers.significant, _percentiles),
         _gain(before and before.value, latency and latency.value, variant is reference),
     )
+    if variant.decodes_to:  # one network, whose bounds are in the row before
+        return tuple(Cell(cell.text) for cell in cells)
+    return cells
 
 
 def _count(value: float | None, none: str = NONE) -> str:
