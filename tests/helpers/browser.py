@@ -75,6 +75,16 @@ OVERFLOW = """() => {
 OVERLAPS = """() => {
   // Boxes of pieces of text, which must not lie on each other.
   const boxes = [];
+  // What scrolled containers leave of a box.
+  const visible = ({ left, right, top, bottom }, element) => {
+    for (let p = element; p; p = p.parentElement) {
+      if (getComputedStyle(p).overflowX === "visible") continue;
+      const own = p.getBoundingClientRect();
+      [left, right] = [Math.max(left, own.left), Math.min(right, own.right)];
+      [top, bottom] = [Math.max(top, own.top), Math.min(bottom, own.bottom)];
+    }
+    return { left, right, top, bottom };
+  };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode, parent = node.parentElement;
@@ -82,8 +92,11 @@ OVERLAPS = """() => {
     if (!parent.checkVisibility({ visibilityProperty: true })) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
-    for (const box of range.getClientRects()) {
-      if (box.width > 1 && box.height > 1) boxes.push({ box, parent, text: node.data.trim() });
+    for (const rect of range.getClientRects()) {
+      const box = visible(rect, parent);
+      if (box.right - box.left > 1 && box.bottom - box.top > 1) {
+        boxes.push({ box, parent, text: node.data.trim() });
+      }
     }
   }
   const out = [];
@@ -93,7 +106,8 @@ OVERLAPS = """() => {
     if (a.parent === b.parent || fixed(a.parent) || fixed(b.parent)) continue;
     const x = Math.min(a.box.right, b.box.right) - Math.max(a.box.left, b.box.left);
     const y = Math.min(a.box.bottom, b.box.bottom) - Math.max(a.box.top, b.box.top);
-    if (x > 1.5 && y > 0.35 * Math.min(a.box.height, b.box.height)) {
+    const height = Math.min(a.box.bottom - a.box.top, b.box.bottom - b.box.top);
+    if (x > 1.5 && y > 0.35 * height) {
       out.push(`${a.text.slice(0, 30)} | ${b.text.slice(0, 30)}`);
     }
   }

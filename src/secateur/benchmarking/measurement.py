@@ -20,7 +20,7 @@ BATCH = 100
 
 def measure(
     files: Mapping[str, Path], test: Images, prepare: Preparation, config: recipe.Bench
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.bool_]]]:
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
     """Run each file on the test images, and time all of them on one image in turns.
 
     Args:
@@ -31,7 +31,7 @@ def measure(
 
     Returns:
         Plain data (runtime, threads, fingerprint of the images, and for each variant bytes and
-        every timing in ms), and for each variant whether it is right, image by image, shape (n,).
+        every timing in ms), and for each variant its logits, shape (n, classes).
 
     Raises:
         SecateurError: A file is missing, corrupt, or cannot be run.
@@ -41,12 +41,13 @@ def measure(
     }
     image = next(batches(test, prepare, 1))
     samples = latencies(runtimes, image, config.warmup, config.repeats)
-    right = {}
+    logits, labels = {}, test.labels.numpy()
     with progress("test set", len(files)) as tick:
         for variant, runtime in runtimes.items():
-            decided = [runtime.run(batch).argmax(1) for batch in batches(test, prepare, BATCH)]
-            right[variant] = np.concatenate(decided) == test.labels.numpy()
-            tick.advance(note=f"{variant} {100 * right[variant].mean():.2f} %")
+            parts = [runtime.run(batch) for batch in batches(test, prepare, BATCH)]
+            logits[variant] = np.concatenate(parts)
+            right = logits[variant].argmax(1) == labels
+            tick.advance(note=f"{variant} {100 * right.mean():.2f} %")
     first = next(iter(runtimes.values()))
     measured = {
         "runtime": f"{first.name} {first.version}",
@@ -60,4 +61,4 @@ def measure(
             for variant, path in files.items()
         },
     }
-    return measured, right
+    return measured, logits

@@ -12,6 +12,7 @@ from secateur.pipeline.to_records import to_records
 from secateur.recipe import load_recipe
 from secateur.records import Record, write_records
 from secateur.report import write_report
+from secateur.report.contents import Changes
 from secateur.store import Store, save_tensors, write_bytes, write_text
 from secateur.training.cpu import keep_freed_memory
 
@@ -108,5 +109,11 @@ def complete(chain: Chain, folder: Path, goal: str = "pack") -> list[Record]:
         save_tensors(folder / "right.safetensors", right)
         write_bytes(folder / PACKED, chain.packed_file.read_bytes())
     write_records(folder / RECORDS, records)
-    write_report(folder)
+    write_report(folder, _changes(chain) if goal in ("bench", "pack") else None)
     return records
+
+
+def _changes(chain: Chain) -> Changes:
+    """What the files changed; nothing where an earlier version measured them."""
+    path = chain.stage("bench").folder / "changes.json"
+    return Changes.model_validate_json(path.read_bytes()) if path.is_file() else Changes()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from secateur.artifact.container import VERSION
@@ -19,9 +20,12 @@ from secateur.pipeline.chain import VARIANTS, Chain, changed_fields
 from secateur.quantization.parity import compare
 from secateur.quantization.qdq import read_scheme
 from secateur.quantization.simulate import Simulated
+from secateur.report.contents import Changes
+from secateur.report.image_changes import image_changes
+from secateur.report.layer_changes import layer_changes
 from secateur.runtimes import open_file
 from secateur.statistics import mcnemar, paired_drop, proportion, spread
-from secateur.store import save_tensors, write_bytes, write_json
+from secateur.store import save_tensors, write_bytes, write_json, write_text
 from secateur.training.evaluation import BATCH
 
 
@@ -34,7 +38,9 @@ def make_bench(chain: Chain, folder: Path) -> None:
     """Measure the three files on this machine; the test images are opened here alone."""
     test = load(chain.recipe.data.name, chain.data_root, train=False)
     files: dict[str, Path] = {variant: chain.file(variant) for variant in VARIANTS}
-    measured, right = measure(files, test, chain.prepare, chain.recipe.bench)
+    measured, logits = measure(files, test, chain.prepare, chain.recipe.bench)
+    labels = test.labels.numpy()
+    right = {variant: of.argmax(1) == labels for variant, of in logits.items()}
     measured["parity"] = _parity(chain, test)
     for variant in VARIANTS:
         network = chain.load_network("train" if variant == "reference" else "remove").cpu()
@@ -45,6 +51,23 @@ def make_bench(chain: Chain, folder: Path) -> None:
         }
     save_tensors(folder / "right.safetensors", {v: torch.from_numpy(r) for v, r in right.items()})
     write_json(folder / "bench.json", measured)
+    changes = _changes(chain, test, logits, measured)
+    write_text(folder / "changes.json", changes.model_dump_json(exclude_defaults=True))
+
+
+def _changes(
+    chain: Chain, test: Images, logits: dict[str, npt.NDArray], measured: dict[str, Any]
+) -> Changes:
+    """What the report shows beyond the records: layers, images and every timing."""
+    labels = test.labels.numpy()
+    before, after = logits["reference"], logits["quantized"]
+    return Changes(
+        layers=layer_changes(
+            chain.file("reference"), chain.file("quantized"), chain.recipe.bench.threads
+        ),
+        images=image_changes(labels, before, after, test.classes, test.pixels),
+        samples_ms={v: of["latencies_ms"] for v, of in measured["variants"].items()},
+    )
 
 
 def _parity(chain: Chain, test: Images) -> dict[str, Any]:

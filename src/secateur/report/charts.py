@@ -114,14 +114,19 @@ def _curve(curve: Curve) -> Chart:
         {"field": "y", "title": "value", "format": ".4~g"},
     ]
     x, detail = _x(curve.x_title), {"field": "series"}
+    own = {"x": x, "detail": detail}
+    point = {"filled": True, "color": CURVE, "size": 26}
+    shown = tips if curve.series[0].name else tips[1:]
     layers: list[Spec] = [
-        {"mark": {"type": "area", "opacity": 0.2, "color": CURVE, "clip": True},
-         "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}, "detail": detail}},
-        {"mark": {"type": "line", "color": CURVE, "clip": True,
-                  "point": {"filled": True, "color": CURVE, "size": 26}},
-         "encoding": {"x": x, "y": y, "detail": detail,
-                      "tooltip": tips if curve.series[0].name else tips[1:]}},
-    ]  # fmt: skip
+        {
+            "mark": {"type": "area", "opacity": 0.2, "color": CURVE, "clip": True},
+            "encoding": own | {"y": y | {"field": "low"}, "y2": {"field": "high"}},
+        },
+        {
+            "mark": {"type": "line", "color": CURVE, "clip": True, "point": point},
+            "encoding": own | {"y": y, "tooltip": shown},
+        },
+    ]
     if len(curve.series) > 1:
         layers.append(_series_names())
     layers += _marks(curve)
@@ -152,7 +157,7 @@ def _marks(curve: Curve) -> list[Spec]:
         at = {channel: {"datum": value}}
         other = {"y": {"value": 10}} if channel == "x" else {"x": {"value": 0}}
         dashes = {} if channel == "x" else {"strokeDash": [4, 3]}
-        one = {"data": {"values": [{}]}}
+        one: Spec = {"data": {"values": [{}]}}
         layers.append(one | {"mark": {"type": "rule", "color": MARK} | dashes, "encoding": at})
         text = {"type": "text", "color": MARK, "align": "left", "dx": 4, "dy": -6, "text": words}
         layers.append(one | {"mark": text, "encoding": at | other})
@@ -173,23 +178,20 @@ def _latencies(variants: Sequence[Variant]) -> Chart | None:
     title = "Latency of one image, ms"
     names = [variant.name for variant in own]
     y = {"field": "name", "type": "nominal", "sort": names, "title": None, "axis": {"grid": False}}
+    x = {"field": "x", "type": "quantitative", "title": "ms"}
+    median = {"field": "x", "aggregate": "median", "type": "quantitative"}
+    tips = [{"field": "name"}, median | {"title": "median, ms", "format": ".3g"}]
     body = {
         "data": {"values": rows},
-        "encoding": {
-            "y": y,
-            "x": {"field": "x", "type": "quantitative", "title": "ms"},
-        },
+        "encoding": {"y": y, "x": x},
         "layer": [
             {"mark": {"type": "tick", "opacity": 0.3, "color": CURVE, "thickness": 1}},
             {
                 "mark": {"type": "tick", "color": MARK, "thickness": 3},
-                "encoding": {"x": {"field": "x", "aggregate": "median", "type": "quantitative"},
-                             "tooltip": [{"field": "name"},
-                                         {"field": "x", "aggregate": "median", "title": "median, ms",
-                                          "format": ".3g"}]},
+                "encoding": {"x": median, "tooltip": tips},
             },
         ],
-    }  # fmt: skip
+    }
     alt = f"{title}, every timing: medians {medians}."
     return chart("latencies", title, alt, body, height=46 * len(own) + 40)
 
@@ -316,6 +318,11 @@ def _margins(images: ImageChanges) -> Chart | None:
         )
     ]
     title = "Change of the margin, logits"
+    tips = [
+        {"field": "low", "title": "from", "format": ".2f"},
+        {"field": "high", "title": "to", "format": ".2f"},
+        {"field": "n", "title": "images"},
+    ]
     body = {
         "data": {"values": rows},
         "layer": [
@@ -330,13 +337,12 @@ def _margins(images: ImageChanges) -> Chart | None:
                     },
                     "x2": {"field": "high"},
                     "y": {"field": "n", "type": "quantitative", "title": "images"},
-                    "tooltip": [{"field": "low", "format": ".2f"}, {"field": "high", "format": ".2f"},
-                                {"field": "n", "title": "images"}],
+                    "tooltip": tips,
                 },
             },
             {"mark": {"type": "rule", "color": MARK}, "encoding": {"x": {"datum": 0}}},
         ],
-    }  # fmt: skip
+    }
     middle = sum((r["low"] + r["high"]) / 2 * r["n"] for r in rows) / sum(r["n"] for r in rows)
     return chart("margins", title, f"{title}: {middle:.3g} on average.", body)
 

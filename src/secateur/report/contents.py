@@ -182,6 +182,20 @@ class ImageChanges(_Data):
     margin_counts: tuple[int, ...] = ()
 
 
+class Changes(_Data):
+    """What the files of a run changed, and their raw timings: the file ``changes.json`` of a stage.
+
+    Attributes:
+        layers: Of the reference and of the file that ships.
+        images: On the test images.
+        samples_ms: Variant to every timing in ms.
+    """
+
+    layers: tuple[Layer, ...] = ()
+    images: ImageChanges | None = None
+    samples_ms: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+
 class Step(_Data):
     """One rung of the ladder from the start to what ships, for example ``ONNX Runtime, pruned``."""
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from secateur.records import Record
 from secateur.report import numbers
 from secateur.report.contents import (
     Candidate,
+    Changes,
     Curve,
     Download,
     Estimate,
-    ImageChanges,
-    Layer,
     Point,
     Provenance,
     Report,
@@ -32,21 +30,6 @@ from secateur.report.summary import (
     parity_sentence,
     variants_of,
 )
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What the records do not hold: layers, images and raw timings.
-
-    Attributes:
-        layers: Of the reference and of the file that ships.
-        images: On the test images.
-        samples_ms: Variant to its timings.
-    """
-
-    layers: tuple[Layer, ...] = ()
-    images: ImageChanges | None = None
-    samples_ms: dict[str, list[float]] = field(default_factory=dict)
 
 
 def report_of(

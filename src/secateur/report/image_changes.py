@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,19 @@ Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.integer]
 
 
+class Pixels(Protocol):
+    """Images that are read when a slice of them is asked for."""
+
+    def __getitem__(self, chosen: slice, /) -> Any:
+        """Return some images, an array or a tensor."""
+
+
 def image_changes(
     labels: Labels,
     before: Logits,
     after: Logits,
     classes: Iterable[str],
-    pixels: npt.NDArray[np.uint8] | None = None,
+    pixels: Pixels | None = None,
     split: str = "test",
 ) -> ImageChanges:
     """Compare two networks image by image.
@@ -35,7 +43,8 @@ def image_changes(
         before: Logits of the reference, shape (n, classes).
         after: Logits of the compressed network, shape (n, classes).
         classes: Names in the order of the labels.
-        pixels: The images, shape (n, channels, height, width), for thumbnails; None for none.
+        pixels: The images, uint8 (n, channels, height, width), an array or a tensor, for
+            thumbnails; None for none.
         split: Which images these are.
 
     Example:
@@ -122,7 +131,7 @@ def _flips(
     changed: npt.NDArray[np.intp],
     labels: Labels,
     probabilities: list[npt.NDArray],
-    pixels: npt.NDArray[np.uint8] | None,
+    pixels: Pixels | None,
 ) -> tuple[Flip, ...]:
     confidence = sum(p[changed].max(1) for p in probabilities)
     first = changed[np.argsort(-confidence, kind="stable")][:SHOWN]
@@ -132,7 +141,7 @@ def _flips(
             label=int(labels[i]),
             before=_answer(probabilities[0][i]),
             after=_answer(probabilities[1][i]),
-            png="" if pixels is None else _thumbnail(pixels[i]),
+            png="" if pixels is None else _thumbnail(np.asarray(pixels[i : i + 1])[0]),
         )
         for i in first
     )

@@ -204,7 +204,7 @@ def _stem_length(
         return 0
     length = 0
     for node, number in zip(layers, numbers, strict=True):
-        if number or length and _is_split(graph, node.input[0]):
+        if number or (length and _is_split(graph, node.input[0])):
             break
         length += 1
     return length

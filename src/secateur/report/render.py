@@ -16,9 +16,9 @@ from secateur.errors import RecipeError
 from secateur.records import read_records
 from secateur.report import numbers
 from secateur.report.charts import draw
-from secateur.report.contents import Download, Estimate, Report, read_report
+from secateur.report.contents import Changes, Download, Estimate, Report, read_report
+from secateur.report.from_records import report_of
 from secateur.report.rows import block_rows, confusions, key_numbers, stage_rows
-from secateur.report.from_records import Changes, report_of
 from secateur.report.summary import HEADINGS, bounds, signed_bounds, summary_rows
 from secateur.report.vega import Chart, javascript
 
@@ -71,8 +71,8 @@ def render_report(report: Report, folder: Path) -> None:
 
 
 def _changes_of(report: Report) -> Changes:
-    samples = {v.name: list(v.samples_ms) for v in report.variants if v.samples_ms}
-    return Changes(report.layers, report.images, samples)
+    samples = {v.name: v.samples_ms for v in report.variants if v.samples_ms}
+    return Changes(layers=report.layers, images=report.images, samples_ms=samples)
 
 
 def _downloads(run: Path) -> tuple[Download, ...]:

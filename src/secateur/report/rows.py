@@ -181,7 +181,13 @@ def confusions(images: ImageChanges | None) -> Confusions:
     matrix = None
     if len(images.classes) <= MATRIX:
         matrix = [
-            (name, [(a, b, round(100 * a / max(sum(after), 1))) for b, a in zip(before, after, strict=True)])
+            (
+                name,
+                [
+                    (a, b, round(100 * a / max(sum(after), 1)))
+                    for b, a in zip(before, after, strict=True)
+                ],
+            )
             for name, (before, after) in zip(images.classes, pairs, strict=True)
         ]
     changed = [
@@ -192,6 +198,11 @@ def confusions(images: ImageChanges | None) -> Confusions:
     ]
     changed.sort(key=lambda c: -abs(c.after - c.before))
     return Confusions(matrix, changed[:6])
+
+
+def _cells(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    total = max(sum(after), 1)
+    return [(now, was, round(100 * now / total)) for was, now in zip(before, after, strict=True)]
 
 
 def stage_rows(stages: Iterable[tuple[str, float]]) -> list[tuple[str, float, float]]:

@@ -93,14 +93,18 @@ def _lines(cell: Cell, style: str) -> Text:
     return text.append(f"\n{cell.note}", "dim not bold") if cell.note else text
 
 
-def variants_of(findings: Findings, samples_ms: Mapping[str, Sequence[float]] = {}) -> list[Variant]:
+def variants_of(
+    findings: Findings, samples_ms: Mapping[str, Sequence[float]] = {}
+) -> list[Variant]:
     """What was measured of each variant, in the order of the chain.
 
     Args:
         findings: Of one run.
         samples_ms: Variant to every timing.
     """
-    return [_variant(findings, name, samples_ms.get(name, ())) for name in findings.variants]
+    return [
+        _variant(findings, name, (samples_ms or {}).get(name, ())) for name in findings.variants
+    ]
 
 
 def _variant(findings: Findings, name: str, samples: Sequence[float]) -> Variant:
@@ -132,12 +136,13 @@ def estimate(record: Record | None) -> Estimate | None:
 
 
 def summary_rows(variants: Sequence[Variant]) -> list[tuple[Cell, ...]]:
-    """A row of cells, in the order of ``HEADINGS``, for each variant; the first is the reference."""
+    """A row of cells for each variant, in the order of ``HEADINGS``; the reference is first."""
     return [_row(variants[0], variant) for variant in variants]
 
 
 def _row(reference: Variant, variant: Variant) -> tuple[Cell, ...]:
-    latency, before = variant.latency, reference.latency
+    latency = variant.latency
+    before, after = (of.latency.value if of.latency else None for of in (reference, variant))
     cells = (
         Cell(variant.name),
         _with_bounds(variant.top1, numbers.fixed, bounds),
@@ -147,7 +152,7 @@ def _row(reference: Variant, variant: Variant) -> tuple[Cell, ...]:
         Cell(NONE if variant.size_bytes is None else numbers.size(variant.size_bytes)),
         _gain(reference.size_bytes, variant.size_bytes, variant is reference),
         _with_bounds(latency, numbers.significant, _percentiles),
-        _gain(before and before.value, latency and latency.value, variant is reference),
+        _gain(before, after, variant is reference),
     )
     if variant.decodes_to:  # one network, whose bounds are in the row before
         return tuple(Cell(cell.text) for cell in cells)

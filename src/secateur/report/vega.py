@@ -63,9 +63,11 @@ class Chart:
     def svg(self) -> str:
         """SVG for inside a page that sets ``--curve``, ``--mark`` and ``--rule``."""
         drawn = vl_convert.vegalite_to_svg(self.spec)
-        drawn = re.sub(r' (?:width|height)="[\d.]+"', "", drawn[: drawn.index(">")], count=2) + (
-            drawn[drawn.index(">") :]
+        drawn = (
+            re.sub(r' (?:width|height)="[\d.]+"', "", drawn[: drawn.index(">")], count=2)
+            + (drawn[drawn.index(">") :])
         )
+        drawn = re.sub(r' (?:role|aria-\w+)="[^"]*"', "", drawn)  # one image, not a tree of marks
         label = json.dumps(self.alt)[1:-1].replace("&", "&amp;").replace("<", "&lt;")
         head = f'<svg role="img" aria-label="{label}" '.replace('\\"', "&quot;")
         return _unique(re.sub(r"<svg ", lambda _: head, drawn, count=1), self.name)
