@@ -10,7 +10,7 @@ import secateur
 from helpers.odd_networks import FOLLOWED, Net, assert_same, batch, conv, halves, lively, shuffled
 from secateur.errors import NetworkError
 from secateur.pruning.find import find_prunable
-from secateur.pruning.realize import Unsuited, arrange
+from secateur.pruning.realize import WidthsRejected, realize_widths
 
 IMAGES = batch(3, 8, 8)
 
@@ -18,7 +18,7 @@ IMAGES = batch(3, 8, 8)
 def kept(network, widths, scores, **more):
     """What stays along axis 0 of each tensor."""
     prunable = find_prunable(network.double(), IMAGES)
-    plan = arrange(network, prunable, widths, {k: np.array(v) for k, v in scores.items()}, **more)
+    plan = realize_widths(network, prunable, widths, {k: np.array(v) for k, v in scores.items()}, **more)
     return {axis.tensor: list(keep) for axis, keep in plan.keeps().items() if axis.axis == 0}
 
 
@@ -81,7 +81,7 @@ def test_a_width_that_decides_what_happens_to_pixels_protects(pixels) -> None:
 def test_alike_halves_do_not_compete_but_for_the_places_there_are() -> None:
     network = Net(lambda n, x: n.b(shuffled(n.a(x), 2)), a=conv(3, 4), b=conv(4, 2)).double()
     prunable = find_prunable(network, IMAGES)
-    plan = arrange(network, prunable, {"a": 1}, {"a": np.array([4.0, 3, 2, 1])})
+    plan = realize_widths(network, prunable, {"a": 1}, {"a": np.array([4.0, 3, 2, 1])})
     keeps = {(axis.tensor, axis.axis): keep for axis, keep in plan.keeps().items()}
     # 0, 1, 2, 3 arrive as 0, 2, 1, 3; of two, 0 and 1 arrive as 0 and 1.
     assert keeps["a.weight", 0] == (0, 1)
@@ -115,12 +115,12 @@ def test_a_group_stays_whole_if_it_may_where_no_width_works() -> None:
     scores = {"a": np.arange(8.0)}
     widths = {width: _width(network, prunable, width, scores) for width in (1, 4, 5)}
     assert widths == {1: 4, 4: 4, 5: 8}
-    with pytest.raises(Unsuited, match="does not run"):
-        arrange(network, prunable, {"a": 5}, scores)
+    with pytest.raises(WidthsRejected, match="does not run"):
+        realize_widths(network, prunable, {"a": 5}, scores)
 
 
 def _width(network, prunable, width, scores):
-    plan = arrange(network, prunable, {"a": width}, scores, whole=True)
+    plan = realize_widths(network, prunable, {"a": width}, scores, allow_full=True)
     return secateur.remove(network, plan).a.out_channels
 
 
@@ -142,8 +142,8 @@ def test_a_network_that_computes_otherwise_when_smaller_is_found_out() -> None:
     network.gain = 1.0
     prunable = find_prunable(network, IMAGES)
     network.gain = 2.0  # as if it had come from the width
-    with pytest.raises(Unsuited, match="mul computes with 2 instead of 1"):
-        arrange(network, prunable, {"a": 2}, {"a": np.ones(4)})
+    with pytest.raises(WidthsRejected, match="mul computes with 2 instead of 1"):
+        realize_widths(network, prunable, {"a": 2}, {"a": np.ones(4)})
 
 
 @pytest.mark.parametrize("name", ["res2", "cross_stage", "mixed", "channel_shuffle", "maxout"])

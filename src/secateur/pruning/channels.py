@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.errors import NetworkError
-from secateur.pruning.tracing.channel_graph import Axis, Nodes, Wiring
+from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph, Nodes
+from secateur.pruning.tracing.trace import Example
 
 Ints = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -127,15 +128,19 @@ class Prunable:
         groups: What can be taken out.
         protected: Layers that make channels which cannot, each with why.
         unfollowed: Operations that could not be followed, as ``name at module``.
-        example: One input without data.
-        wiring: What the run said.
+        example: One input, without data unless ``values`` is set.
+        graph: What the run said.
+        values: Whether the network looks at values, so that it runs on real tensors.
+        heads: Whether an attention loses whole heads.
     """
 
     groups: tuple[Group, ...]
     protected: tuple[Protected, ...]
     unfollowed: tuple[str, ...]
-    example: Tensor
-    wiring: Wiring
+    example: Example
+    graph: ChannelGraph
+    values: bool = False
+    heads: bool = False
 
     def group(self, name: str) -> Group:
         """The group called ``name``.
@@ -156,7 +161,7 @@ class Prunable:
 
 
 class Units:
-    """The nodes of a wiring, sorted into components that stand and fall together.
+    """The nodes of a graph, sorted into components that stand and fall together.
 
     Attributes:
         of: Component of each node, shape (nodes,).
@@ -164,20 +169,20 @@ class Units:
         tours: A number for each component that says which results of operations it is in.
     """
 
-    def __init__(self, wiring: Wiring) -> None:
-        self.wiring = wiring
-        edges, count = wiring.edges, wiring.count
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph = graph
+        edges, count = graph.edges, graph.count
         ones = np.ones(len(edges), bool)
-        graph = coo_array((ones, (edges[:, 0], edges[:, 1])), shape=(count, count))
-        self.number, self.of = connected_components(graph, directed=False)
-        self.axes = list(wiring.offsets)
-        starts = np.fromiter(wiring.offsets.values(), np.int64, len(self.axes))
+        adjacency = coo_array((ones, (edges[:, 0], edges[:, 1])), shape=(count, count))
+        self.number, self.of = connected_components(adjacency, directed=False)
+        self.axes = list(graph.offsets)
+        starts = np.fromiter(graph.offsets.values(), np.int64, len(self.axes))
         self.axis_of = np.searchsorted(starts, np.arange(count), side="right") - 1
         self.index_of = np.arange(count) - starts[self.axis_of]
         self.by_unit = np.argsort(self.of, kind="stable")
         self.bounds = np.searchsorted(self.of[self.by_unit], np.arange(self.number + 1))
         self.reasons: dict[int, str] = {}
-        for nodes, why in wiring.protections:
+        for nodes, why in graph.protections:
             for unit in np.unique(self.of[nodes]).tolist():
                 self.reasons.setdefault(unit, why)
         self.tours = self._tours()
@@ -202,7 +207,7 @@ class Units:
 
     def _tours(self) -> npt.NDArray[np.uint64]:
         """Which results of operations each component is in, hashed: a sum of random numbers."""
-        visits = self.wiring.visits
+        visits = self.graph.visits
         numbers = np.random.default_rng(0).integers(0, 2**64, len(visits), np.uint64)
         tours = np.zeros(self.number, np.uint64)
         for number, nodes in zip(numbers, visits, strict=True):
@@ -211,7 +216,7 @@ class Units:
 
     def makes(self, unit: int) -> bool:
         """Whether the component has channels that a layer makes."""
-        return any(self.axes[axis] in self.wiring.sources for axis, _ in self.signatures[unit])
+        return any(self.axes[axis] in self.graph.sources for axis, _ in self.signatures[unit])
 
     def _families(self) -> dict[int, int]:
         """Components that an operation counts by position, to a number they share.
@@ -225,9 +230,7 @@ class Units:
                 unit = first[unit]
             return unit
 
-        bound = [
-            (np.unique(self.of[nodes]).tolist(), what) for nodes, what in self.wiring.couplings
-        ]
+        bound = [(np.unique(self.of[nodes]).tolist(), what) for nodes, what in self.graph.couplings]
         for members, _ in bound:
             for unit in members:
                 first[find(unit)] = find(members[0])
@@ -266,7 +269,7 @@ class Units:
     def refuse(self, group: Group, why: str) -> None:
         """Keep all units of a group."""
         for member in group.members:
-            start = self.wiring.offsets[member.axis]
+            start = self.graph.offsets[member.axis]
             for unit in np.unique(self.of[start + member.index]).tolist():
                 self.reasons.setdefault(unit, why)
 
@@ -291,24 +294,30 @@ class Units:
             )
         steps = len(components)
         if even:
-            steps = math.gcd(*(len(member.index) for member in members))
+            steps = math.gcd(*(len(member.index) for member in members), *self._rows(components))
         name = next(m for m in members if m.role == "makes").layer
         names[name] = names.get(name, 0) + 1
         name += f":{names[name]}" if names[name] > 1 else ""
         return Group(name, len(components), tuple(members), even, steps, self._words(nodes))
 
+    def _rows(self, components: Sequence[int]) -> list[int]:
+        """Lengths of the rows among components that must shrink alike."""
+        inside = set(components)
+        sets = (rows for rows in self.graph.rows if len(rows) > 1 and rows[0].size)
+        return [len(row) for rows in sets if int(self.of[rows[0][0]]) in inside for row in rows]
+
     def _role(self, axis: Axis) -> str:
-        if axis in self.wiring.sources:
+        if axis in self.graph.sources:
             return "makes"
-        return "reads" if axis in self.wiring.readers else "follows"
+        return "reads" if axis in self.graph.readers else "follows"
 
     def _words(self, nodes: Nodes) -> tuple[str, ...]:
         ours = set(np.unique(self.of[nodes]).tolist())
         said: dict[str, None] = {}
-        for event in self.wiring.events:
+        for event in self.graph.events:
             if not ours.isdisjoint(np.unique(self.of[event.nodes]).tolist()):
                 said[f"{event.where}: {event.what}"] = None
-        for coupled, what in self.wiring.couplings:
+        for coupled, what in self.graph.couplings:
             if not ours.isdisjoint(np.unique(self.of[coupled]).tolist()):
                 said[f"{what}: counts them by position"] = None
         return tuple(said)
@@ -326,16 +335,16 @@ def protected_layers(
         for member in group.members:
             free[member.axis] = free.get(member.axis, 0) + len(member.index)
     reasons: dict[str, str] = {}
-    for axis in units.wiring.sources:
-        size = units.wiring.sizes[axis]
+    for axis in units.graph.sources:
+        size = units.graph.sizes[axis]
         if free.get(axis, 0) == size:
             continue
-        start = units.wiring.offsets[axis]
+        start = units.graph.offsets[axis]
         kept = [units.reasons.get(unit) for unit in units.of[start : start + size].tolist()]
         why = next(reason for reason in kept if reason is not None)
         some = f"{size - free[axis]} of {size} channels: " if axis in free else ""
         reasons.setdefault(axis.tensor.rpartition(".")[0] or axis.tensor, some + why)
-    makers = {axis.tensor for axis in units.wiring.sources}
+    makers = {axis.tensor for axis in units.graph.sources}
     for module_name, module in model.named_modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
             weight = names.get(f"{module_name}.weight")

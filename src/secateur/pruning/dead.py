@@ -22,7 +22,7 @@ from secateur.pruning.channels import Group, Member, Prunable
 from secateur.pruning.find import find_prunable
 from secateur.pruning.masks import group_masks
 from secateur.pruning.plan import Fold, Plan
-from secateur.pruning.realize import Unsuited, arrange
+from secateur.pruning.realize import WidthsRejected, realize_widths
 from secateur.pruning.surgery import fold_into
 from secateur.pruning.tracing.channel_graph import INPUTS, Axis
 
@@ -54,7 +54,7 @@ def plan_dead(model: nn.Module, example_input: Tensor) -> Plan:
     shape = (4, *example_input.shape[1:])
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     dead = {group.name: np.zeros(group.units, bool) for group in prunable.groups}
-    gated = np.concatenate([np.empty(0, np.int64), *prunable.wiring.gated])
+    gated = np.concatenate([np.empty(0, np.int64), *prunable.graph.gated])
     folds: list[Fold] = []
     while True:
         found = {g.name: _unread(work, g) & ~dead[g.name] for g in prunable.groups}
@@ -115,7 +115,7 @@ def _unfed(model: nn.Module, prunable: Prunable, group: Group, gated: npt.NDArra
     if not makers:
         return np.zeros(group.units, bool)
     for member in group.members:
-        nodes = prunable.wiring.offsets[member.axis] + member.index
+        nodes = prunable.graph.offsets[member.axis] + member.index
         unfed[member.unit[np.isin(nodes, gated)]] = False
     return unfed
 
@@ -293,12 +293,12 @@ def _cuts(model: nn.Module, prunable: Prunable, dead: Mapping[str, Bools]) -> tu
         gone = int(dead[group.name].sum())
         widths[group.name] = group.steps - gone * group.steps // group.units
     whole = {group.name: group.steps for group in prunable.groups if group.balanced}
-    plan = arrange(model, prunable, widths | whole, scores)
+    plan = realize_widths(model, prunable, widths | whole, scores)
     for name in whole:
         for width in range(widths[name], whole[name]):
             try:
-                even = arrange(model, prunable, widths | whole | {name: width}, scores)
-            except Unsuited:
+                even = realize_widths(model, prunable, widths | whole | {name: width}, scores)
+            except WidthsRejected:
                 continue
             if _only_dead(prunable, even, dead):
                 plan, whole = even, whole | {name: width}

@@ -6,26 +6,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.pruning.channels import Group, Prunable, Units, protected_layers
-from secateur.pruning.realize import NoRoom, Unsuited, arrange, arrange_exactly
-from secateur.pruning.tracing.channel_graph import Wiring
-from secateur.pruning.tracing.trace import example_of, first_names, follow_channels, weightless
+from secateur.pruning.realize import ChannelsDoNotFit, WidthsRejected, realize_exactly
+from secateur.pruning.tracing.trace import (
+    Example,
+    ValuesNeededError,
+    example_of,
+    first_names,
+    follow_channels,
+    weightless,
+    with_values,
+)
 
 
-def find_prunable(model: nn.Module, example_input: Tensor) -> Prunable:
+def find_prunable(model: nn.Module, example_input: Example, *, heads: bool = False) -> Prunable:
     """Find what can be taken out of ``model``, by running it in inference mode without data.
 
     What the network's own code does not allow (a width written into its forward, say) shows when it
     is run again with every group at half its width; such groups are protected, with the reason.
+    Where forward looks at the values of tensors, it runs on a copy with weights and on the example
+    itself; :attr:`Prunable.values` says so.
 
     Args:
         model: Any network; left as it is.
-        example_input: A batch of the shape to run on, (N, C, H, W); only shape and dtype count.
+        example_input: What forward is called with: a batch, (N, C, H, W), or a tuple or dict of
+            arguments. Of each tensor one element of the batch is used, its shape and dtype.
+        heads: Whether an attention loses whole heads, in place of channels within each head.
 
     Raises:
-        NetworkError: Forward looks at values, or does not run on the input's shape.
+        NetworkError: Forward does not run on the input, or the network is scripted or quantized.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
@@ -36,47 +47,77 @@ def find_prunable(model: nn.Module, example_input: Tensor) -> Prunable:
         >>> [(layer.name, layer.reason) for layer in prunable.protected]
         [('2', "they are the network's output")]
     """
-    example = example_of(example_input)
-    wiring = follow_channels(weightless(model), example)
+    empty = _follow(model, example_input, heads)
     refused: dict[str, str] = {}
-    found = _sort(model, wiring, example, refused, {})
-    steps = {group.name: _steps(model, found, group) for group in found.groups if group.balanced}
-    found = _sort(model, wiring, example, refused, steps)
-    why = _refusal(model, found, found.groups)
+    prunable = _sort(model, empty, refused, {})
+    steps = _steps(model, prunable)
+    prunable = _sort(model, empty, refused, steps)
+    why = _refusal(model, prunable, prunable.groups)
     if why is None:
-        return found
-    for group in found.groups:
-        alone = _refusal(model, found, (group,))
+        return prunable
+    for group in prunable.groups:
+        alone = _refusal(model, prunable, (group,))
         if alone is not None:
             refused[group.name] = alone
-    willing = [group for group in found.groups if group.name not in refused]
-    if _refusal(model, found, willing) is not None:
-        refused |= _at_odds(model, found, willing)
-    return _sort(model, wiring, example, refused, steps)
+    willing = [group for group in prunable.groups if group.name not in refused]
+    if _refusal(model, prunable, willing) is not None:
+        refused |= _at_odds(model, prunable, willing)
+    return _sort(model, empty, refused, steps)
 
 
-def _steps(model: nn.Module, found: Prunable, group: Group) -> int:
-    """In how many steps the network runs: a channel shuffle in 4 groups needs 4 at a time."""
+def _follow(model: nn.Module, example_input: Example, heads: bool) -> Prunable:
+    """Run the network, without data if it can; nothing is sorted yet."""
+    try:
+        example, values = example_of(example_input), False
+        graph = follow_channels(weightless(model), example, heads=heads)
+    except ValuesNeededError:
+        example, values = example_of(example_input, values=True), True
+        graph = follow_channels(with_values(model), example, heads=heads)
+    for (module, attribute), uses in graph.attributes.items():
+        nodes = [nodes for use in uses for nodes in use.slices]
+        if len({np.concatenate(use.slices).tobytes() for use in uses}) > 1:
+            name = f"{module}.{attribute}" if module else attribute
+            graph.couple(np.concatenate(nodes), f"the number {name}")
+    return Prunable((), (), tuple(graph.unfollowed), example, graph, values, heads)
+
+
+def _steps(model: nn.Module, prunable: Prunable) -> dict[str, int]:
+    """In how many steps even groups shrink: a shuffle in 4 groups needs 4 channels at a time."""
+    even = [group for group in prunable.groups if group.balanced]
+    if _works(model, prunable, even):
+        return {group.name: group.steps for group in even}
+    return {group.name: _steps_of(model, prunable, group) for group in even}
+
+
+def _works(model: nn.Module, prunable: Prunable, groups: Sequence[Group]) -> bool:
+    """Whether the network's code runs with all of ``groups`` a step narrower."""
+    if not groups:
+        return True
+    widths = {group.name: group.steps - 1 for group in groups}
+    scores = {group.name: np.zeros(group.units) for group in groups}
+    narrower = replace(prunable, groups=tuple(groups))
+    try:
+        realize_exactly(model, narrower, Units(prunable.graph), widths, scores)
+    except WidthsRejected as why:
+        return why.group is not None
+    return True
+
+
+def _steps_of(model: nn.Module, prunable: Prunable, group: Group) -> int:
     for size in range(1, group.steps // 2 + 1):
         if group.steps % size == 0:
             coarser = replace(group, steps=group.steps // size)
-            widths = {group.name: coarser.steps - 1}
-            scores = {group.name: np.zeros(group.units)}
-            try:
-                arrange(model, replace(found, groups=(coarser,)), widths, scores)
-            except Unsuited as why:
-                if why.group is None:
-                    continue
-            return coarser.steps
+            if _works(model, prunable, (coarser,)):
+                return coarser.steps
     return group.steps
 
 
-def _at_odds(model: nn.Module, found: Prunable, groups: list[Group]) -> dict[str, str]:
+def _at_odds(model: nn.Module, prunable: Prunable, groups: list[Group]) -> dict[str, str]:
     """Groups that can shrink alone, but not together with those before them."""
     together: list[Group] = []
     refused: dict[str, str] = {}
     for group in groups:
-        why = _refusal(model, found, [*together, group])
+        why = _refusal(model, prunable, [*together, group])
         if why is None:
             together.append(group)
         else:
@@ -84,19 +125,19 @@ def _at_odds(model: nn.Module, found: Prunable, groups: list[Group]) -> dict[str
     return refused
 
 
-def _refusal(model: nn.Module, found: Prunable, groups: Sequence[Group]) -> str | None:
+def _refusal(model: nn.Module, prunable: Prunable, groups: Sequence[Group]) -> str | None:
     """Why the network does not work with ``groups`` at half their width, or None where it does."""
     widths = {group.name: group.width(0.5) for group in groups}
     scores = {group.name: np.zeros(group.units) for group in groups}
-    large = Units(found.wiring)
+    large = Units(prunable.graph)
     while True:
         try:
-            arrange_exactly(model, found, large, widths, scores)
-        except NoRoom as finding:  # depends on the width; the network's code works in it
+            realize_exactly(model, prunable, large, widths, scores)
+        except ChannelsDoNotFit as finding:  # depends on the width; the network's code works in it
             if finding.group not in widths:
                 return str(finding)
             del widths[finding.group]
-        except Unsuited as why:
+        except WidthsRejected as why:
             return str(why)
         else:
             return None
@@ -104,12 +145,11 @@ def _refusal(model: nn.Module, found: Prunable, groups: Sequence[Group]) -> str 
 
 def _sort(
     model: nn.Module,
-    wiring: Wiring,
-    example: Tensor,
+    empty: Prunable,
     refused: Mapping[str, str],
     steps: Mapping[str, int],
 ) -> Prunable:
-    units = Units(wiring)
+    units = Units(empty.graph)
     groups = []
     for group in units.groups():
         if group.name in refused:
@@ -117,4 +157,4 @@ def _sort(
         else:
             groups.append(replace(group, steps=steps.get(group.name, group.steps)))
     layers = protected_layers(model, first_names(model), units, groups)
-    return Prunable(tuple(groups), tuple(layers), tuple(wiring.unfollowed), example, wiring)
+    return replace(empty, groups=tuple(groups), protected=tuple(layers))

@@ -45,7 +45,7 @@ class Geometry:
 
     def __init__(self, model: nn.Module, prunable: Prunable) -> None:
         self.calls = list_calls(model, prunable.example)
-        self._sizes = prunable.wiring.sizes
+        self._sizes = prunable.graph.sizes
         self._steps = {group.name: group.steps for group in prunable.groups}
         self._parts: dict[Axis, list[tuple[str, int]]] = {}
         for group in prunable.groups:

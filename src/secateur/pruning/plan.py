@@ -59,6 +59,54 @@ class Fold(BaseModel):
     into: str
 
 
+class Scale(BaseModel):
+    """Entries of a tensor that are multiplied, because the network divides by a width.
+
+    Attentions divide by the root of a head's width, and means by a count.
+
+    Attributes:
+        tensor: Name of a parameter.
+        axis: Along which.
+        inputs: Which entries, by index before any cut.
+        factor: What they are multiplied by.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tensor: str
+    axis: int
+    inputs: tuple[int, ...]
+    factor: float
+
+
+class Setting(BaseModel):
+    """A width that a module keeps as a number, such as ``num_heads``.
+
+    Attributes:
+        module: Its name; empty for the network itself.
+        attribute: Name of the number.
+        value: What it is after the removal.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    module: str
+    attribute: str
+    value: int
+
+
+class Reindex(BaseModel):
+    """A buffer of positions that reorders channels: its values after the removal."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tensor: str
+    values: tuple[int, ...]
+
+
+_OPTIONAL = ("scales", "settings", "indices")
+
+
 class Plan(BaseModel):
     """Everything that leaves a network: constants to fold first, in order, then cuts.
 
@@ -77,10 +125,13 @@ class Plan(BaseModel):
     version: Literal[2] = 2
     folds: tuple[Fold, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    scales: tuple[Scale, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    indices: tuple[Reindex, ...] = ()
 
     def to_json(self) -> str:
-        """Return the plan as JSON."""
-        return self.model_dump_json()
+        """Return the plan as JSON, without the rarer parts where they are empty."""
+        return self.model_dump_json(exclude={part for part in _OPTIONAL if not getattr(self, part)})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -117,7 +168,7 @@ class Plan(BaseModel):
     def then(self, later: Plan) -> Plan:
         """One plan that does what this one and then ``later`` do, for stored weights.
 
-        Folds are left out: weights that are stored after a removal have them folded already.
+        Folds and scales are left out: weights stored after a removal have them already.
         """
         keeps: dict[Axis, Sequence[int]] = {}
         sizes: dict[Axis, int] = {}
@@ -130,7 +181,11 @@ class Plan(BaseModel):
                     if len(before) != cut.size:
                         raise misfit(path, f"{cut.size} entries on axis {cut.axis}", len(before))
                     keeps[axis] = tuple(before[index] for index in cut.keep)
-        return Plan.of(keeps, sizes)
+        settings = {(s.module, s.attribute): s for s in (*self.settings, *later.settings)}
+        indices = {index.tensor: index for index in (*self.indices, *later.indices)}
+        return Plan.of(keeps, sizes).model_copy(
+            update={"settings": tuple(settings.values()), "indices": tuple(indices.values())}
+        )
 
 
 def misfit(where: str, expected: object, found: object) -> NetworkError:

@@ -13,38 +13,32 @@ from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
 from secateur.errors import NetworkError
+from secateur.pruning.adapt import WidthsRejected, scales, settings
 from secateur.pruning.channels import Group, Ints, Prunable, Scores, Units
-from secateur.pruning.plan import Plan
-from secateur.pruning.surgery import carry_out
-from secateur.pruning.tracing.channel_graph import INPUTS, Axis, Wiring
-from secateur.pruning.tracing.trace import follow_channels, weightless
+from secateur.pruning.plan import Plan, Reindex, Setting
+from secateur.pruning.surgery import apply_plan
+from secateur.pruning.tracing.channel_graph import INPUTS, Axis, ChannelGraph
+from secateur.pruning.tracing.trace import follow_channels, weightless, with_values
 
 _Bucket = tuple[tuple[tuple[Axis, int], ...], int, bool]
 """Where a unit lies, its way, whether it must stay: those alike can stand in for one another."""
 
 
-class Unsuited(Exception):  # noqa: N818  a finding, not an error
-    """The network does not work, or not as the large one does, in the widths asked for."""
-
-    def __init__(self, why: str, group: str | None = None) -> None:
-        super().__init__(why)
-        self.group = group
-
-
-class NoRoom(Unsuited):
+class ChannelsDoNotFit(WidthsRejected):
     """The network works, but its channels cannot all go the ways they went before."""
 
 
-def arrange(
+def realize_widths(
     model: nn.Module,
     prunable: Prunable,
     widths: Mapping[str, int],
     scores: Mapping[str, Scores],
     round_to: int = 1,
-    whole: bool = False,
+    allow_full: bool = False,
 ) -> Plan:
     """Plan the removal that leaves each group as wide as asked, keeping what scores highest.
 
@@ -57,11 +51,11 @@ def arrange(
         widths: Group to the steps that stay, in [1, steps]; groups left out stay whole.
         scores: For each group named in ``widths``, the importance of each unit, shape (units,).
         round_to: What widths are multiples of.
-        whole: Whether groups may stay whole where no smaller widths work.
+        allow_full: Whether groups may keep their full width where no smaller widths work.
 
     Raises:
         NetworkError: A width would empty a layer or is more than there is.
-        Unsuited: The smaller network does not work.
+        WidthsRejected: The smaller network does not work.
     """
     wide = dict(widths)
     for name, width in wide.items():
@@ -73,11 +67,11 @@ def arrange(
                 expected=f"1 to {group.steps} left",
                 found=width,
             )
-    large = Units(prunable.wiring)
+    large = Units(prunable.graph)
     while True:
         try:
-            return arrange_exactly(model, prunable, large, wide, scores)
-        except Unsuited as finding:
+            return realize_exactly(model, prunable, large, wide, scores)
+        except WidthsRejected as finding:
             stuck = [finding.group] if finding.group in wide else None
             balanced = [name for name in wide if prunable.group(name).balanced]
             if stuck is None:
@@ -89,10 +83,10 @@ def arrange(
                     raise
                 stride = group.stride(round_to)
                 wide[name] = min(group.steps, (wide[name] // stride + 1) * stride)
-                if name not in balanced or (wide[name] == group.steps and not whole):
+                if name not in balanced or (wide[name] == group.steps and not allow_full):
                     raise
             if not stuck:
-                if not whole or all(wide[name] == prunable.group(name).steps for name in wide):
+                if not allow_full or all(wide[name] == prunable.group(name).steps for name in wide):
                     raise
                 # It is the widths together: an eighth more of every group, until it works.
                 for name in wide:
@@ -110,58 +104,86 @@ def _fails_alone(
     width: int,
 ) -> bool:
     try:
-        arrange_exactly(model, prunable, large, {name: width}, scores)
-    except Unsuited:
+        realize_exactly(model, prunable, large, {name: width}, scores)
+    except WidthsRejected:
         return True
     return False
 
 
-def arrange_exactly(
+def realize_exactly(
     model: nn.Module,
     prunable: Prunable,
     large: Units,
     widths: Mapping[str, int],
     scores: Mapping[str, Scores],
 ) -> Plan:
-    """As :func:`arrange`, in just these widths; ``large`` is made of the prunable's wiring.
+    """As :func:`realize_widths`, in just these widths; ``large`` is made of the prunable's graph.
 
     Raises:
-        Unsuited: The smaller network does not work, or has no room for the channels' ways.
+        WidthsRejected: The smaller network does not work, or has no room for the channels' ways.
     """
     groups = [prunable.group(name) for name in widths]
-    sizes = dict(prunable.wiring.sizes)
+    sizes = dict(prunable.graph.sizes)
     for group in groups:
         for member in group.members:
             lost = len(member.index) * (group.steps - widths[group.name]) // group.steps
             sizes[member.axis] -= lost
-    small = _run_small(model, prunable, sizes)
-    _require_same(prunable.wiring, small.wiring, sizes)
-    return _match(prunable, large, small, groups, scores)
+    numbers = settings(prunable.graph, large, groups, widths)
+    small = _run_small(model, prunable, sizes, numbers)
+    _require_same(prunable.graph, small.graph, sizes)
+    plan = _match(prunable, large, small, groups, scores)
+    cut = {path for each in plan.cuts for path in each.paths}
+    indices = tuple(
+        Reindex(tensor=name, values=values)
+        for name, values in small.graph.indices.items()
+        if name in cut
+    )
+    return plan.model_copy(update={"settings": tuple(numbers), "indices": indices})
 
 
-def _run_small(model: nn.Module, prunable: Prunable, sizes: Mapping[Axis, int]) -> Units:
-    probe = weightless(model)
+def _run_small(
+    model: nn.Module, prunable: Prunable, sizes: Mapping[Axis, int], numbers: list[Setting]
+) -> Units:
+    probe = with_values(model) if prunable.values else weightless(model)
     keeps = {axis: range(size) for axis, size in sizes.items()}
+    cuts = Plan.of(keeps, prunable.graph.sizes).cuts
     try:
-        carry_out(probe, Plan.of(keeps, prunable.wiring.sizes).cuts)
-        return Units(follow_channels(probe, prunable.example, prunable.wiring))
+        apply_plan(probe, Plan(cuts=cuts, settings=tuple(numbers)))
+        _rank_indices(probe, prunable.graph, {path for cut in cuts for path in cut.paths})
+        graph = follow_channels(probe, prunable.example, prunable.graph, prunable.heads)
+        return Units(graph)
     except NetworkError as error:
         cause = f"{type(error.__cause__).__name__}: {error.__cause__}".splitlines()[0]
-        raise Unsuited(f"smaller, it does not run ({cause})") from error
+        raise WidthsRejected(f"smaller, it does not run ({cause})") from error
 
 
-def _require_same(large: Wiring, small: Wiring, sizes: Mapping[Axis, int]) -> None:
+@torch.no_grad()
+def _rank_indices(probe: nn.Module, large: ChannelGraph, cut: set[str]) -> None:
+    """Give a shorter list of positions the order of its first entries, without gaps."""
+    for name in large.indices:
+        if name in cut:
+            buffer = probe.get_buffer(name)
+            _, ranks = buffer.unique(return_inverse=True)
+            buffer.copy_(ranks)
+
+
+def _require_same(large: ChannelGraph, small: ChannelGraph, sizes: Mapping[Axis, int]) -> None:
     if small.sizes != sizes:
         differing = next(
             axis for axis in {**sizes, **small.sizes} if small.sizes.get(axis) != sizes.get(axis)
         )
-        raise Unsuited(f"smaller, {differing.tensor} does not have the width it should have")
+        raise WidthsRejected(f"smaller, {differing.tensor} does not have the width it should have")
+    if small.outputs != large.outputs:
+        raise WidthsRejected(f"smaller, it returns {small.outputs} instead of {large.outputs}")
     if small.scalars != large.scalars:
         for (name, before), (_, after) in zip(large.scalars, small.scalars, strict=False):
             if before != after:
-                raise Unsuited(f"smaller, {name} computes with {after:g} instead of {before:g}")
-    if len(small.scalars) != len(large.scalars) or len(small.visits) != len(large.visits):
-        raise Unsuited("smaller, it runs other operations")
+                raise WidthsRejected(
+                    f"smaller, {name} computes with {after:g} instead of {before:g}"
+                )
+    kinds = ("scalars", "visits", "scales")
+    if any(len(getattr(small, each)) != len(getattr(large, each)) for each in kinds):
+        raise WidthsRejected("smaller, it runs other operations")
 
 
 def _buckets(units: Units) -> dict[_Bucket, list[int]]:
@@ -198,11 +220,13 @@ def _match(
         if len(slots) > len(candidates) or (group_name is None and len(slots) < len(candidates)):
             axis = bucket[0][0][0]
             why = f"smaller, it has {len(slots)} places for {len(candidates)} channels"
-            raise NoRoom(f"{why} of {axis.tensor}", group_name or _owner_of(groups, axis))
+            raise ChannelsDoNotFit(f"{why} of {axis.tensor}", group_name or _owner_of(groups, axis))
         stands_for[slots] = _best(candidates, score_of, len(slots))
     for bucket, candidates in have.items():
         if bucket not in room and any(unit not in owner for unit in candidates):
-            raise Unsuited(f"smaller, it has no place for channels of {bucket[0][0][0].tensor}")
+            raise WidthsRejected(
+                f"smaller, it has no place for channels of {bucket[0][0][0].tensor}"
+            )
     return _read_plan(prunable, large, small, stands_for)
 
 
@@ -210,7 +234,7 @@ def _components(prunable: Prunable, large: Units, group: Group) -> Ints:
     """Component of each unit of a group, shape (units,)."""
     found = np.empty(group.units, np.int64)
     for member in group.members:
-        found[member.unit] = large.of[prunable.wiring.offsets[member.axis] + member.index]
+        found[member.unit] = large.of[prunable.graph.offsets[member.axis] + member.index]
     return found
 
 
@@ -225,30 +249,35 @@ def _best(candidates: list[int], score_of: Scores, count: int) -> list[int]:
 
 
 def _read_plan(prunable: Prunable, large: Units, small: Units, stands_for: Ints) -> Plan:
-    node_of = np.full(small.wiring.count, -1)
+    node_of = np.full(small.graph.count, -1)
     for unit in range(small.number):
         ours, theirs = small.nodes(unit), large.nodes(int(stands_for[unit]))
         places = {large.axes[axis]: theirs[large.axis_of[theirs] == axis]
                   for axis in np.unique(large.axis_of[theirs]).tolist()}  # fmt: skip
         for axis in np.unique(small.axis_of[ours]).tolist():
             node_of[ours[small.axis_of[ours] == axis]] = places[small.axes[axis]]
-    met = np.sort(node_of[small.wiring.edges], axis=1)
-    count = prunable.wiring.count
-    known = prunable.wiring.edges @ np.array([count, 1])
+    met = np.sort(node_of[small.graph.edges], axis=1)
+    count = prunable.graph.count
+    known = prunable.graph.edges @ np.array([count, 1])
     if not np.isin(met @ np.array([count, 1]), known).all():
-        raise Unsuited("smaller, it would join channels that the large network keeps apart")
-    for ours, theirs in zip(small.wiring.visits, large.wiring.visits, strict=True):
+        raise WidthsRejected("smaller, it would join channels that the large network keeps apart")
+    for ours, theirs in zip(small.graph.visits, large.graph.visits, strict=True):
         here = np.zeros(count, bool)
         here[theirs] = True
         if not np.array_equal(np.flatnonzero(here[node_of]), ours):
-            raise Unsuited("smaller, it would send channels another way than the large network")
+            raise WidthsRejected(
+                "smaller, it would send channels another way than the large network"
+            )
     keeps: dict[Axis, list[int]] = {}
-    for axis, start in small.wiring.offsets.items():
-        nodes = node_of[start : start + small.wiring.sizes[axis]]
+    for axis, start in small.graph.offsets.items():
+        nodes = node_of[start : start + small.graph.sizes[axis]]
         keeps[axis] = large.index_of[nodes].tolist()
         if axis.axis == INPUTS:
-            width = prunable.wiring.blocks[axis]
+            width = prunable.graph.blocks[axis]
             local = np.array(keeps[axis]) % width
             if not np.array_equal(local, np.arange(len(local)) % width):
-                raise Unsuited(f"smaller, {axis.tensor} would read its inputs in another order")
-    return Plan.of(keeps, prunable.wiring.sizes)
+                raise WidthsRejected(
+                    f"smaller, {axis.tensor} would read its inputs in another order"
+                )
+    plan = Plan.of(keeps, prunable.graph.sizes)
+    return plan.model_copy(update={"scales": scales(large, small, node_of)})

@@ -25,7 +25,7 @@ from secateur.pruning.find import find_prunable
 from secateur.pruning.importance import Importance, channel_importance
 from secateur.pruning.latency import plan_latency
 from secateur.pruning.plan import Plan
-from secateur.pruning.realize import Unsuited, arrange
+from secateur.pruning.realize import WidthsRejected, realize_widths
 from secateur.pruning.surgery import rebuild
 from secateur.pruning.tracing.trace import weightless
 
@@ -114,14 +114,14 @@ def plan_widths(
     scores: Mapping[str, Scores],
     round_to: int,
 ) -> Plan:
-    """The plan that leaves each group as wide as said; see :func:`arrange`.
+    """The plan that leaves each group as wide as said; see :func:`realize_widths`.
 
     Raises:
         NetworkError: The network does not work in these widths.
     """
     try:
-        return arrange(model, prunable, widths, scores, round_to, whole=True)
-    except Unsuited as why:
+        return realize_widths(model, prunable, widths, scores, round_to, allow_full=True)
+    except WidthsRejected as why:
         raise NetworkError("cannot shrink the network", found=why) from why
 
 

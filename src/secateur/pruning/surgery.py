@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.pruning.masked_norms import count_what_stays
 from secateur.pruning.masks import plan_masks
-from secateur.pruning.plan import Cut, Fold, Plan, misfit
+from secateur.pruning.plan import Cut, Fold, Plan, Scale, misfit
+from secateur.pruning.tracing.permanent import make_permanent
 from secateur.pruning.tracing.trace import first_names
 
 
@@ -36,7 +38,9 @@ def remove(model: nn.Module, plan: Plan) -> nn.Module:
     smaller = _copy(model)
     for fold in plan.folds:
         fold_into(smaller, fold)
-    carry_out(smaller, plan.cuts)
+    for scale in plan.scales:
+        _multiply(smaller, scale)
+    apply_plan(smaller, plan)
     return smaller
 
 
@@ -53,7 +57,7 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
         NetworkError: The plan does not fit the network.
     """
     smaller = _copy(model)
-    carry_out(smaller, plan.cuts)
+    apply_plan(smaller, plan)
     return smaller
 
 
@@ -61,7 +65,8 @@ def apply_masks(model: nn.Module, plan: Plan) -> nn.Module:
     """Return a copy of ``model``, as large as it is, with everything that ``plan`` removes at zero.
 
     Zeroed are the weights that make each removed channel and those that read it; see
-    :func:`secateur.pruning.masks.plan_masks`.
+    :func:`secateur.pruning.masks.plan_masks`. A norm over channels (layer norm, RMS norm, group
+    norm in one group) takes its statistics of those that stay.
 
     Args:
         model: The network that ``plan`` was made for; left as it is.
@@ -86,6 +91,7 @@ def apply_masks(model: nn.Module, plan: Plan) -> nn.Module:
         for path in cut.paths:
             _require(_tensor(masked, path), path, cut)
     plan_masks(masked, plan).apply_(masked)
+    count_what_stays(masked, plan)
     return masked
 
 
@@ -165,7 +171,36 @@ def _shrunk_moment(value: Any, of: Tensor, cuts: Iterable[Cut]) -> Any:
     return kept
 
 
-def carry_out(model: nn.Module, cuts: Iterable[Cut]) -> None:
+def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Cut ``model`` in place, and set the numbers and indices that go with its widths.
+
+    Raises:
+        NetworkError: The plan does not fit.
+    """
+    apply_cuts(model, plan.cuts)
+    for setting in plan.settings:
+        module = _module(model, setting.module)
+        if type(getattr(module, setting.attribute, None)) is not int:
+            raise misfit(f"{setting.module}.{setting.attribute}", "a number", "none of that name")
+        setattr(module, setting.attribute, setting.value)
+    for index in plan.indices:
+        buffer = _tensor(model, index.tensor)
+        if len(buffer) != len(index.values):
+            raise misfit(index.tensor, f"{len(index.values)} entries", len(buffer))
+        buffer.copy_(torch.tensor(index.values))
+
+
+@torch.no_grad()
+def _multiply(model: nn.Module, scale: Scale) -> None:
+    tensor = _tensor(model, scale.tensor)
+    if not 0 <= scale.axis < tensor.ndim or max(scale.inputs) >= tensor.shape[scale.axis]:
+        raise misfit(scale.tensor, f"entries on axis {scale.axis}", tuple(tensor.shape))
+    factors = torch.ones(tensor.shape[scale.axis], dtype=tensor.dtype, device=tensor.device)
+    factors[list(scale.inputs)] = scale.factor
+    tensor.mul_(factors.view([-1 if d == scale.axis else 1 for d in range(tensor.ndim)]))
+
+
+def apply_cuts(model: nn.Module, cuts: Iterable[Cut]) -> None:
     """Cut ``model`` in place, and set right what its layers say of their widths.
 
     Raises:
@@ -205,11 +240,24 @@ def _refit(layer: nn.Module, before: Mapping[str, torch.Size]) -> None:
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.modules.batchnorm._NormBase):
         layer.num_features = new[0]
+    elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
+        layer.normalized_shape = tuple(new)
+    elif isinstance(layer, nn.MultiheadAttention):
+        _refit_attention(layer)
     elif isinstance(layer, nn.GroupNorm):
-        layer.num_groups = layer.num_groups * new[0] // old[0]
+        layer.num_groups = max(1, layer.num_groups * new[0] // old[0])
         layer.num_channels = new[0]
     elif isinstance(layer, nn.PReLU):
         layer.num_parameters = new[0]
+
+
+def _refit_attention(layer: nn.MultiheadAttention) -> None:
+    """Its inner width is its outer one, and it has as many heads as before."""
+    weight = layer.in_proj_weight if layer._qkv_same_embed_dim else layer.q_proj_weight
+    layer.embed_dim = weight.shape[1]
+    layer.kdim = weight.shape[1] if layer._qkv_same_embed_dim else layer.k_proj_weight.shape[1]
+    layer.vdim = weight.shape[1] if layer._qkv_same_embed_dim else layer.v_proj_weight.shape[1]
+    layer.head_dim = layer.embed_dim // layer.num_heads
 
 
 @torch.no_grad()
@@ -243,7 +291,9 @@ def _copy(model: nn.Module) -> nn.Module:
     """Return a copy; a tensor that a layer computed and holds is copied as what it is now."""
     held = (value for module in model.modules() for value in vars(module).values())
     computed = (value for value in held if isinstance(value, Tensor) and not value.is_leaf)
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    make_permanent(copied)
+    return copied
 
 
 def _kept(tensor: Tensor, cut: Cut) -> Tensor:

@@ -6,6 +6,7 @@ are numbered; activations carry those numbers. Whatever makes two nodes insepara
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ Nodes = npt.NDArray[np.int64]
 
 FIXED = -1
 """Label of an element that no channel of the network makes: pixels of the image, constants."""
+
+ZERO = -2
+"""Label of an element that is zero and may become any channel's: what ``zeros_like`` returns."""
 
 INPUTS = -1
 """Axis of a grouped convolution's inputs, counted over all groups; its weight has no such axis."""
@@ -47,8 +51,20 @@ class Event(NamedTuple):
     nodes: Nodes
 
 
+class Width(NamedTuple):
+    """One use of a number that a module keeps, as the size of a dimension of channels.
+
+    Attributes:
+        factor: The dimension is this many times the number.
+        slices: The channels at each position along the dimension.
+    """
+
+    factor: float
+    slices: list[Nodes]
+
+
 @dataclass
-class Wiring:
+class ChannelGraph:
     """All that one run says.
 
     Attributes:
@@ -62,6 +78,15 @@ class Wiring:
         couplings: Nodes that an operation splits or reorders by position, each with what.
         gated: Nodes whose channels something else multiplies or shifts as a whole.
         scalars: Every number that an operation was given, widths aside, in order.
+        scales: Numbers that multiply channels straight from their layer, each with the channels;
+            where a width changes one, the layer's weights are scaled.
+        uses: Channels of each operation that reads them straight from their layer.
+        weight_uses: Weights of one axis, as often as an operation reads them.
+        biases: Channels with the entries that are added to them, pair by pair.
+        rows: Sets of channels that shrink alike, such as those of the heads of one attention.
+        attributes: Widths that a module keeps as a number, by module and attribute.
+        indices: Integer buffers that reorder channels, each with the values of the run.
+        outputs: Shape and type of everything the network returns.
         visits: For each computed result, in order, the nodes that it carries.
         unfollowed: Operations that could not be followed, as ``name at module``.
         trains: Whether the network was seen in training too.
@@ -78,6 +103,14 @@ class Wiring:
     couplings: list[tuple[Nodes, str]] = field(default_factory=list)
     gated: list[Nodes] = field(default_factory=list)
     scalars: list[tuple[str, float]] = field(default_factory=list)
+    scales: list[tuple[float, Nodes]] = field(default_factory=list)
+    uses: list[Nodes] = field(default_factory=list)
+    weight_uses: list[Axis] = field(default_factory=list)
+    biases: list[tuple[Nodes, Nodes]] = field(default_factory=list)
+    rows: list[list[Nodes]] = field(default_factory=list)
+    attributes: dict[tuple[str, str], list[Width]] = field(default_factory=dict)
+    indices: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    outputs: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
     visits: list[Nodes] = field(default_factory=list)
     unfollowed: dict[str, None] = field(default_factory=dict)
     trains: bool = False
@@ -98,6 +131,7 @@ class Wiring:
         """Say that nodes stand and fall together, pair by pair; one that meets FIXED must stay."""
         first, second = np.broadcast_arrays(first, second)
         pairs = np.stack([first.ravel(), second.ravel()], axis=1)
+        pairs = pairs[(pairs != ZERO).all(1)]
         free = (pairs != FIXED).all(1)
         joined = pairs[free & (pairs[:, 0] != pairs[:, 1])]
         if joined.size:
@@ -106,15 +140,22 @@ class Wiring:
 
     def protect(self, nodes: Nodes, why: str) -> None:
         """Say that nodes must stay."""
-        found = known(nodes)
-        if found.size:
-            self.protections.append((found, why))
+        distinct = known(nodes)
+        if distinct.size:
+            self.protections.append((distinct, why))
 
     def tell(self, where: str, what: str, nodes: Nodes) -> None:
         """Keep words about what an operation does to nodes."""
-        found = known(nodes)
-        if found.size:
-            self.events.append(Event(where, what, found))
+        distinct = known(nodes)
+        if distinct.size:
+            self.events.append(Event(where, what, distinct))
+
+    def shrink_alike(self, rows: Sequence[Nodes], what: str) -> None:
+        """Say that sets of nodes must lose equally many, such as the channels of each head."""
+        sets = [known(row) for row in rows]
+        self.rows.append(sets)
+        self.visits += sets
+        self.couple(np.concatenate(sets), what)
 
     def couple(self, nodes: Nodes, what: str) -> None:
         """Say that nodes share an operation that counts positions."""
@@ -132,5 +173,5 @@ class Wiring:
 
 def known(nodes: Nodes) -> Nodes:
     """The distinct nodes among labels, without FIXED."""
-    found = np.unique(nodes)
-    return found[found != FIXED]
+    distinct = np.unique(nodes)
+    return distinct[distinct >= 0]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from secateur.pruning.tracing.channel_graph import FIXED, known
-from secateur.pruning.tracing.labels import Ledger, Value, Weight, thin
+from secateur.pruning.tracing.factors import passed_on
+from secateur.pruning.tracing.labels import Factor, Ledger, Traits, Value, Weight, thin
 from secateur.pruning.tracing.rules import (
     argument,
     fixed,
@@ -18,6 +23,7 @@ from secateur.pruning.tracing.rules import (
     note_numbers,
     rule,
     rule_where,
+    takes_factor,
     tensors_in,
     varying,
     vector,
@@ -49,11 +55,11 @@ def _glu(
     labels = ledger.labels(args[0])
     first, second = labels.chunk(2, argument(func, args, kwargs, "dim"))
     spoken = f"glu at {ledger.where}"
-    ledger.wiring.couple(thin(labels)[0].numpy(), spoken)
+    ledger.graph.couple(thin(labels)[0].numpy(), spoken)
     ours, theirs = (each.numpy() for each in thin(first, [second]))
-    ledger.wiring.join(ours, theirs, f"{spoken} meets channels that must stay")
-    ledger.wiring.tell(ledger.where, "gates one half with the other", ours)
-    ledger.wiring.visits += [known(ours), known(theirs)]
+    ledger.graph.join(ours, theirs, f"{spoken} meets channels that must stay")
+    ledger.graph.tell(ledger.where, "gates one half with the other", ours)
+    ledger.graph.visits += [known(ours), known(theirs)]
     ledger.label(result, first)
 
 
@@ -62,26 +68,78 @@ _VERBS = {"add": "adds", "sub": "subtracts", "mul": "multiplies", "div": "divide
 
 @rule_where(lambda func: torch.Tag.pointwise in func.tags)
 @rule_where(lambda func: name_of(func).rstrip("_") in _ELEMENTWISE)
+@takes_factor
 def _elementwise(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     """Channels that meet element by element become one; a value for all leaves them apart."""
     name = name_of(func).rstrip("_")
-    note_numbers(ledger, name, (args, kwargs))
     inputs = tensors_in(args, kwargs)
+    if not _note_scale(ledger, name, args, inputs):
+        note_numbers(ledger, name, (args, kwargs))
+    traits = Traits(zero=_makes_zero(ledger, func, args, kwargs))
+    traits = replace(traits, factor=passed_on(ledger, name, args, kwargs))
     if name == "prelu" and inputs[1].numel() > 1:  # its weights lie along dimension 1
         weights = inputs[1].view(1, -1, *[1] * (inputs[0].ndim - 2))
         ledger.label(weights, ledger.labels(inputs[1]).view(weights.shape))
         inputs[1] = weights
     (first, *_) = outputs = tensors_in(result)
-    labels = _meet(
+    labels = meet(
         ledger, inputs, first.shape, f"{name} at {ledger.where}", _VERBS.get(name, "joins")
     )
     for tensor in outputs:
-        ledger.label(tensor, labels)
+        in_place = any(tensor is each for each in inputs)
+        for alias in ledger.aliases(tensor) if in_place else ():
+            before = ledger.traits(alias)
+            zero = before.zero and traits.zero
+            ledger.carry(alias, ledger.value(alias), Traits(zero, factor=before.factor))
+        ledger.label(tensor, labels, traits)
 
 
-def _meet(
+def _note_scale(ledger: Ledger, name: str, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
+    """Note a number that multiplies channels straight from their layer: weights can take it up."""
+    numbers = [each for each in args if isinstance(each, (int, float))]
+    if name not in ("mul", "div") or len(inputs) != 1 or len(numbers) != 1 or not numbers[0]:
+        return False
+    channels = ledger.traits(inputs[0]).linear
+    if channels is None:
+        return False
+    number = float(numbers[0])
+    ledger.graph.scales.append((number if name == "mul" else 1 / number, channels))
+    return True
+
+
+_TRIALS = (0.7, -1.3)
+
+
+def _makes_zero(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the result is zero wherever a masked channel is; the operation itself is asked."""
+    inputs = tensors_in(args, kwargs)
+    made = [bool((thin(ledger.labels(t))[0] != FIXED).any()) for t in inputs]
+    zeros = {
+        id(t) for t, labelled in zip(inputs, made, strict=True)
+        if labelled and ledger.traits(t).zero
+    }  # fmt: skip
+    if not zeros:
+        return False
+    for trial in _TRIALS:
+        value = partial(_trial_value, zeros, trial)
+        own, named = tree_map_only(Tensor, value, (args, kwargs))
+        try:
+            result = func(*own, **named)
+        except Exception:  # an operation that does not take single values
+            return False
+        if any(bool(each.count_nonzero()) for each in tensors_in(result)):
+            return False
+    return True
+
+
+def _trial_value(zeros: set[int], trial: float, tensor: Tensor) -> Tensor:
+    value = 0.0 if id(tensor) in zeros else trial
+    return torch.full((1,), value, dtype=torch.float32).to(tensor.dtype)
+
+
+def meet(
     ledger: Ledger, inputs: list[Tensor], shape: Sequence[int], spoken: str, verb: str
 ) -> Tensor:
     """Join the labels of tensors that are broadcast to ``shape``; return those of the outcome."""
@@ -93,7 +151,7 @@ def _meet(
     gates = False
     for tensor, labels in zip(lines, whole, strict=True):
         if _is_broadcast(tensor, shape, wide):
-            ledger.wiring.protect(thin(labels)[0].numpy(), f"{spoken} spreads them over channels")
+            ledger.graph.protect(thin(labels)[0].numpy(), f"{spoken} spreads them over channels")
             gates |= not isinstance(ledger.value(tensor), Weight)
         else:
             full.append(labels)
@@ -105,10 +163,10 @@ def _meet(
         single = not wide and not bool((thin(other)[0] != FIXED).any())
         if other is not main and not single:
             ours, theirs = (each.numpy() for each in thin(main, [other]))
-            ledger.wiring.join(ours, theirs, f"{spoken} meets channels that must stay")
-            ledger.wiring.tell(ledger.where, f"{verb} them pair by pair", ours)
+            ledger.graph.join(ours, theirs, f"{spoken} meets channels that must stay")
+            ledger.graph.tell(ledger.where, f"{verb} them pair by pair", ours)
     if gates:
-        ledger.wiring.gated.append(thin(main)[0].numpy().ravel())
+        ledger.graph.gated.append(thin(main)[0].numpy().ravel())
     for tensor in grids:
         _meet_grid(ledger, tensor, main, spoken)
     return main
@@ -133,9 +191,9 @@ def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> Non
     line = vector(main, wide[0]) if len(wide) == 1 else None
     if line is None:
         ledger.labels(tensor)  # protects it
-        ledger.wiring.protect(thin(main)[0].numpy(), f"{spoken} meets weights of several axes")
+        ledger.graph.protect(thin(main)[0].numpy(), f"{spoken} meets weights of several axes")
         return
-    ledger.wiring.join(ledger.nodes(weight, wide[0] - lead), line, f"{spoken} meets fixed weights")
+    ledger.graph.join(ledger.nodes(weight, wide[0] - lead), line, f"{spoken} meets fixed weights")
 
 
 # ---- acting on each plane of pixels
@@ -163,14 +221,19 @@ def _plane(
         (held,) = thin(labels)
         rows = held.flatten(0, first - 1).flatten(1) if first else held.flatten()[None]
         spoken = f"{name} at {ledger.where}"
-        ledger.wiring.join(rows[:, :1].numpy(), rows.numpy(), f"{spoken} mixes them with others")
-        ledger.wiring.tell(ledger.where, f"mixes them ({spoken})", held.numpy())
+        ledger.graph.join(rows[:, :1].numpy(), rows.numpy(), f"{spoken} mixes them with others")
+        ledger.graph.tell(ledger.where, f"mixes them ({spoken})", held.numpy())
     index = tuple(slice(None) if d < first else slice(0, 1) for d in range(labels.ndim))
+    traits = Traits(zero=ledger.traits(args[0]).zero)
     for tensor in tensors_in(result):
-        ledger.label(tensor, labels[index].expand(tensor.shape))
+        ledger.label(tensor, labels[index].expand(tensor.shape), traits)
 
 
 # ---- mixing along dimensions
+
+
+_ADDS_UP = ("sum", "mean", "linalg_vector_norm", "norm")
+_KEEPS_ZERO = (*_ADDS_UP, "amax", "amin", "max", "min", "prod", "var", "std")
 
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp")
@@ -178,7 +241,7 @@ def _plane(
 def _reduce(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Channels that are reduced to one become one."""
+    """Channels that are reduced to one become one, unless those that are masked add zero."""
     if len(tensors_in(args, kwargs)) > 1:  # max of two tensors
         _elementwise(ledger, func, args, kwargs, result)
         return
@@ -188,13 +251,25 @@ def _reduce(
         dims = [dims]
     dims = sorted({d % labels.ndim for d in dims} if dims else range(labels.ndim))
     name = name_of(func)
-    labels = _mixed(ledger, labels, dims, f"{name} at {ledger.where}")
+    traits = ledger.traits(args[0])
+    wide = [d for d in varying(labels) if d in dims]
+    if name in _ADDS_UP and traits.zero and wide and wide == varying(labels):
+        factor = None
+        if name == "mean":
+            count = math.prod(labels.shape[d] for d in wide)
+            why = f"mean over channels at {ledger.where} counts them"
+            factor = Factor(count, -1, known(thin(labels)[0].numpy()), why)
+        ledger.graph.tell(ledger.where, f"adds them up ({name})", thin(labels)[0].numpy())
+        for tensor in tensors_in(result):
+            ledger.label(tensor, fixed(tensor), Traits(factor=factor))
+        return
+    labels = mixed(ledger, labels, dims, f"{name} at {ledger.where}")
     for dimension in reversed(dims):
         labels = labels.narrow(dimension, 0, 1)
         if not argument(func, args, kwargs, "keepdim"):
             labels = labels.squeeze(dimension)
     for tensor in tensors_in(result):
-        ledger.label(tensor, labels)
+        ledger.label(tensor, labels, Traits(zero=traits.zero and name in _KEEPS_ZERO))
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
@@ -204,31 +279,18 @@ def _softmax(
     """Each element depends on all along one dimension."""
     labels = ledger.labels(args[0])
     dimension = argument(func, args, kwargs, "dim") % labels.ndim
-    ledger.label(result, _mixed(ledger, labels, [dimension], f"softmax at {ledger.where}"))
+    ledger.label(result, mixed(ledger, labels, [dimension], f"softmax at {ledger.where}"))
 
 
-def _mixed(ledger: Ledger, labels: Tensor, dims: Sequence[int], spoken: str) -> Tensor:
+def mixed(ledger: Ledger, labels: Tensor, dims: Sequence[int], spoken: str) -> Tensor:
     """Join all labels along ``dims`` with one another."""
     wide = varying(labels)
     for dimension in dims:
         if dimension in wide:
             (held,) = thin(labels)
             first = held.narrow(dimension, 0, 1)
-            ledger.wiring.join(
+            ledger.graph.join(
                 first.numpy(), held.numpy(), f"{spoken} mixes them with channels that must stay"
             )
-            ledger.wiring.tell(ledger.where, f"mixes them all ({spoken})", held.numpy())
+            ledger.graph.tell(ledger.where, f"mixes them all ({spoken})", held.numpy())
     return labels
-
-
-@rule("layer_norm", "native_layer_norm", "rms_norm")
-def _layer_norm(
-    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> None:
-    """Each element depends on all along the last dimensions."""
-    labels = ledger.labels(args[0])
-    dims = range(labels.ndim - len(args[1]), labels.ndim)
-    for tensor in tensors_in(args[2:], kwargs):
-        labels = _meet(ledger, [args[0], tensor], labels.shape, f"norm at {ledger.where}", "scales")
-    labels = _mixed(ledger, labels, dims, f"layer_norm at {ledger.where}")
-    ledger.label(tensors_in(result)[0], labels)

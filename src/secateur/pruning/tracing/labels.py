@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from secateur.pruning.tracing.channel_graph import FIXED, Axis, Nodes, Wiring, known
+from secateur.pruning.tracing.channel_graph import (
+    FIXED,
+    ZERO,
+    Axis,
+    ChannelGraph,
+    Nodes,
+    known,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,45 @@ class Weight:
 
 Value = Tensor | Weight
 """Labels in the shape of a tensor (int64, strides of zero where one is spread), or weights."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A number that depends on how many channels there are and multiplies a whole tensor.
+
+    A mean over channels divides by their count. Where a parameter multiplies the result, the
+    parameter can take the change up; until then the factor is open.
+
+    Attributes:
+        count: Channels that were averaged.
+        power: -1 where the tensor is divided by the count, 1 where it is multiplied by it.
+        nodes: The channels.
+        why: What is said if nothing takes the factor up.
+    """
+
+    count: int
+    power: int
+    nodes: Nodes
+    why: str
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What masks and scales of weights do to a tensor.
+
+    Attributes:
+        zero: Its elements are zero wherever their channels are masked.
+        linear: Channels whose weights and biases it is proportional to: it went straight from
+            the layers that make them, and was only moved.
+        factor: Open number that multiplies it.
+    """
+
+    zero: bool = False
+    linear: Nodes | None = None
+    factor: Factor | None = None
+
+
+PLAIN = Traits()
 
 
 def thin(labels: Tensor, also: Sequence[Tensor] = ()) -> list[Tensor]:
@@ -55,22 +101,29 @@ class Ledger:
     """Labels of every tensor so far.
 
     Args:
-        wiring: What is learnt is entered here.
+        graph: What is learnt is entered here.
         weights: Parameters and buffers by ``id``.
+        parameters: Those of them that are parameters, which masks can zero.
         wider: Axes of channels of the same network before it became smaller.
         stack: Names of the modules that are running, the innermost last.
+        heads: Whether an attention loses whole heads, in place of channels within each.
     """
 
     def __init__(
         self,
-        wiring: Wiring,
+        graph: ChannelGraph,
         weights: dict[int, Weight],
+        parameters: Collection[str],
         wider: Collection[Axis],
         stack: Sequence[str],
+        heads: bool = False,
     ) -> None:
-        self.wiring = wiring
-        self._weights, self.wider, self._stack = weights, wider, stack
-        self._values: dict[int, tuple[Tensor, Value]] = {}  # keeps tensors alive, so ids are unique
+        self.graph = graph
+        self._weights, self._parameters = weights, parameters
+        self.wider, self._stack, self.heads = wider, stack, heads
+        self._values: dict[int, tuple[Tensor, Value, Traits]] = {}  # keeps ids unique
+        self._stored: dict[int, list[Tensor]] = {}
+        self._data: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def where(self) -> str:
@@ -81,33 +134,80 @@ class Ledger:
         """Labels of ``tensor``, or the weight it is."""
         if id(tensor) in self._weights:
             return self._weights[id(tensor)]
-        if id(tensor) in self._values:
-            return self._values[id(tensor)][1]
-        return torch.tensor(FIXED).expand(tensor.shape)
+        entry = self._entry(tensor)
+        return torch.tensor(FIXED).expand(tensor.shape) if entry is None else entry[1]
 
-    def carry(self, tensor: Tensor, value: Value) -> None:
+    def traits(self, tensor: Tensor) -> Traits:
+        """What is known of ``tensor`` beside its labels."""
+        if id(tensor) in self._weights:
+            return Traits(zero=self._weights[id(tensor)].name in self._parameters)
+        entry = self._entry(tensor)
+        return PLAIN if entry is None else entry[2]
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is a weight, or was seen coming out of an operation."""
+        return id(tensor) in self._weights or self._entry(tensor) is not None
+
+    def _entry(self, tensor: Tensor) -> tuple[Tensor, Value, Traits] | None:
+        """What was entered for a tensor, or for another object that is the same view."""
+        if id(tensor) in self._values:
+            return self._values[id(tensor)]
+        for other in self._stored.get(_storage(tensor), ()):
+            same = other.shape == tensor.shape and other.stride() == tensor.stride()
+            if same and other.storage_offset() == tensor.storage_offset():
+                return self._values[id(other)]
+        return None
+
+    def carry(self, tensor: Tensor, value: Value, traits: Traits = PLAIN) -> None:
         """Say what ``tensor`` is from now on, where its elements have only moved."""
         assert tuple(tensor.shape) == tuple(value.shape), (tensor.shape, value.shape)
-        self._values[id(tensor)] = (tensor, value)
+        if id(tensor) not in self._values:
+            self._stored.setdefault(_storage(tensor), []).append(tensor)
+        self._values[id(tensor)] = (tensor, value, traits)
 
-    def label(self, tensor: Tensor, value: Value) -> None:
+    def label(self, tensor: Tensor, value: Value, traits: Traits = PLAIN) -> None:
         """Say what ``tensor`` is from now on, where something was computed: channels visit it."""
-        self.carry(tensor, value)
+        self.carry(tensor, value, traits)
         if isinstance(value, Tensor):
-            self.wiring.visits.append(known(thin(value)[0].numpy()))
+            self.graph.visits.append(known(thin(value)[0].numpy()))
 
     def aliases(self, tensor: Tensor) -> Iterator[Tensor]:
         """Every labelled tensor that shares memory with ``tensor``."""
-        home = tensor.untyped_storage()._cdata
-        for other, _ in list(self._values.values()):
-            if other.untyped_storage()._cdata == home:
-                yield other
+        yield from list(self._stored.get(_storage(tensor), ()))
+
+    def use(self, tensor: Tensor) -> None:
+        """Enter that a computation reads ``tensor``: its channels straight from their layer."""
+        weight = self._weights.get(id(tensor)) or self.value(tensor)
+        if isinstance(weight, Weight):
+            long = [d for d, size in enumerate(weight.shape) if size > 1]
+            if len(long) == 1 and (axis := weight.axes[long[0]]) is not None:
+                self.graph.weight_uses.append(Axis(weight.name, axis))
+            return
+        channels = self.traits(tensor).linear
+        if channels is not None:
+            self.graph.uses.append(channels)
+
+    def close(self, tensor: Tensor) -> None:
+        """Protect the channels whose count multiplies ``tensor``: nothing took it up."""
+        factor = self.traits(tensor).factor
+        if factor is not None:
+            self.graph.protect(factor.nodes, factor.why)
+
+    def keep_data(self, tensor: Tensor, data: Tensor) -> None:
+        """Remember the values of a tensor that runs without data, such as an index."""
+        self._data[id(tensor)] = (tensor, data)
+
+    def data(self, tensor: Tensor) -> Tensor | None:
+        """Values of a tensor, None where it has none."""
+        if not tensor.is_meta:
+            return tensor
+        return self._data[id(tensor)][1] if id(tensor) in self._data else None
 
     def nodes(self, weight: Weight, dimension: int) -> Nodes:
         """Nodes along one dimension of ``weight``."""
         axis = weight.axes[dimension]
         assert axis is not None
-        return self.wiring.nodes(weight.name, axis, weight.size[axis])
+        return self.graph.nodes(weight.name, axis, weight.size[axis])
 
     def _short(self, weight: Weight) -> list[int]:
         """Which dimension of a weight with a single element is one of channels, if one is."""
@@ -126,7 +226,7 @@ class Ledger:
         """
         value = self.value(tensor)
         if isinstance(value, Tensor):
-            return value
+            return torch.where(value == ZERO, FIXED, value) if _has_zero(value) else value
         long = [d for d, size in enumerate(value.shape) if size > 1] or self._short(value)
         if len(long) == 1:
             shape = [-1 if d == long[0] else 1 for d in range(len(value.shape))]
@@ -134,5 +234,13 @@ class Ledger:
             return nodes.view(shape).expand(value.shape)
         for dimension in long:
             why = f"{value.name} enters a computation at {self.where}"
-            self.wiring.protect(self.nodes(value, dimension), why)
+            self.graph.protect(self.nodes(value, dimension), why)
         return torch.tensor(FIXED).expand(value.shape)
+
+
+def _has_zero(labels: Tensor) -> bool:
+    return bool((thin(labels)[0] == ZERO).any())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

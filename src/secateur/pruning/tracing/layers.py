@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from secateur.pruning.tracing.channel_graph import INPUTS, Axis, Nodes
-from secateur.pruning.tracing.labels import Ledger, Weight, thin
+from secateur.pruning.tracing.channel_graph import INPUTS, Axis, Nodes, known
+from secateur.pruning.tracing.elementwise import meet, mixed
+from secateur.pruning.tracing.labels import PLAIN, Ledger, Traits, Value, Weight, thin
 from secateur.pruning.tracing.rules import (
     argument,
-    cannot_follow,
     fixed,
     keep,
     name_of,
@@ -19,6 +19,7 @@ from secateur.pruning.tracing.rules import (
     rule,
     spread,
     tensors_in,
+    varying,
     vector,
 )
 
@@ -27,15 +28,15 @@ def _channels(ledger: Ledger, tensor: Tensor, dimension: int) -> Nodes:
     """Labels along the dimension of channels; those that share a place there become one."""
     labels = ledger.labels(tensor)
     dimension %= labels.ndim
-    found = vector(labels, dimension)
-    if found is None:
+    channels = vector(labels, dimension)
+    if channels is None:
         (held,) = thin(labels)
         rows = held.movedim(dimension, 0).flatten(1)
-        found = np.broadcast_to(rows[:, 0].numpy(), labels.shape[dimension])
+        channels = np.broadcast_to(rows[:, 0].numpy(), labels.shape[dimension])
         why = f"a layer at {ledger.where} reads them in one place with channels that must stay"
-        ledger.wiring.join(rows[:, :1].numpy(), rows.numpy(), why)
-        ledger.wiring.tell(ledger.where, "reads several in one place", held.numpy())
-    return found
+        ledger.graph.join(rows[:, :1].numpy(), rows.numpy(), why)
+        ledger.graph.tell(ledger.where, "reads several in one place", held.numpy())
+    return channels
 
 
 def _computed(ledger: Ledger, func: Any, args: tuple[Any, ...], result: Any) -> None:
@@ -43,7 +44,7 @@ def _computed(ledger: Ledger, func: Any, args: tuple[Any, ...], result: Any) -> 
     why = f"the weights of {ledger.where} are computed"
     for tensor in tensors_in(args):
         keep(ledger, tensor, why)
-    ledger.wiring.unfollowed[f"computed weights at {ledger.where}"] = None
+    ledger.graph.unfollowed[f"computed weights at {ledger.where}"] = None
     for tensor in tensors_in(result):
         ledger.label(tensor, fixed(tensor))
 
@@ -58,6 +59,9 @@ def _convolution(
     name = func._schema.name
     transposed = "transpose" in name or bool(argument(func, args, kwargs, "transposed"))
     groups = argument(func, args, kwargs, "groups")
+    if _is_one_filter(weight, weights, groups):
+        _filter_each(ledger, func, args, kwargs, result)
+        return
     if not isinstance(weight, Weight) or None in weight.axes[:2]:
         _computed(ledger, func, args, result)
         return
@@ -73,50 +77,78 @@ def _convolution(
         _make(ledger, weight, outside, made)
     else:
         made = _grouped(ledger, weight, given, groups, transposed)
-    _bias(ledger, argument(func, args, kwargs, "bias"), made)
-    ledger.label(result, spread(made, dimension, result))
+    traits = _bias(ledger, argument(func, args, kwargs, "bias"), made)
+    ledger.label(result, spread(made, dimension, result), traits)
+
+
+def _is_one_filter(weight: Value, weights: Tensor, groups: int) -> bool:
+    """Whether it is one fixed filter, expanded to all channels."""
+    alike = weights.shape[0] == 1 or weights.stride(0) == 0
+    each = weights.shape[0] == groups and weights.shape[1] == 1
+    return isinstance(weight, Tensor) and alike and each and groups > 1 and not varying(weight)
+
+
+def _filter_each(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """A fixed filter on every channel, as blur pooling has it (Zhang 2019): no weights to cut."""
+    images, weights = args[:2]
+    dimension = images.ndim - (weights.ndim - 1)
+    for number in ("stride", "padding", "dilation"):
+        note_numbers(ledger, number, argument(func, args, kwargs, number))
+    channels = _channels(ledger, images, dimension)
+    bias = argument(func, args, kwargs, "bias")
+    if bias is not None:
+        _bias(ledger, bias, channels)
+    zero = ledger.traits(images).zero and bias is None
+    ledger.label(result, spread(channels, dimension, result), Traits(zero=zero))
 
 
 def _read(ledger: Ledger, weight: Weight, dimension: int, given: Nodes) -> None:
     axis = weight.axes[dimension]
     assert axis is not None
     nodes = ledger.nodes(weight, dimension)
-    ledger.wiring.readers[Axis(weight.name, axis)] = None
-    ledger.wiring.join(nodes, given, f"{ledger.where} reads channels that must stay")
-    ledger.wiring.tell(ledger.where, "reads them", nodes)
+    ledger.graph.readers[Axis(weight.name, axis)] = None
+    ledger.graph.join(nodes, given, f"{ledger.where} reads channels that must stay")
+    ledger.graph.tell(ledger.where, "reads them", nodes)
 
 
 def _make(ledger: Ledger, weight: Weight, dimension: int, made: Nodes) -> None:
     axis = weight.axes[dimension]
     assert axis is not None
-    ledger.wiring.sources[Axis(weight.name, axis)] = None
-    ledger.wiring.tell(ledger.where, "makes them", made)
+    ledger.graph.sources[Axis(weight.name, axis)] = None
+    ledger.graph.tell(ledger.where, "makes them", made)
 
 
 def _grouped(ledger: Ledger, weight: Weight, given: Nodes, groups: int, transposed: bool) -> Nodes:
     """Inputs and outputs of one group stand and fall together; depthwise is a group a channel."""
-    inputs = ledger.wiring.nodes(weight.name, INPUTS, len(given))
-    ledger.wiring.blocks[Axis(weight.name, INPUTS)] = len(given) // groups
-    ledger.wiring.join(inputs, given, f"{ledger.where} reads channels that must stay")
+    inputs = ledger.graph.nodes(weight.name, INPUTS, len(given))
+    ledger.graph.blocks[Axis(weight.name, INPUTS)] = len(given) // groups
+    ledger.graph.join(inputs, given, f"{ledger.where} reads channels that must stay")
     blocks = inputs.reshape(groups, -1)
-    ledger.wiring.join(blocks[:, :1], blocks, "")
+    ledger.graph.join(blocks[:, :1], blocks, "")
     makers = ledger.nodes(weight, 0)
     _make(ledger, weight, 0, makers)
     made = makers.reshape(groups, -1)
-    ledger.wiring.join(blocks[:, :1], made, "")
+    ledger.graph.join(blocks[:, :1], made, "")
     together = "filters each on its own" if blocks.shape[1] == 1 else "filters them in groups"
-    ledger.wiring.tell(ledger.where, together, inputs)
+    ledger.graph.tell(ledger.where, together, inputs)
     if transposed:  # a group's outputs share one axis of the weight: its first input is for all
         return np.repeat(made[:, 0], weight.shape[1])
     return makers
 
 
-def _bias(ledger: Ledger, bias: Any, made: Nodes) -> None:
+def _bias(ledger: Ledger, bias: Any, made: Nodes) -> Traits:
+    """Join a bias to the channels it is added to; traits of the layer's result."""
     if bias is None:
-        return
+        return Traits(zero=True, linear=known(made))
     nodes = ledger.labels(bias).numpy()
     if len(nodes) == len(made):
-        ledger.wiring.join(nodes, made, f"the bias of {ledger.where} must stay")
+        ledger.graph.join(nodes, made, f"the bias of {ledger.where} must stay")
+        if (nodes >= 0).all():
+            ledger.graph.biases.append((made, nodes))
+            return Traits(zero=ledger.traits(bias).zero, linear=known(made))
+    return PLAIN
 
 
 @rule("linear")
@@ -133,16 +165,6 @@ def _addmm(
     _dense(ledger, func, args[1:], result, 0, 1, args[0])
 
 
-@rule("matmul", "mm")
-def _matmul(
-    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> None:
-    if isinstance(ledger.value(args[1]), Weight) and args[1].ndim == 2:
-        _dense(ledger, func, args, result, 0, 1, None)
-    else:
-        cannot_follow(ledger, func, args, kwargs, result)
-
-
 def _dense(
     ledger: Ledger,
     func: Any,
@@ -157,12 +179,39 @@ def _dense(
     if not isinstance(weight, Weight) or None in weight.axes:
         _computed(ledger, func, args, result)
         return
-    given = _channels(ledger, args[0], -1)
+    dense(ledger, args[0], args[1], (-1, inside, outside), bias, result, result.ndim - 1)
+
+
+def dense(
+    ledger: Ledger,
+    images: Tensor,
+    weights: Tensor,
+    where: tuple[int, int, int],
+    bias: Any,
+    result: Tensor,
+    outputs: int,
+) -> None:
+    """A linear layer.
+
+    Args:
+        ledger: Of the run.
+        images: What is read.
+        weights: A weight of two axes.
+        where: Dimension of the channels in ``images``, that of ``weights`` which reads them, and
+            that which makes new ones.
+        bias: Tensor that is added, or None.
+        result: What comes out.
+        outputs: Its dimension of channels.
+    """
+    weight = ledger.value(weights)
+    assert isinstance(weight, Weight)
+    dimension, inside, outside = where
+    channels = _channels(ledger, images, dimension)
     made = ledger.nodes(weight, outside)
-    _read(ledger, weight, inside, given)
+    _read(ledger, weight, inside, channels)
     _make(ledger, weight, outside, made)
-    _bias(ledger, bias, made)
-    ledger.label(result, spread(made, result.ndim - 1, result))
+    traits = _bias(ledger, bias, made)
+    ledger.label(result, spread(made, outputs, result), traits)
 
 
 @rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "instance_norm")
@@ -177,17 +226,57 @@ def _channel_norm(
     what = "normalizes each on its own"
     if "group" in name:
         groups = argument(func, args, kwargs, "num_groups" if name == "group_norm" else "group")
-        rows = given.reshape(groups, -1)
-        ledger.wiring.join(
-            rows[:, :1], rows, f"{ledger.where} mixes them with channels that must stay"
-        )
-        what = f"normalizes them in {groups} groups"
-    ledger.wiring.tell(ledger.where, what, given)
+        what = _group(ledger, given, groups, args[1:], kwargs)
+    ledger.graph.tell(ledger.where, what, given)
     for tensor in tensors_in(args[1:], kwargs):
         nodes = ledger.labels(tensor).numpy()
         if nodes.shape == given.shape:
-            ledger.wiring.join(nodes, given, f"{ledger.where} normalizes channels that must stay")
+            ledger.graph.join(nodes, given, f"{ledger.where} normalizes channels that must stay")
     first, *rest = tensors_in(result)
-    ledger.label(first, spread(given, 1, first))
+    ledger.label(
+        first, spread(given, 1, first), Traits(zero=_affine_zero(ledger, func, args, kwargs))
+    )
     for tensor in rest:
         ledger.label(tensor, fixed(tensor))
+
+
+def _affine_zero(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a norm's masked scale and shift make zeros."""
+    scale, shift = (argument(func, args, kwargs, name) for name in ("weight", "bias"))
+    return scale is not None and all(ledger.traits(t).zero for t in (scale, shift) if t is not None)
+
+
+def _group(ledger: Ledger, channels: Nodes, groups: int, *parameters: Any) -> str:
+    """Channels that share statistics: of all of them each can go, of several groups whole ones."""
+    if groups == 1 and any(isinstance(ledger.value(t), Weight) for t in tensors_in(*parameters)):
+        return "normalizes them together"
+    rows = channels.reshape(groups, -1)
+    ledger.graph.join(rows[:, :1], rows, f"{ledger.where} mixes them with channels that must stay")
+    return f"normalizes them in {groups} groups"
+
+
+@rule("layer_norm", "native_layer_norm", "rms_norm")
+def _layer_norm(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Statistics over the last dimensions; over channels alone, they are of those that stay."""
+    images, sizes = args[:2]
+    labels = ledger.labels(images)
+    parameters = tensors_in(args[2:], kwargs)
+    note_numbers(ledger, "eps", argument(func, args, kwargs, "eps"))
+    first = tensors_in(result)[0]
+    if len(sizes) == 1 and parameters and isinstance(ledger.value(parameters[0]), Weight):
+        channels = _channels(ledger, images, -1)
+        for tensor in parameters:
+            nodes = ledger.labels(tensor).numpy()
+            why = f"{ledger.where} normalizes channels that must stay"
+            ledger.graph.join(nodes, channels, why)
+        ledger.graph.tell(ledger.where, "normalizes them together", channels)
+        zero = all(ledger.traits(tensor).zero for tensor in parameters)
+        ledger.label(first, spread(channels, first.ndim - 1, first), Traits(zero=zero))
+        return
+    where = f"layer_norm at {ledger.where}"
+    for tensor in parameters:
+        labels = meet(ledger, [images, tensor], labels.shape, f"norm at {ledger.where}", "scales")
+    dims = range(labels.ndim - len(sizes), labels.ndim)
+    ledger.label(first, mixed(ledger, labels, dims, where))

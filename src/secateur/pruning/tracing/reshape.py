@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.pruning.tracing.channel_graph import FIXED, Nodes, known
-from secateur.pruning.tracing.labels import Ledger, Value, Weight, moved, thin
+from secateur.pruning.tracing.labels import Ledger, Traits, Value, Weight, moved, thin
 from secateur.pruning.tracing.rules import (
     argument,
     cannot_follow,
+    moves,
     name_of,
     note_numbers,
     rule,
@@ -43,23 +45,26 @@ _MOVES = (
 
 
 @rule(*_COPIES)
+@moves
 def _copy(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     for tensor in tensors_in(result):
-        ledger.carry(tensor, ledger.value(args[0]))
+        ledger.carry(tensor, ledger.value(args[0]), ledger.traits(args[0]))
 
 
 @rule(*_CONVERSIONS)
+@moves
 def _convert(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     """Each element stays in its place, but not what it is."""
     for tensor in tensors_in(result):
-        ledger.label(tensor, ledger.value(args[0]))
+        ledger.label(tensor, ledger.value(args[0]), ledger.traits(args[0]))
 
 
 @rule(*_MOVES, *_VIEWS)
+@moves
 def _move(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
@@ -68,7 +73,7 @@ def _move(
     if isinstance(args[0], Tensor) and isinstance(ledger.value(args[0]), Weight):
         weight = _moved_weight(ledger.value(args[0]), name, args, result)
         if weight is not None:
-            ledger.carry(result, weight)
+            ledger.carry(result, weight, ledger.traits(args[0]))
             return
     before = [ledger.labels(tensor) for tensor in tensors_in(args[0])]
     many = isinstance(args[0], (list, tuple))
@@ -79,13 +84,36 @@ def _move(
         return tensors_in(func(labels, *args[1:], **kwargs))
 
     after = [spare(labels) for labels in move(before if many else before[0])]
-    if len(before) == 1 and not _keeps_order(before[0], after):
-        ledger.wiring.couple(thin(before[0])[0].numpy(), f"{name} at {ledger.where}")
+    if len(before) == 1:
+        couple_if_reordered(ledger, func, before[0], after)
     routes = many or name in _RASTER or _keeps_pixels(ledger, name, before[0], after, move)
+    traits = _moved_traits(ledger, tensors_in(args[0]))
     for tensor, labels in zip(tensors_in(result), after, strict=True):
-        (ledger.carry if routes else ledger.label)(tensor, labels)
+        own = traits
+        if traits.linear is not None and len(after) > 1:
+            own = replace(traits, linear=known(thin(labels)[0].numpy()))
+        (ledger.carry if routes else ledger.label)(tensor, labels, own)
     if not many:
         _tell_orders(ledger, name, before[0], move)
+
+
+def couple_if_reordered(ledger: Ledger, func: Any, before: Tensor, after: list[Tensor]) -> None:
+    """Note that channels are taken by position, where it matters which of them are there."""
+    if not _keeps_order(before, after):
+        ledger.graph.couple(thin(before)[0].numpy(), f"{name_of(func)} at {ledger.where}")
+
+
+def _moved_traits(ledger: Ledger, tensors: list[Tensor]) -> Traits:
+    """Traits of what is moved; of several tensors together only that masked ones are zero."""
+    every = [ledger.traits(tensor) for tensor in tensors]
+    made = [bool((thin(ledger.labels(t))[0] != FIXED).any()) for t in tensors]
+    if len(every) == 1:
+        return every[0]
+    for tensor in tensors:
+        ledger.use(tensor)
+        ledger.close(tensor)
+    zero = [each.zero for each, labelled in zip(every, made, strict=True) if labelled]
+    return Traits(zero=all(zero))
 
 
 def _keeps_pixels(
@@ -109,7 +137,7 @@ def _keeps_pixels(
         line = moved_places[channel].flatten()
         if not torch.equal(line, torch.arange(math.prod(sizes))):
             keeps = False
-            ledger.wiring.scalars.append((name, float(zlib.crc32(line.numpy().tobytes()))))
+            ledger.graph.scalars.append((name, float(zlib.crc32(line.numpy().tobytes()))))
     return keeps
 
 
@@ -146,8 +174,8 @@ def _tell_orders(
             if value != FIXED:
                 alike.setdefault(tuple(found.tolist()), []).append(value)
         for ranked in sorted(alike):
-            ledger.wiring.visits.append(known(np.array(alike[ranked])))
-            ledger.wiring.scalars += [(name, float(rank)) for rank in ranked]
+            ledger.graph.visits.append(known(np.array(alike[ranked])))
+            ledger.graph.scalars += [(name, float(rank)) for rank in ranked]
 
 
 def _ranks(line: Nodes) -> Nodes:
@@ -208,6 +236,7 @@ def _with_ones(weight: Weight, shape: tuple[int, ...]) -> Weight | None:
 
 
 @rule("cat", "concat", "concatenate")
+@moves
 def _cat(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
@@ -220,7 +249,8 @@ def _cat(
     joined = torch.cat([part[index] for part in parts], dimension)
     joined = joined.expand(result.shape)
     routes = len(parts) == 1 or dimension in varying(joined)  # else it makes larger maps
-    (ledger.carry if routes else ledger.label)(result, joined)
+    traits = _moved_traits(ledger, tensors_in(args[0]))
+    (ledger.carry if routes else ledger.label)(result, joined, traits)
 
 
 @rule("pad", "constant_pad_nd", "_pad_enum")
@@ -243,10 +273,11 @@ def _pad(
             rest = [0, 0] * pair
             labels = F.pad(labels, [*rest, before, after], value=FIXED)
             if before < 0 or after < 0:
-                ledger.wiring.couple(labels.numpy(), f"pad at {ledger.where}")
+                ledger.graph.couple(labels.numpy(), f"pad at {ledger.where}")
         else:
             note_numbers(ledger, name, (before, after))
             size = list(labels.shape)
             size[dimension] += before + after
             labels = labels.narrow(dimension, 0, 1).expand(size)
-    ledger.label(result, labels)
+    zero = mode not in ("constant", 0) or not argument(func, args, kwargs, "value")
+    ledger.label(result, labels, Traits(zero=zero and ledger.traits(args[0]).zero))

@@ -19,6 +19,8 @@ from secateur.pruning.tracing.labels import Ledger, Weight, thin
 Rule = Callable[[Ledger, Any, tuple[Any, ...], dict[str, Any], Any], None]
 
 _RULES: dict[str, Rule] = {}
+_MOVES: set[Rule] = set()
+_TAKES_FACTORS: set[Rule] = set()
 _OTHERS: list[tuple[Callable[[Any], bool], Rule]] = []
 
 
@@ -30,6 +32,28 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def moves(function: Rule) -> Rule:
+    """Mark a rule of operations that only move elements, or hand them on."""
+    _MOVES.add(function)
+    return function
+
+
+def only_moves(function: Rule) -> bool:
+    """Whether a rule is of operations that only move elements."""
+    return function in _MOVES
+
+
+def takes_factor(function: Rule) -> Rule:
+    """Mark a rule that knows what to do with an open factor."""
+    _TAKES_FACTORS.add(function)
+    return function
+
+
+def takes_factors(function: Rule) -> bool:
+    """Whether a rule knows what to do with an open factor."""
+    return function in _TAKES_FACTORS
 
 
 def rule_where(applies: Callable[[Any], bool]) -> Callable[[Rule], Rule]:
@@ -72,7 +96,7 @@ def note_numbers(ledger: Ledger, name: str, values: Any) -> None:
     for value in tree_iter(values):
         single = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
         if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-            ledger.wiring.scalars.append((name, float(value)))
+            ledger.graph.scalars.append((name, float(value)))
 
 
 def fixed(tensor: Tensor) -> Tensor:
@@ -132,7 +156,7 @@ def cannot_follow(
                     keep(ledger, alias, why)
                     ledger.label(alias, fixed(alias))
     if touched:
-        ledger.wiring.unfollowed[f"{name} at {ledger.where}"] = None
+        ledger.graph.unfollowed[f"{name} at {ledger.where}"] = None
     for tensor in tensors_in(result):
         ledger.label(tensor, fixed(tensor))
 
@@ -148,8 +172,8 @@ def keep(ledger: Ledger, tensor: Tensor, why: str) -> bool:
     if isinstance(value, Weight):
         for dimension, axis in enumerate(value.axes):
             if axis is not None:
-                ledger.wiring.protect(ledger.nodes(value, dimension), why)
+                ledger.graph.protect(ledger.nodes(value, dimension), why)
         return False
     (held,) = thin(value)
-    ledger.wiring.protect(held.numpy(), why)
+    ledger.graph.protect(held.numpy(), why)
     return bool((held != FIXED).any())

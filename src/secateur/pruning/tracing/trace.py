@@ -3,9 +3,9 @@
 The network runs once, on tensors without data, while every operation is watched. An activation
 carries one label for each of its elements: the channel it belongs to. What an operation does to the
 data (reshape, permute, slice, chunk, concatenate) it does to the labels, so that a channel shuffle
-needs no rule of its own; ``moves``, ``computations`` and ``layers`` say what the others do. Nothing
-is traced symbolically: forward may branch on shapes, loop and call what it likes, as long as it
-does not look at values.
+needs no rule of its own; the modules beside this one have the rules for all others. Nothing is
+traced symbolically: forward may branch on shapes, loop and call what it likes. Where it looks at
+values, it runs on real tensors, watched in the same way.
 """
 
 from __future__ import annotations
@@ -23,10 +23,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from secateur.errors import NetworkError
-from secateur.pruning.tracing import elementwise, layers, reshape  # noqa: F401  they register rules
-from secateur.pruning.tracing.channel_graph import Axis, Wiring
+from secateur.pruning.tracing import (  # noqa: F401  they register rules
+    contract,
+    elementwise,
+    indexing,
+    layers,
+    reshape,
+)
+from secateur.pruning.tracing.attributes import WatchWidths
+from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph
 from secateur.pruning.tracing.labels import Ledger, Weight
-from secateur.pruning.tracing.rules import cannot_follow, rule_of
+from secateur.pruning.tracing.permanent import make_permanent
+from secateur.pruning.tracing.rules import (
+    cannot_follow,
+    only_moves,
+    rule_of,
+    takes_factors,
+    tensors_in,
+)
+
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
+"""What forward is called with: one tensor, a tuple of arguments, or a dict of named ones."""
+
+_MOST_DATA = 2**22
+"""Elements up to which the values of an index are computed beside it."""
 
 
 class _Watch(TorchDispatchMode):
@@ -39,7 +59,7 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = _without_data(args, kwargs or {})
+        args, kwargs = self._without_data(args, kwargs or {})
         rule = rule_of(func)
         if rule is None:
             with self:  # what it is made of comes back here, piece by piece
@@ -48,22 +68,49 @@ class _Watch(TorchDispatchMode):
                 return result
             rule = cannot_follow
         result = func(*args, **kwargs)
+        if not only_moves(rule):
+            for tensor in tensors_in(args, kwargs):
+                self.ledger.use(tensor)
+                if not takes_factors(rule):
+                    self.ledger.close(tensor)
         rule(self.ledger, func, args, kwargs, result)
+        self._keep_data(func, args, kwargs, result)
         return result
 
+    def _without_data(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Constants that forward made on the processor, without data where others have none."""
+        tensors = tensors_in(args, kwargs)
+        if not (any(t.is_meta for t in tensors) and any(t.ndim and not t.is_meta for t in tensors)):
+            return args, kwargs
 
-def _without_data(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Constants that forward made on the processor, without data where others have none."""
-    tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
-    if any(t.is_meta for t in tensors) and any(t.ndim and not t.is_meta for t in tensors):
-        return tree_map_only(Tensor, lambda t: t.to("meta") if t.ndim else t, (args, kwargs))
-    return args, kwargs
+        def convert(tensor: Tensor) -> Tensor:
+            if not tensor.ndim or tensor.is_meta:
+                return tensor
+            empty = tensor.to("meta")
+            self.ledger.keep_data(empty, tensor)
+            return empty
+
+        return tree_map_only(Tensor, convert, (args, kwargs))
+
+    def _keep_data(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Compute the values of an index too, as far as those of its inputs are known."""
+        if not isinstance(result, Tensor) or not result.is_meta or result.is_floating_point():
+            return
+        inputs = tensors_in(args, kwargs)
+        known = bool(inputs) and all(self.ledger.data(each) is not None for each in inputs)
+        if known and result.numel() <= _MOST_DATA:
+            real = tree_map_only(Tensor, self.ledger.data, (args, kwargs))
+            self.ledger.keep_data(result, func(*real[0], **real[1]))
 
 
 def weightless(model: nn.Module) -> nn.Module:
     """Return a copy of ``model`` whose tensors have shapes and no data; shared ones stay shared.
 
-    Single numbers, such as a batch-norm's count of batches, stay: layers look at them.
+    Single numbers, such as a batch-norm's count of batches, and integers stay: layers look at them.
 
     Raises:
         NetworkError: The network cannot be copied.
@@ -80,12 +127,28 @@ def weightless(model: nn.Module) -> nn.Module:
             if isinstance(tensor, nn.Parameter):
                 empty = torch.empty_like(tensor, device="meta")
                 memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-            elif tensor.ndim or tensor.is_meta:
+            elif tensor.is_meta or (tensor.ndim and tensor.is_floating_point()):
                 memo[id(tensor)] = torch.zeros_like(tensor, device="meta" if tensor.ndim else "cpu")
             else:
                 memo[id(tensor)] = tensor.detach().cpu().clone()
+    return _copied(model, memo)
+
+
+def with_values(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` on the processor, for a forward that looks at values.
+
+    Raises:
+        NetworkError: The network cannot be copied.
+    """
+    return _copied(model, {}).cpu()
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    refuse_compiled(model)
     try:
-        return copy.deepcopy(model, memo)
+        probe = copy.deepcopy(model, memo)
+        make_permanent(probe)
+        return probe
     except Exception as error:  # whatever the network's own parts raise
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError(
@@ -109,12 +172,47 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
 
 
-def example_of(example_input: Tensor) -> Tensor:
-    """One image of the batch, without data."""
-    return torch.empty_like(example_input[:1], device="meta", requires_grad=False)
+def example_of(example_input: Example, values: bool = False) -> Example:
+    """One element of the batch of each tensor, without data unless ``values`` is set.
+
+    Raises:
+        NetworkError: It is not a tensor, or a tuple or dict of arguments with one among them.
+    """
+    if not isinstance(example_input, (Tensor, tuple, list, dict)) or not tensors_in(example_input):
+        raise NetworkError(
+            "example input is not a tensor",
+            expected="a tensor, or a tuple or dict of forward's arguments",
+            found=type(example_input).__name__,
+        )
+
+    def one(tensor: Tensor) -> Tensor:
+        plain = tensor.detach().as_subclass(Tensor)
+        plain = plain[:1] if plain.ndim else plain
+        return plain.cpu().clone() if values else torch.empty_like(plain, device="meta")
+
+    example = tree_map_only(Tensor, one, example_input)
+    return tuple(example) if isinstance(example, list) else example
 
 
-def follow_channels(probe: nn.Module, example: Tensor, larger: Wiring | None = None) -> Wiring:
+def call(model: nn.Module, example: Example) -> Any:
+    """Run a network on an example."""
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def _twice(example: Example) -> Example:
+    return tree_map_only(
+        Tensor, lambda t: t.expand(2, *t.shape[1:]).clone() if t.ndim else t, example
+    )
+
+
+def follow_channels(
+    probe: nn.Module,
+    example: Example,
+    larger: ChannelGraph | None = None,
+    heads: bool = False,
+) -> ChannelGraph:
     """Run ``probe``, a network of :func:`weightless`, on ``example`` and tell what was seen.
 
     It runs at inference and, if it can, in training, where heads may read what nothing reads else.
@@ -124,47 +222,74 @@ def follow_channels(probe: nn.Module, example: Tensor, larger: Wiring | None = N
         example: One image, of :func:`example_of`.
         larger: Of the network that ``probe`` is a smaller version of: if that one ran in training,
             this one has to.
+        heads: Whether an attention loses whole heads, in place of channels within each.
 
     Raises:
         NetworkError: The network looks at values, or does not run on the input's shape.
     """
-    wiring = Wiring()
+    graph = ChannelGraph()
     wider = {} if larger is None else larger.sizes
     probe.eval()
-    _watch(probe, example, wiring, wider)
+    _watch(probe, example, graph, wider, heads)
     if larger is not None and not larger.trains:
-        return wiring
-    both = copy.deepcopy(wiring)
+        return graph
+    both = copy.deepcopy(graph)
     both.trains = True
     try:
         probe.train()
-        _watch(probe, example.expand(2, *example.shape[1:]), both, wider)
+        _watch(probe, _twice(example), both, wider, heads)
     except NetworkError:
         if larger is not None:
             raise
-        return wiring
+        return graph
     finally:
         probe.eval()
     return both
 
 
-def _watch(probe: nn.Module, example: Tensor, wiring: Wiring, wider: Collection[Axis]) -> None:
-    tensors = {**dict(probe.named_parameters()), **dict(probe.named_buffers())}
+def _watch(
+    probe: nn.Module,
+    example: Example,
+    graph: ChannelGraph,
+    wider: Collection[Axis],
+    heads: bool,
+) -> None:
+    parameters = dict(probe.named_parameters())
     weights = {
         id(tensor): Weight(
             name, tuple(range(tensor.ndim)), tuple(tensor.shape), tuple(tensor.shape)
         )
-        for name, tensor in tensors.items()
+        for name, tensor in {**parameters, **dict(probe.named_buffers())}.items()
     }
-    with _module_stack(probe) as stack, _same_dice(), torch.inference_mode():
-        ledger = Ledger(wiring, weights, wider, stack)
+    with _module_stack(probe) as stack, _same_dice(), torch.inference_mode(), _no_fast_path():
+        ledger = Ledger(graph, weights, parameters, wider, stack, heads)
         try:
-            with _Watch(ledger):
-                outputs = probe(example)
+            with _Watch(ledger), WatchWidths(ledger):
+                outputs = call(probe, example)
         except Exception as error:  # whatever the network's own code raises
             raise _failure(error, stack[-1], example) from error
         for output in _leaves(outputs):
-            wiring.protect(ledger.labels(output).numpy(), "they are the network's output")
+            if not ledger.knows(output):
+                raise NetworkError(
+                    "cannot tell which channels make an output",
+                    where=type(probe).__name__,
+                    found=f"{type(output).__name__} that no operation of torch returned",
+                    remedy="return plain tensors from forward",
+                )
+            graph.outputs.append((tuple(output.shape), str(output.dtype)))
+            graph.protect(ledger.labels(output).numpy(), "they are the network's output")
+            ledger.close(output)
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Attention step by step: torch's fused form for inference hides its channels."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _leaves(outputs: Any) -> Iterator[Tensor]:
@@ -189,22 +314,48 @@ def _same_dice() -> Iterator[None]:
         random.setstate(before)
 
 
-def _failure(error: Exception, where: str, example: Tensor) -> NetworkError:
-    found = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    if "meta" in found or isinstance(error, NotImplementedError):
-        return NetworkError(
+class ValuesNeededError(NetworkError):
+    """Forward looks at the values of tensors, so that it does not run without data."""
+
+
+def _failure(error: Exception, where: str, example: Example) -> NetworkError:
+    cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    if "meta" in cause or isinstance(error, NotImplementedError):
+        return ValuesNeededError(
             "cannot trace network",
             where=where,
-            found=found,
+            found=cause,
             remedy="forward must not look at the values of tensors",
         )
-    shape = tuple(example.shape)
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors_in(example)]
     return NetworkError(
-        f"network does not run on an input of shape {shape}",
+        f"network does not run on an input of shape {', '.join(shapes)}",
         where=where,
-        found=found,
+        found=cause,
         remedy="give an example input of the shape it is made for, (N, C, H, W)",
     )
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse layers whose code or weights are no longer PyTorch's own.
+
+    Raises:
+        NetworkError: A module is scripted, or its weights are quantized.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NetworkError(
+                "cannot prune a scripted module",
+                where=name or type(module).__name__,
+                remedy="prune the network before torch.jit.script or torch.jit.trace",
+            )
+        kind = type(module).__module__
+        if kind.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise NetworkError(
+                "cannot prune a quantized module",
+                where=name or type(module).__name__,
+                remedy="prune the network first, then quantize it",
+            )
 
 
 @contextmanager

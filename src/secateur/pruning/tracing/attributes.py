@@ -1,0 +1,171 @@
+"""Widths that modules keep as numbers, such as ``num_heads`` and ``head_dim``.
+
+Where such a number is the size of a dimension in a reshape, a split or a slice, the smaller
+network needs another number there. The numbers are marked, so that it shows where they go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from secateur.pruning.tracing.channel_graph import Width, known
+from secateur.pruning.tracing.labels import Ledger, Weight, thin
+from secateur.pruning.tracing.rules import tensors_in, varying
+
+
+class MarkedInt(int):
+    """A number of a module, or a multiple of it, that knows where it came from.
+
+    Attributes:
+        home: Module and attribute.
+        factor: This is so many times the attribute.
+    """
+
+    home: tuple[str, str]
+    factor: float
+
+    def __new__(cls, value: int, home: tuple[str, str], factor: float = 1.0) -> MarkedInt:
+        number = super().__new__(cls, value)
+        number.home, number.factor = home, factor
+        return number
+
+    def __mul__(self, other: int) -> int:
+        product = int(self) * other
+        plain = type(other) is int
+        return MarkedInt(product, self.home, self.factor * other) if plain else product
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: int) -> int:
+        quotient = int(self) // other
+        exact = type(other) is int and quotient * other == int(self)
+        return MarkedInt(quotient, self.home, self.factor / other) if exact else quotient
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MarkedInt:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, (int(self),)
+
+
+def mark_widths(probe: nn.Module) -> None:
+    """Mark every number above 1 that a module of the network's own keeps."""
+    for name, module in probe.named_modules():
+        if type(module).__module__.startswith("torch.nn"):
+            continue
+        for attribute, value in list(vars(module).items()):
+            if type(value) is int and value > 1:
+                vars(module)[attribute] = MarkedInt(value, (name, attribute))
+
+
+class WatchWidths(TorchFunctionMode):
+    """Notes each marked number that is the size of a dimension of channels."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _SIZES and any(True for _ in _marked((args, kwargs))):
+            for number, tensor, dimension in _SIZES[name](args, kwargs, result):
+                self._note(number, tensor, dimension)
+        return result
+
+    def _note(self, number: MarkedInt, tensor: Tensor, dimension: int) -> None:
+        labels = self.ledger.value(tensor)
+        if isinstance(labels, Weight):
+            return
+        with _disable_current_modes():
+            if dimension not in varying(labels):
+                return
+            (held,) = thin(labels)
+            slices = [known(each.numpy()) for each in held.unbind(dimension)]
+        uses = self.ledger.graph.attributes.setdefault(number.home, [])
+        uses.append(Width(number.factor, slices))
+
+
+def _marked(value: Any) -> Iterator[MarkedInt]:
+    if isinstance(value, MarkedInt):
+        yield value
+    elif isinstance(value, slice):
+        yield from _marked((value.start, value.stop))
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _marked(each)
+    elif isinstance(value, dict):
+        yield from _marked(tuple(value.values()))
+
+
+_Use = tuple[MarkedInt, Tensor, int]
+
+
+def _of_reshape(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
+    sizes = kwargs.get("shape", kwargs.get("size", args[1:]))
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)):
+        sizes = sizes[0]
+    for dimension, size in enumerate(sizes):
+        if isinstance(size, MarkedInt):
+            yield size, result, dimension
+
+
+def _of_unflatten(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
+    dimension = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    sizes = kwargs.get("sizes", args[2] if len(args) > 2 else ())
+    dimension %= args[0].ndim
+    for position, size in enumerate(sizes):
+        if isinstance(size, MarkedInt):
+            yield size, result, dimension + position
+
+
+def _of_split(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
+    sizes = kwargs.get("split_size_or_sizes", kwargs.get("split_size", args[1]))
+    dimension = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+    parts = tensors_in(result)
+    if isinstance(sizes, MarkedInt):
+        yield sizes, parts[0], dimension % parts[0].ndim
+    elif isinstance(sizes, (tuple, list)):
+        for size, part in zip(sizes, parts, strict=False):
+            if isinstance(size, MarkedInt):
+                yield size, part, dimension % part.ndim
+
+
+def _of_item(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
+    """``x[:, :n]`` and ``x[:, n:]``: what lies before ``n``, as long as only slices come first."""
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    for dimension, part in enumerate(index):
+        if not isinstance(part, slice):
+            return
+        if part.step is None and part.start is None and isinstance(part.stop, MarkedInt):
+            yield part.stop, result, dimension
+
+
+def _of_convolution(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
+    groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
+    weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+    dimension = result.ndim - (weight.ndim - 1)
+    if isinstance(groups, MarkedInt) and groups == result.shape[dimension]:
+        yield groups, result, dimension
+
+
+_SIZES = {
+    "conv1d": _of_convolution,
+    "conv2d": _of_convolution,
+    "conv3d": _of_convolution,
+    "reshape": _of_reshape,
+    "view": _of_reshape,
+    "unflatten": _of_unflatten,
+    "split": _of_split,
+    "split_with_sizes": _of_split,
+    "__getitem__": _of_item,
+}

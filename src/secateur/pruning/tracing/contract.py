@@ -1,0 +1,276 @@
+"""Products of two tensors, summed over some dimensions: einsum, matmul, attention.
+
+A weight makes channels and reads others, as a linear layer does. Two activations: what is summed
+over stands and falls together in both, and as masked channels add zero, the sum does not need them.
+An attention so loses channels within each head, equally many of each, or whole heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.pruning.tracing.channel_graph import FIXED, Nodes, known
+from secateur.pruning.tracing.labels import PLAIN, Ledger, Traits, Weight, thin
+from secateur.pruning.tracing.layers import dense
+from secateur.pruning.tracing.rules import argument, cannot_follow, name_of, rule, spare, varying
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """Labels of a factor, a letter for each dimension, and whether masked elements are zero."""
+
+    labels: Tensor
+    letters: str
+    zero: bool
+
+    def wide(self) -> set[str]:
+        return {self.letters[d] for d in varying(self.labels)}
+
+    def aligned(self, letters: str) -> Tensor:
+        """Labels with the dimensions ``letters``, of size 1 where it has none of that letter."""
+        own = [letter for letter in letters if letter in self.letters]
+        order = [self.letters.index(letter) for letter in own]
+        index = tuple(slice(None) if letter in own else None for letter in letters)
+        first = tuple(slice(None) if letter in letters else 0 for letter in self.letters)
+        left = [letter for letter in self.letters if letter in letters]
+        return self.labels[first].permute([left.index(self.letters[d]) for d in order])[index]
+
+
+@rule("matmul", "mm", "bmm")
+def _matmul(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    first, second = args[:2]
+    batch = "".join(chr(ord("a") + d) for d in range(max(first.ndim, second.ndim, 2) - 2))
+    left = "m"[2 - min(first.ndim, 2) :] + "k"
+    right = "k" + "n"[2 - min(second.ndim, 2) :]
+    ours = batch[len(batch) - max(first.ndim - 2, 0) :] if first.ndim > 2 else ""
+    theirs = batch[len(batch) - max(second.ndim - 2, 0) :] if second.ndim > 2 else ""
+    out = batch + left[:-1] + right[1:]
+    if not _product(ledger, first, second, (ours + left, theirs + right, out), result):
+        cannot_follow(ledger, func, args, kwargs, result)
+
+
+@rule("einsum")
+def _einsum(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    equation, tensors = args[0].replace(" ", ""), args[1]
+    if len(tensors) != 2 or "->" not in equation:
+        cannot_follow(ledger, func, args, kwargs, result)
+        return
+    inputs, out = equation.split("->")
+    left, right = inputs.split(",")
+    spare_letters = "ABCDEFGH"
+    many = max(t.ndim - len(each) + 3 for t, each in zip(tensors, (left, right), strict=True))
+    if "..." in equation:
+        dots = spare_letters[:many]
+        left = left.replace("...", dots[many - (tensors[0].ndim - len(left) + 3) :])
+        right = right.replace("...", dots[many - (tensors[1].ndim - len(right) + 3) :])
+        out = out.replace("...", dots)
+    repeated = any(len(set(each)) < len(each) for each in (left, right))
+    if repeated or not _product(ledger, tensors[0], tensors[1], (left, right, out), result):
+        cannot_follow(ledger, func, args, kwargs, result)
+
+
+def _product(
+    ledger: Ledger, first: Tensor, second: Tensor, letters: tuple[str, str, str], result: Tensor
+) -> bool:
+    """Label a product; whether it could be done."""
+    left, right, out = letters
+    for images, weights, names in ((first, second, (left, right)), (second, first, (right, left))):
+        weight = ledger.value(weights)
+        if isinstance(weight, Weight) and weights.ndim > 1:
+            return _weighted(ledger, images, weights, (*names, out), result)
+    operands = [
+        _Operand(spare(ledger.labels(t)), each, ledger.traits(t).zero)
+        for t, each in ((first, left), (second, right))
+    ]
+    joined = _contract(ledger, operands[0], operands[1], out, result.shape)
+    ledger.label(result, joined.labels, Traits(zero=joined.zero))
+    return True
+
+
+def _weighted(
+    ledger: Ledger, images: Tensor, weights: Tensor, letters: tuple[str, str, str], result: Tensor
+) -> bool:
+    """An activation times a weight with one dimension that is summed and one that is not."""
+    left, right, out = letters
+    weight = ledger.value(weights)
+    assert isinstance(weight, Weight)
+    summed = [letter for letter in right if letter in left and letter not in out]
+    made = [letter for letter in right if letter not in left and letter in out]
+    if len(summed) != 1 or len(made) != 1 or weights.ndim != 2 or None in weight.axes:
+        return False
+    where = (left.index(summed[0]), right.index(summed[0]), right.index(made[0]))
+    dense(ledger, images, weights, where, None, result, out.index(made[0]))
+    return True
+
+
+def _contract(
+    ledger: Ledger, first: _Operand, second: _Operand, out: str, shape: Sequence[int]
+) -> _Operand:
+    """What is known of a product that is summed over every letter that is not in ``out``."""
+    where = f"product at {ledger.where}"
+    summed = [s for s in first.letters if s in second.letters and s not in out]
+    alone = [s for each in (first, second) for s in each.letters if s not in out + "".join(summed)]
+    first = _sum_alone(ledger, first, alone, where)
+    second = _sum_alone(ledger, second, alone, where)
+    for letter in summed:
+        if letter in first.wide() or letter in second.wide():
+            grid = "".join(s for s in first.letters if s in second.letters)
+            ours, theirs = _grids(first, second, grid)
+            ledger.graph.join(ours, theirs, f"{where} meets channels that must stay")
+            ledger.graph.tell(ledger.where, "multiplies and adds them up", ours)
+            first = _reduced(ledger, first, letter, where)
+            second = _reduced(ledger, second, letter, where)
+    first, second = (_without(each, summed) for each in (first, second))
+    return _outer(ledger, first, second, out, shape, where)
+
+
+def _grids(first: _Operand, second: _Operand, letters: str) -> tuple[Nodes, Nodes]:
+    """Labels of both along common letters; each is the same along all its others, or becomes so."""
+    ours, theirs = (_first_along(each, letters).aligned(letters) for each in (first, second))
+    ours, theirs = torch.broadcast_tensors(ours, theirs)
+    return tuple(each.numpy() for each in thin(ours, [theirs]))  # type: ignore[return-value]
+
+
+def _first_along(operand: _Operand, letters: str) -> _Operand:
+    for letter in operand.letters:
+        if letter not in letters:
+            operand = _take_first(operand, letter)
+    return operand
+
+
+def _take_first(operand: _Operand, letter: str) -> _Operand:
+    dimension = operand.letters.index(letter)
+    letters = operand.letters.replace(letter, "")
+    return replace(operand, labels=operand.labels.select(dimension, 0), letters=letters)
+
+
+def _sum_alone(ledger: Ledger, operand: _Operand, letters: list[str], where: str) -> _Operand:
+    for letter in letters:
+        if letter in operand.letters:
+            operand = _take_first(_joined(ledger, operand, letter, where), letter)
+    return operand
+
+
+def _without(operand: _Operand, letters: list[str]) -> _Operand:
+    for letter in letters:
+        operand = _take_first(operand, letter)
+    return operand
+
+
+def _joined(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Operand:
+    """Everything along one letter becomes inseparable."""
+    dimension = operand.letters.index(letter)
+    if letter in operand.wide():
+        (held,) = thin(operand.labels)
+        first = held.narrow(dimension, 0, 1)
+        ledger.graph.join(first.numpy(), held.numpy(), f"{where} mixes them with others")
+        ledger.graph.tell(ledger.where, f"mixes them all ({where})", held.numpy())
+    first = operand.labels.narrow(dimension, 0, 1).expand(operand.labels.shape)
+    return replace(operand, labels=first)
+
+
+def _reduced(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Operand:
+    """Sum over channels: of whole heads, or, as masked ones add zero, of those that stay."""
+    if letter not in operand.wide():
+        return operand
+    if ledger.heads or not operand.zero:
+        return _joined(ledger, operand, letter, where)
+    dimension = operand.letters.index(letter)
+    (held,) = thin(operand.labels)
+    rows = held.movedim(dimension, -1).reshape(-1, held.shape[dimension])
+    if len(rows) > 1:
+        ledger.graph.shrink_alike([row.numpy() for row in rows], where)
+    return replace(operand, labels=torch.tensor(FIXED).expand(operand.labels.shape))
+
+
+def _outer(
+    ledger: Ledger, first: _Operand, second: _Operand, out: str, shape: Sequence[int], where: str
+) -> _Operand:
+    """Channels of both factors in one product."""
+    made = [each for each in (first, second) if bool((thin(each.labels)[0] != FIXED).any())]
+    if not made:
+        return _Operand(torch.tensor(FIXED).expand(tuple(shape)), out, False)
+    if len(made) == 2:
+        own = first.wide() & (set(first.letters) - set(second.letters))
+        other = second.wide() & (set(second.letters) - set(first.letters))
+        if own and other:
+            for letter in own:
+                first = _joined(ledger, first, letter, where)
+            for letter in other:
+                second = _joined(ledger, second, letter, where)
+        ours, theirs = (each.aligned(out).expand(tuple(shape)) for each in (first, second))
+        pair = [each.numpy() for each in thin(ours, [theirs])]
+        ledger.graph.join(pair[0], pair[1], f"{where} meets channels that must stay")
+        ledger.graph.tell(ledger.where, "multiplies them pair by pair", pair[0])
+        labels = theirs if other and not own else ours
+        return _Operand(labels, out, first.zero or second.zero)
+    (operand,) = made
+    fixed = second if operand is first else first
+    _hold_rows(ledger, operand, fixed, where)
+    return _Operand(operand.aligned(out).expand(tuple(shape)), out, operand.zero)
+
+
+def _hold_rows(ledger: Ledger, operand: _Operand, fixed: _Operand, where: str) -> None:
+    """Channels next to something that counts as many positions and has none of its own."""
+    for letter in operand.wide():
+        if letter not in fixed.letters or fixed.labels.shape[fixed.letters.index(letter)] == 1:
+            continue
+        dimension = operand.letters.index(letter)
+        rows = [known(row.numpy()) for row in thin(operand.labels)[0].unbind(dimension)]
+        if all(len(row) > 1 for row in rows) and len(np.unique(np.concatenate(rows))) == sum(
+            len(row) for row in rows
+        ):
+            ledger.graph.shrink_alike(rows, where)
+        else:
+            ledger.graph.protect(np.concatenate(rows), f"{where} meets channels that must stay")
+
+
+@rule("scaled_dot_product_attention")
+def _attention(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """Softmax of queries times keys, plus a mask, times values (Vaswani et al. 2017, eq. 1)."""
+    query, key, value = args[:3]
+    batch = "abcdef"[: query.ndim - 2]
+    operands = []
+    for tensor, letters in ((query, "mk"), (key, "nk"), (value, "nv")):
+        labels = spare(ledger.labels(tensor))
+        repeats = query.shape[-3] // tensor.shape[-3] if query.ndim > 2 else 1
+        if repeats > 1 and argument(func, args, kwargs, "enable_gqa"):
+            labels = labels.repeat_interleave(repeats, -3)
+        operands.append(_Operand(labels, batch + letters, ledger.traits(tensor).zero))
+    scale = argument(func, args, kwargs, "scale")
+    channels = ledger.traits(query).linear
+    if scale is not None:
+        ledger.graph.scalars.append((name_of(func), float(scale)))
+    elif channels is None:
+        ledger.graph.scalars.append((name_of(func), 1 / math.sqrt(query.shape[-1])))
+    else:
+        ledger.graph.scales.append((1 / math.sqrt(query.shape[-1]), channels))
+    shape = (*query.shape[:-1], key.shape[-2])
+    weights = _contract(ledger, operands[0], operands[1], batch + "mn", shape)
+    mask = argument(func, args, kwargs, "attn_mask")
+    if mask is not None:
+        weights = _masked(ledger, weights, ledger.labels(mask))
+    out = _contract(ledger, weights, operands[2], batch + "mv", result.shape)
+    ledger.label(result, out.labels, replace(PLAIN, zero=out.zero))
+
+
+def _masked(ledger: Ledger, weights: _Operand, mask: Tensor) -> _Operand:
+    labels = mask.expand(weights.labels.shape)
+    if not varying(labels) and not varying(weights.labels):
+        return weights
+    ours, theirs = (each.numpy() for each in thin(weights.labels, [labels]))
+    ledger.graph.join(ours, theirs, f"attention at {ledger.where} adds a mask that must stay")
+    return replace(weights, zero=False)
