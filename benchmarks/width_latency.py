@@ -26,12 +26,13 @@ from secateur.benchmarking.timing import latencies
 from secateur.errors import NetworkError
 from secateur.models.build import build_network
 from secateur.pruning.channels import Prunable, Scores
+from secateur.pruning.costs import Costs
 from secateur.pruning.find import find_prunable
 from secateur.pruning.geometry import Geometry
 from secateur.pruning.importance import channel_importance
 from secateur.pruning.latency import Choice, losses, reach_latency
 from secateur.pruning.plan import Plan
-from secateur.pruning.removal import choose_widths, plan_widths, reach
+from secateur.pruning.planner import plan_widths
 from secateur.pruning.surgery import remove
 from secateur.recipe import Network
 from secateur.runtimes import Runtime
@@ -64,19 +65,13 @@ class Case:
 
     def local(self, fraction: float, round_to: int) -> dict[str, int]:
         """The same fraction of every group."""
-        return choose_widths(self.prunable, self.scores, fraction, "local", round_to, True)
+        return {group.name: group.width(fraction, round_to) for group in self.prunable.groups}
 
     def by_macs(self, target: float) -> dict[str, int]:
-        """Widths of the smallest common fraction that reaches the target."""
-        chosen: dict[str, Any] = {}
-
-        def plan(fraction: float) -> Plan:
-            widths = self.local(fraction, 8)
-            result = self.plan(widths)
-            chosen[result.to_json()] = widths
-            return result
-
-        return chosen[reach(self.model, plan, "macs", target, self.shape).to_json()]
+        """Widths of the smallest common fraction, to a 256th, that reaches the target."""
+        costs = Costs(self.model, self.prunable, "macs")
+        every = (self.local(step / 256, 8) for step in range(256))
+        return next(widths for widths in every if costs.at(widths) <= target * costs.full)
 
     def by_latency(self, target: float, precision: Precision) -> tuple[dict[str, int], float]:
         """Widths by measured layers, and the milliseconds they predict."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from secateur.profiling.explanation import explain
     from secateur.pruning.find import find_prunable
     from secateur.pruning.plan import Plan
-    from secateur.pruning.removal import plan_removal
+    from secateur.pruning.removal import plan_removal, prune
     from secateur.pruning.surgery import apply_masks, remove, shrink_optimizer
     from secateur.public import export, pack, scan, unpack
     from secateur.recipe import load_recipe
@@ -37,6 +37,7 @@ __all__ = [
     "load_recipe",
     "pack",
     "plan_removal",
+    "prune",
     "remove",
     "run",
     "scan",
@@ -60,6 +61,7 @@ _HOMES = {
     "load_recipe": "secateur.recipe",
     "pack": "secateur.public",
     "plan_removal": "secateur.pruning.removal",
+    "prune": "secateur.pruning.removal",
     "remove": "secateur.pruning.surgery",
     "run": "secateur.pipeline.run",
     "scan": "secateur.public",

@@ -13,7 +13,7 @@ import json
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -225,14 +225,9 @@ class Scan(Part):
     )
 
 
-class Prune(Part):
-    """Iterative pruning: rounds of removing channels and retraining."""
+class Removal(Part):
+    """Which channels leave a network: the options of one removal."""
 
-    fraction: Fraction | Literal["scan"] = Field(
-        default="scan",
-        description="Fraction of prunable channels, and of linear weights, removed in the end; "
-        "`scan` uses the scan's threshold.",
-    )
     objective: Literal["macs", "parameters", "latency"] | None = Field(
         default=None, description="Cost that target refers to; without it, fraction decides."
     )
@@ -242,7 +237,7 @@ class Prune(Part):
     precision: Literal["int8", "fp32"] = Field(
         default="int8", description="Precision in which the latency objective is measured."
     )
-    importance: Literal["l1", "l2", "batch_norm", "taylor", "random"] = Field(
+    importance: Literal["l1", "l2", "batch_norm", "taylor", "fpgm", "lamp", "random"] = Field(
         default="l2", description="Score of a channel; the lowest are removed first."
     )
     scope: Literal["local", "global", "sensitivity"] = Field(
@@ -252,6 +247,37 @@ class Prune(Part):
     )
     linear: Literal["weights", "neurons"] = Field(
         default="weights", description="What hidden linear layers lose: single weights or neurons."
+    )
+    round_to: Count = Field(
+        default=8, description="Round remaining widths up to a multiple of this."
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        description="Modules whose outputs all stay: names, or patterns such as `head.*`.",
+    )
+    fractions: dict[str, Fraction] = Field(
+        default={},
+        description="Fractions of single modules, by name or pattern, in place of the common one.",
+    )
+    attention: Literal["width", "heads"] = Field(
+        default="width",
+        description="What attentions lose: channels within each head, or whole heads.",
+    )
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.objective is None) != (self.target is None):
+            raise ValueError("objective and target, both or neither")
+        return self
+
+
+class Prune(Removal):
+    """Iterative pruning: rounds of removing channels and retraining."""
+
+    fraction: Fraction | Literal["scan"] = Field(
+        default="scan",
+        description="Fraction of prunable channels, and of linear weights, removed in the end; "
+        "`scan` uses the scan's threshold.",
     )
     schedule: Literal["geometric", "cubic", "one-shot"] = Field(
         default="geometric",
@@ -283,12 +309,6 @@ class Prune(Part):
     round_to: Literal[1, 4, 8, 16] = Field(
         default=8, description="Round remaining widths up to a multiple of this."
     )
-
-    @model_validator(mode="after")
-    def _together(self) -> Prune:
-        if (self.objective is None) != (self.target is None):
-            raise ValueError("objective and target, both or neither")
-        return self
 
 
 class Quantize(Part):

@@ -20,7 +20,8 @@ from secateur.pruning.find import find_prunable
 from secateur.pruning.geometry import Geometry, list_calls
 from secateur.pruning.importance import channel_importance
 from secateur.pruning.latency import Choice, candidates, losses, reach_latency
-from secateur.pruning.removal import plan_removal, plan_widths
+from secateur.pruning.planner import plan_widths
+from secateur.pruning.removal import plan_removal
 from secateur.quantization.weights import is_saturation_free
 
 SHAPE = (3, 16, 16)

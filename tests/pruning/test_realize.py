@@ -18,7 +18,9 @@ IMAGES = batch(3, 8, 8)
 def kept(network, widths, scores, **more):
     """What stays along axis 0 of each tensor."""
     prunable = find_prunable(network.double(), IMAGES)
-    plan = realize_widths(network, prunable, widths, {k: np.array(v) for k, v in scores.items()}, **more)
+    plan = realize_widths(
+        network, prunable, widths, {k: np.array(v) for k, v in scores.items()}, **more
+    )
     return {axis.tensor: list(keep) for axis, keep in plan.keeps().items() if axis.axis == 0}
 
 

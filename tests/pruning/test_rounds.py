@@ -8,7 +8,7 @@ from helpers.tiny_networks import mobilenet, shufflenet
 from secateur.benchmarking.cost import macs
 from secateur.errors import NetworkError
 from secateur.pruning.plan import Plan
-from secateur.pruning.rounds import plan_round, start_of
+from secateur.pruning.planner import plan_channels, start_of
 from secateur.pruning.surgery import rebuild, remove
 from secateur.recipe import Prune
 
@@ -33,9 +33,9 @@ def widths(network: nn.Module) -> list[int]:
 
 
 def in_rounds(network: nn.Module, config: Prune, *fractions: float) -> tuple[nn.Module, Plan]:
-    start, whole = start_of(network, EXAMPLE, config.linear), Plan()
+    start, whole = start_of(network, EXAMPLE, config), Plan()
     for fraction in fractions:
-        plan = plan_round(network, EXAMPLE, start, config, fraction, seed=0)
+        plan, _ = plan_channels(network, EXAMPLE, config, fraction, start=start)
         network, whole = remove(network, plan), whole.then(plan)
     return network, whole
 
@@ -93,21 +93,21 @@ def test_sensitivity_takes_more_where_less_is_lost() -> None:
     network = convolutions(20, 20, 5)
     config = Prune(epochs=1, round_to=1, scope="sensitivity")
     curves = {"0": [(0.5, 0.01), (0.9, 0.02)], "2": [(0.5, 0.2), (0.9, 0.4)]}
-    start = start_of(network, EXAMPLE, "weights")
-    plan = plan_round(network, EXAMPLE, start, config, 0.5, 0, curves)
+    start = start_of(network, EXAMPLE, config)
+    plan, _ = plan_channels(network, EXAMPLE, config, 0.5, start=start, curves=curves)
     assert widths(remove(network, plan)) == [2, 18, 5]
     with pytest.raises(NetworkError, match=r"no sensitivity curve \(2\)"):
-        plan_round(network, EXAMPLE, start, config, 0.5, 0, {"0": curves["0"]})
+        plan_channels(network, EXAMPLE, config, 0.5, start=start, curves={"0": curves["0"]})
 
 
 def test_taylor_wants_gradients() -> None:
     network = convolutions(4, 5)
     config = Prune(epochs=1, round_to=1, importance="taylor")
-    start = start_of(network, EXAMPLE, "weights")
+    start = start_of(network, EXAMPLE, config)
     with pytest.raises(NetworkError, match=r"no gradients to judge by \(0\.weight\)"):
-        plan_round(network, EXAMPLE, start, config, 0.5, 0)
+        plan_channels(network, EXAMPLE, config, 0.5, start=start)
     network(torch.ones(1, 3, 28, 28)).sum().backward()
     with torch.no_grad():
         network[0].weight.grad[[1, 3]] = 0  # type: ignore[index]
-    plan = plan_round(network, EXAMPLE, start, config, 0.5, 0)
+    plan, _ = plan_channels(network, EXAMPLE, config, 0.5, start=start)
     assert remove(network, plan)[0].weight[:, 0, 0, 0].tolist() == [1, 3]

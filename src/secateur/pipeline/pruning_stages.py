@@ -21,8 +21,8 @@ from secateur.pipeline.teacher_stage import taught_by_teacher, train_into
 from secateur.pruning.dead import plan_dead
 from secateur.pruning.masks import Masks, weight_masks
 from secateur.pruning.plan import Plan
+from secateur.pruning.planner import plan_channels
 from secateur.pruning.reinit import reinitialize
-from secateur.pruning.rounds import plan_round
 from secateur.pruning.schedule import fraction_after
 from secateur.pruning.surgery import remove, shrink_state
 from secateur.store import Stage, save_tensors, write_text
@@ -102,10 +102,17 @@ def _plan_round(chain: Chain, network: nn.Module, fraction: float, index: int) -
         training, _ = chain.parts
         leave_gradients(network, training.spread(GRADIENT_IMAGES), chain.prepare)
     curves = sensitivity_curves(chain) if config.scope == "sensitivity" else None
-    return plan_round(
-        network, chain.example, dense_network(chain), config, fraction,
-        chain.recipe.seed + index, curves, chain.recipe.bench.threads,
-    )  # fmt: skip
+    plan, _ = plan_channels(
+        network,
+        chain.example,
+        config,
+        fraction,
+        start=dense_network(chain),
+        seed=chain.recipe.seed + index,
+        curves=curves,
+        threads=chain.recipe.bench.threads,
+    )
+    return plan
 
 
 def _mask_weights(

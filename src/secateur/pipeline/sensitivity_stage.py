@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.console import progress
 from secateur.pipeline.chain import Chain, changed_fields
-from secateur.pruning.rounds import Start, linear_layers, start_of
+from secateur.pruning.planner import Start, linear_layers, start_of
 from secateur.sensitivity.scan import ScanPoint, choose_threshold, scan_layers, scan_network
 from secateur.store import write_json
 
@@ -49,7 +49,7 @@ def make_scan(chain: Chain, folder: Path) -> None:
 
 def dense_network(chain: Chain) -> Start:
     """The network as it is trained, with the groups that can be removed from it."""
-    return start_of(chain.fresh_network(), chain.example, chain.recipe.prune.linear)
+    return start_of(chain.fresh_network(), chain.example, chain.recipe.prune)
 
 
 def sparse_layers(chain: Chain) -> list[str]:

@@ -46,7 +46,8 @@ def settings(
         values = set()
         for use in uses:
             size = len(use.slices)
-            if not _along_rows(use.slices, rows):
+            units = {tuple(np.unique(large.of[nodes]).tolist()) for nodes in use.slices}
+            if len(units) > 1 and not _along_rows(use.slices, rows):
                 size = sum(_left(ratio[large.of[nodes]]) for nodes in use.slices)
             values.add(round(size / use.factor, 6))
         before = len(uses[0].slices) / uses[0].factor

@@ -295,6 +295,8 @@ class Units:
         steps = len(components)
         if even:
             steps = math.gcd(*(len(member.index) for member in members), *self._rows(components))
+            if len({self.signatures[component] for component in components}) == 1:
+                steps = math.gcd(steps, len(components))
         name = next(m for m in members if m.role == "makes").layer
         names[name] = names.get(name, 0) + 1
         name += f":{names[name]}" if names[name] > 1 else ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import NetworkError
 from secateur.pruning.channels import Group, Member, Prunable, Scores
 
-Importance = Literal["l1", "l2", "batch_norm", "taylor", "random"]
+Importance = Literal["l1", "l2", "batch_norm", "taylor", "fpgm", "lamp", "random"]
 
 
 def channel_importance(
@@ -28,12 +28,16 @@ def channel_importance(
       section 3). A group without batch-norm scores infinity, so that it stays whole.
     - ``taylor``: (sum of g w)^2 of each filter, summed (Molchanov et al. 2019, eq. 8 with the
       filter as the structure); gradients are those that ``backward`` left in the network.
+      A group without gradients, of frozen layers, scores infinity, so that it stays.
+    - ``fpgm``: the sum of distances to all other filters of the layer (He et al. 2019, eq. 4).
+    - ``lamp``: w^2 over the sum of the squares that are as large or larger in the group (Lee et al.
+      2021, eq. 1, of channels); made for ``global`` scope.
     - ``random``: uniform in [0, 1), the control.
 
     Args:
         model: Left as it is.
         prunable: Of the same network.
-        importance: One of the five.
+        importance: One of the seven.
         seed: Decides the random scores.
 
     Returns:
@@ -50,6 +54,13 @@ def channel_importance(
         generator = np.random.default_rng(seed)
         return {group.name: generator.random(group.units) for group in prunable.groups}
     by_group = {group.name: CRITERIA[importance](model, group) for group in prunable.groups}
+    frozen = importance == "taylor" and all(np.isinf(s).all() for s in by_group.values())
+    if frozen and prunable.groups:
+        raise NetworkError(
+            "no gradients to judge by",
+            where=next(iter(prunable.groups[0].makers())).axis.tensor,
+            remedy="run the loss of some training images backward first",
+        )
     for name, scores in by_group.items():
         if np.isnan(scores).any():
             raise NetworkError("weights are not finite numbers", where=name, found="nan")
@@ -69,16 +80,30 @@ def _norm(order: int) -> Callable[[nn.Module, Group], Scores]:
 
 def _taylor(model: nn.Module, group: Group) -> Scores:
     scores = np.zeros(group.units)
+    trained = False
     for member in group.makers():
         weight = model.get_parameter(member.axis.tensor)
         if weight.grad is None:
-            raise NetworkError(
-                "no gradients to judge by",
-                where=member.axis.tensor,
-                remedy="run the loss of some training images backward first",
-            )
+            continue
+        trained = True
         change = (_rows(weight, member) * _rows(weight.grad, member)).sum(1).square()
         np.add.at(scores, member.unit, change.cpu().numpy())
+    return scores if trained else np.full(group.units, np.inf)
+
+
+def _fpgm(model: nn.Module, group: Group) -> Scores:
+    scores = np.zeros(group.units)
+    for member in group.makers():
+        rows = _rows(model.get_parameter(member.axis.tensor), member)
+        np.add.at(scores, member.unit, torch.cdist(rows, rows).sum(1).cpu().numpy())
+    return scores
+
+
+def _lamp(model: nn.Module, group: Group) -> Scores:
+    powers = _norm(2)(model, group) ** 2
+    order = np.argsort(-powers, kind="stable")
+    scores = np.empty(group.units)
+    scores[order] = powers[order] / np.maximum(np.cumsum(powers[order]), np.finfo(float).tiny)
     return scores
 
 
@@ -99,6 +124,8 @@ CRITERIA: dict[str, Callable[[nn.Module, Group], Scores]] = {
     "l2": _norm(2),
     "taylor": _taylor,
     "batch_norm": _batch_norm,
+    "fpgm": _fpgm,
+    "lamp": _lamp,
 }
 """Scores of one group, float64 (units,), by name; `random` is drawn instead."""
 

@@ -1,41 +1,34 @@
-"""One call from a network to the plan of what leaves it."""
+"""Planning and removing channels in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Literal, get_args
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import numpy as np
-from torch import Tensor, nn
+from pydantic import ValidationError
+from torch import nn
 
-from secateur import environment
-from secateur.benchmarking.cost import macs, parameters
+from secateur import recipe
 from secateur.benchmarking.layer_timer import Precision
 from secateur.errors import NetworkError
-from secateur.pruning.allocation import (
-    Curve,
-    Scope,
-    global_fractions,
-    local_fractions,
-    sensitivity_fractions,
-)
-from secateur.pruning.channels import Prunable, Scores
-from secateur.pruning.find import find_prunable
-from secateur.pruning.importance import Importance, channel_importance
-from secateur.pruning.latency import plan_latency
+from secateur.pruning.allocation import Curve, Scope
+from secateur.pruning.importance import Importance
 from secateur.pruning.plan import Plan
-from secateur.pruning.realize import WidthsRejected, realize_widths
-from secateur.pruning.surgery import rebuild
-from secateur.pruning.tracing.trace import weightless
+from secateur.pruning.planner import explain_shortfall, plan_channels
+from secateur.pruning.surgery import remove
+from secateur.pruning.tracing.trace import Example
 
-Counted = Literal["macs", "parameters"]
-Objective = Literal[Counted, "latency"]
+Objective = Literal["macs", "parameters", "latency"]
+
+
+class NothingRemovedWarning(UserWarning):
+    """A plan removes nothing, or nearly nothing, of what was asked."""
 
 
 def plan_removal(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Example,
     fraction: float = 0.5,
     importance: Importance = "l2",
     scope: Scope = "local",
@@ -46,13 +39,18 @@ def plan_removal(
     precision: Precision = "int8",
     threads: int | None = None,
     curves: Mapping[str, Curve] | None = None,
+    keep: Sequence[str | nn.Module] = (),
+    fractions: Mapping[str, float] | None = None,
+    attention: Literal["width", "heads"] = "width",
     seed: int = 0,
+    strict: bool = False,
 ) -> Plan:
     """Plan which channels leave ``model``, with everything that must go along.
 
     Args:
-        model: Any convolutional classifier; left as it is.
-        example_input: A batch of the shape to run on, (N, C, H, W); only shape and dtype count.
+        model: Any network; left as it is.
+        example_input: What forward is called with: a batch, (N, C, H, W), or a tuple or dict of
+            arguments. Only shapes and dtypes count, unless forward looks at values.
         fraction: Of the channels, in [0, 1): of each group for ``local``, else of all together.
         importance: What stays; see :func:`secateur.pruning.importance.channel_importance`.
         scope: ``local`` removes the same fraction of every group, as published; ``global`` the
@@ -68,7 +66,12 @@ def plan_removal(
         precision: For ``latency``: of the file that will ship, ``fp32`` or ``int8``.
         threads: For ``latency``: of the runtime; by default as many as torch computes with.
         curves: For ``sensitivity``: group to points (fraction removed, loss).
+        keep: Modules, their names, or patterns such as ``"head.*"``: all their outputs stay.
+        fractions: For modules by name or pattern, a fraction of their own.
+        attention: What attentions lose: channels within each head, or whole heads.
         seed: For ``random`` importance.
+        strict: Raise where nothing, or nearly nothing, of what was asked leaves; a warning
+            (:class:`NothingRemovedWarning`) otherwise.
 
     Returns:
         The plan, for :func:`secateur.remove` and :func:`secateur.apply_masks`.
@@ -87,136 +90,99 @@ def plan_removal(
         >>> secateur.remove(network, plan)[0].out_channels
         9
     """
-    _check(fraction, scope, round_to, objective, target, precision)
-    prunable = find_prunable(model, example_input)
-    scores = channel_importance(model, prunable, importance, seed)
-    normalize = importance in ("l1", "l2")
-
-    def plan(fraction: float) -> Plan:
-        widths = choose_widths(prunable, scores, fraction, scope, round_to, normalize, curves)
-        return plan_widths(model, prunable, widths, scores, round_to)
-
-    if objective is None or target is None:
-        return plan(fraction)
-    if objective == "latency":
-        by_widths = partial(plan_widths, model, prunable, scores=scores, round_to=round_to)
-        count = threads or environment.threads()
-        return plan_latency(
-            model, prunable, scores, by_widths, target, round_to, precision, count
-        ).plan
-    return reach(model, plan, objective, target, example_input.shape[1:])
-
-
-def plan_widths(
-    model: nn.Module,
-    prunable: Prunable,
-    widths: Mapping[str, int],
-    scores: Mapping[str, Scores],
-    round_to: int,
-) -> Plan:
-    """The plan that leaves each group as wide as said; see :func:`realize_widths`.
-
-    Raises:
-        NetworkError: The network does not work in these widths.
-    """
-    try:
-        return realize_widths(model, prunable, widths, scores, round_to, allow_full=True)
-    except WidthsRejected as why:
-        raise NetworkError("cannot shrink the network", found=why) from why
-
-
-def choose_widths(
-    prunable: Prunable,
-    scores: Mapping[str, Scores],
-    fraction: float,
-    scope: Scope,
-    round_to: int,
-    normalize: bool,
-    curves: Mapping[str, Curve] | None = None,
-) -> dict[str, int]:
-    """Steps that stay of each group; arguments as of :func:`plan_removal`."""
-    if scope == "local":
-        fractions = local_fractions(prunable, fraction)
-    elif scope == "global":
-        fractions = global_fractions(prunable, scores, fraction, normalize)
-    else:
-        fractions = sensitivity_fractions(prunable, curves or {}, fraction)
-    judged = {name for name, each in scores.items() if np.isfinite(each).any()}
-    return {
-        group.name: group.width(fractions[group.name] if group.name in judged else 0, round_to)
-        for group in prunable.groups
-    }
-
-
-def reach(
-    model: nn.Module,
-    plan: Callable[[float], Plan],
-    objective: Counted,
-    target: float,
-    shape: Sequence[int],
-) -> Plan:
-    """The plan of the smallest fraction that meets the target, to a 256th.
-
-    Args:
-        model: Left as it is.
-        plan: Gives the plan for a fraction; the larger the fraction, the smaller the network.
-        objective: What is counted.
-        target: At most this share of it stays, in (0, 1].
-        shape: Of one image, (C, H, W).
-
-    Raises:
-        NetworkError: The target cannot be reached.
-    """
-    if target == 1:
-        return Plan()
-
-    def cost(network: nn.Module) -> int:
-        return macs(network, shape) if objective == "macs" else parameters(network)
-
-    probe = weightless(model)
-    most = target * cost(probe)
-
-    def meets(found: Plan) -> bool:
-        return cost(rebuild(probe, found)) <= most
-
-    best, low, high = plan(255 / 256), 0, 255
-    if not meets(best):
-        least = cost(rebuild(probe, best)) / cost(probe)
-        raise NetworkError(
-            "target cannot be reached",
-            where=f"target = {target:g} of {objective}",
-            expected=f"at least {least:.3f}",
-            remedy="a smaller round_to reaches further",
-        )
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = plan(middle / 256)
-        if meets(found):
-            best, high = found, middle
-        else:
-            low = middle
-    return best
-
-
-def _check(
-    fraction: float,
-    scope: str,
-    round_to: int,
-    objective: str | None,
-    target: float | None,
-    precision: str,
-) -> None:
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), found {fraction}")
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope must be one of {get_args(Scope)}, found {scope!r}")
-    if round_to < 1:
-        raise ValueError(f"round_to must be 1 or more, found {round_to}")
-    if (objective is None) != (target is None):
-        raise ValueError("objective and target go together")
-    if objective is not None and objective not in get_args(Objective):
-        raise ValueError(f"objective must be one of {get_args(Objective)}, found {objective!r}")
-    if target is not None and not 0 < target <= 1:
-        raise ValueError(f"target must be in (0, 1], found {target}")
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {get_args(Precision)}, found {precision!r}")
+    options = _options(
+        objective=objective,
+        target=target,
+        precision=precision,
+        importance=importance,
+        scope=scope,
+        linear="neurons",
+        round_to=round_to,
+        keep=_names(model, keep),
+        fractions=dict(fractions or {}),
+        attention=attention,
+    )
+    share = fraction if target is None else 1 - target
+    plan, prunable = plan_channels(
+        model, example_input, options, share, seed=seed, curves=curves, threads=threads
+    )
+    short = explain_shortfall(plan, prunable, share)
+    if short is not None:
+        if strict:
+            raise NetworkError("nothing to remove", found=short)
+        warnings.warn(short, NothingRemovedWarning, stacklevel=2)
+    return plan
+
+
+def prune(
+    model: nn.Module,
+    example_input: Example,
+    fraction: float | None = None,
+    *,
+    macs: float | None = None,
+    parameters: float | None = None,
+    latency: float | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Return a smaller copy of ``model``: :func:`plan_removal` and :func:`secateur.remove` in one.
+
+    Args:
+        model: Any network; left as it is.
+        example_input: As for :func:`plan_removal`.
+        fraction: Of the channels that go, in [0, 1); or one of the next three.
+        macs: Share of the multiply-accumulates that stays, in (0, 1].
+        parameters: Share of the parameters that stays, in (0, 1].
+        latency: Share of the latency on this machine that stays, in (0, 1].
+        **options: Of :func:`plan_removal`.
+
+    Raises:
+        NetworkError: As :func:`plan_removal`.
+        ValueError: None, or more than one, of the four is set.
+
+    Examples:
+        >>> network = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3))
+        >>> smaller = secateur.prune(network, torch.zeros(1, 3, 8, 8), macs=0.5)
+        >>> smaller[0].out_channels
+        16
+    """
+    shares = {"macs": macs, "parameters": parameters, "latency": latency}
+    chosen = {name: share for name, share in shares.items() if share is not None}
+    if len(chosen) + (fraction is not None) != 1:
+        raise ValueError("one of fraction, macs, parameters and latency must be set")
+    if fraction is not None:
+        plan = plan_removal(model, example_input, fraction, **options)
+    else:
+        ((objective, target),) = chosen.items()
+        plan = plan_removal(model, example_input, objective=objective, target=target, **options)  # type: ignore[arg-type]
+    return remove(model, plan)
+
+
+def _options(**values: Any) -> recipe.Removal:
+    """The options as the recipe has them.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    try:
+        return recipe.Removal(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "objective and target"
+        raise ValueError(f"{name}: {first['msg']}, found {first['input']!r}") from None
+
+
+def _names(model: nn.Module, keep: Sequence[str | nn.Module]) -> tuple[str, ...]:
+    """Names of modules, and patterns as they are.
+
+    Raises:
+        NetworkError: A module is not one of the network's.
+    """
+    if isinstance(keep, (str, nn.Module)):
+        keep = [keep]
+    names = {module: name for name, module in model.named_modules()}
+    for module in keep:
+        if isinstance(module, nn.Module) and module not in names:
+            raise NetworkError("a module to keep is not part of the network", found=module)
+    return tuple(each if isinstance(each, str) else names[each] for each in keep)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.pruning.masked_norms import count_what_stays
 from secateur.pruning.masks import plan_masks
 from secateur.pruning.plan import Cut, Fold, Plan, Scale, misfit
-from secateur.pruning.tracing.permanent import make_permanent
+from secateur.pruning.tracing.permanent import copy_of, make_permanent
 from secateur.pruning.tracing.trace import first_names
 
 
@@ -288,10 +288,8 @@ def fold_into(model: nn.Module, fold: Fold) -> None:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """Return a copy; a tensor that a layer computed and holds is copied as what it is now."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    computed = (value for value in held if isinstance(value, Tensor) and not value.is_leaf)
-    copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    """Return a copy whose weights are plain parameters."""
+    copied = copy_of(model)
     make_permanent(copied)
     return copied
 

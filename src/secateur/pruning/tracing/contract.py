@@ -227,7 +227,8 @@ def _hold_rows(ledger: Ledger, operand: _Operand, fixed: _Operand, where: str) -
         if letter not in fixed.letters or fixed.labels.shape[fixed.letters.index(letter)] == 1:
             continue
         dimension = operand.letters.index(letter)
-        rows = [known(row.numpy()) for row in thin(operand.labels)[0].unbind(dimension)]
+        every = [known(row.numpy()) for row in thin(operand.labels)[0].unbind(dimension)]
+        rows = list({row.tobytes(): row for row in every}.values())
         if all(len(row) > 1 for row in rows) and len(np.unique(np.concatenate(rows))) == sum(
             len(row) for row in rows
         ):

@@ -23,10 +23,10 @@ from secateur.pruning.tracing.rules import (
     note_numbers,
     rule,
     rule_where,
+    spread,
     takes_factor,
     tensors_in,
     varying,
-    vector,
 )
 
 _ELEMENTWISE = {
@@ -37,13 +37,15 @@ _ELEMENTWISE = {
 }
 
 
-@rule("full", "full_like", "new_full", "scalar_tensor")
+@rule("full", "full_like", "new_full", "scalar_tensor", "empty", "empty_like", "new_empty")
+@rule("ones", "ones_like", "new_ones", "rand_like", "randn_like", "rand", "randn", "arange")
 def _constant(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     """No channel makes it, but its value may come from a width."""
     value = argument(func, args, kwargs, "fill_value")
-    note_numbers(ledger, name_of(func), args[0] if value is None else value)
+    if value is not None or name_of(func) == "scalar_tensor":
+        note_numbers(ledger, name_of(func), args[0] if value is None else value)
     ledger.label(result, fixed(result))
 
 
@@ -109,13 +111,18 @@ def _note_scale(ledger: Ledger, name: str, args: tuple[Any, ...], inputs: list[T
     return True
 
 
+def _is_made(value: Value) -> bool:
+    """Whether there are channels in a tensor."""
+    return isinstance(value, Weight) or bool((thin(value)[0] >= 0).any())
+
+
 _TRIALS = (0.7, -1.3)
 
 
 def _makes_zero(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the result is zero wherever a masked channel is; the operation itself is asked."""
     inputs = tensors_in(args, kwargs)
-    made = [bool((thin(ledger.labels(t))[0] != FIXED).any()) for t in inputs]
+    made = [_is_made(ledger.value(t)) for t in inputs]
     zeros = {
         id(t) for t, labelled in zip(inputs, made, strict=True)
         if labelled and ledger.traits(t).zero
@@ -188,12 +195,20 @@ def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> Non
     assert isinstance(weight, Weight)
     lead = main.ndim - tensor.ndim
     wide = [d for d in varying(main) if d >= lead and tensor.shape[d - lead] > 1]
-    line = vector(main, wide[0]) if len(wide) == 1 else None
-    if line is None:
+    if not wide or None in (weight.axes[d - lead] for d in wide):
         ledger.labels(tensor)  # protects it
         ledger.graph.protect(thin(main)[0].numpy(), f"{spoken} meets weights of several axes")
         return
-    ledger.graph.join(ledger.nodes(weight, wide[0] - lead), line, f"{spoken} meets fixed weights")
+    (held,) = thin(main)
+    along = max(wide, key=lambda d: (_distinct(held, d), d))
+    nodes = spread(ledger.nodes(weight, along - lead), along, held)
+    ledger.graph.join(nodes.numpy(), held.numpy(), f"{spoken} meets fixed weights")
+
+
+def _distinct(labels: Tensor, dimension: int) -> float:
+    """Share of the positions along a dimension that have a label of their own."""
+    line = labels.movedim(dimension, 0).flatten(1)[:, -1]
+    return len(line.unique()) / len(line)
 
 
 # ---- acting on each plane of pixels

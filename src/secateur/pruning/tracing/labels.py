@@ -224,10 +224,17 @@ class Ledger:
 
         Another weight is a computation's input here, so that nothing may be taken out of it.
         """
+        value = self.raw(tensor)
+        return torch.where(value == ZERO, FIXED, value) if _has_zero(value) else value
+
+    def raw(self, tensor: Tensor) -> Tensor:
+        """As :meth:`labels`, with ZERO where elements are zero and of no channel yet."""
         value = self.value(tensor)
         if isinstance(value, Tensor):
-            return torch.where(value == ZERO, FIXED, value) if _has_zero(value) else value
-        long = [d for d, size in enumerate(value.shape) if size > 1] or self._short(value)
+            return value
+        axes = zip(value.shape, value.axes, strict=True)
+        long = [d for d, (size, axis) in enumerate(axes) if size > 1 and axis is not None]
+        long = long or self._short(value)
         if len(long) == 1:
             shape = [-1 if d == long[0] else 1 for d in range(len(value.shape))]
             nodes = torch.from_numpy(self.nodes(value, long[0]))

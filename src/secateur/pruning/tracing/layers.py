@@ -32,7 +32,7 @@ def _channels(ledger: Ledger, tensor: Tensor, dimension: int) -> Nodes:
     if channels is None:
         (held,) = thin(labels)
         rows = held.movedim(dimension, 0).flatten(1)
-        channels = np.broadcast_to(rows[:, 0].numpy(), labels.shape[dimension])
+        channels = np.array(np.broadcast_to(rows[:, 0].numpy(), labels.shape[dimension]))
         why = f"a layer at {ledger.where} reads them in one place with channels that must stay"
         ledger.graph.join(rows[:, :1].numpy(), rows.numpy(), why)
         ledger.graph.tell(ledger.where, "reads several in one place", held.numpy())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
@@ -25,8 +28,23 @@ def make_permanent(model: nn.Module) -> None:
             elif isinstance(hook, SpectralNorm):
                 nn.utils.remove_spectral_norm(module, hook.name)
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[union-attr, arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            _end_parametrizations(module)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy; a tensor that a layer computed and holds is copied as what it is now."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    computed = (value for value in held if isinstance(value, Tensor) and not value.is_leaf)
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+
+
+def permanent_copy(model: nn.Module) -> nn.Module:
+    """Return a copy, with gradients, whose weights are plain parameters."""
+    copied = copy_of(model)
+    for new, old in zip(copied.parameters(), model.parameters(), strict=True):
+        new.grad = old.grad
+    make_permanent(copied)
+    return copied
 
 
 def is_permanent(model: nn.Module) -> bool:
@@ -37,6 +55,23 @@ def is_permanent(model: nn.Module) -> bool:
         or any(isinstance(hook, kinds) for hook in module._forward_pre_hooks.values())
         for module in model.modules()
     )
+
+
+@torch.no_grad()
+def _end_parametrizations(module: nn.Module) -> None:
+    """As torch's own function, which changes a class that the network and its copies share."""
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)
+    parametrizations.eval()
+    values = {name: getattr(module, name).clone() for name in parametrizations}
+    trains = {
+        name: any(p.requires_grad for p in each.parameters())
+        for name, each in parametrizations.items()
+    }
+    del module._modules["parametrizations"]
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=trains[name]))
 
 
 def _end_pruning(module: nn.Module, name: str) -> None:

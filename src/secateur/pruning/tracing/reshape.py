@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.pruning.tracing.channel_graph import FIXED, Nodes, known
+from secateur.pruning.tracing.channel_graph import FIXED, ZERO, Nodes, known
 from secateur.pruning.tracing.labels import Ledger, Traits, Value, Weight, moved, thin
 from secateur.pruning.tracing.rules import (
     argument,
@@ -75,7 +75,7 @@ def _move(
         if weight is not None:
             ledger.carry(result, weight, ledger.traits(args[0]))
             return
-    before = [ledger.labels(tensor) for tensor in tensors_in(args[0])]
+    before = [ledger.raw(tensor) for tensor in tensors_in(args[0])]
     many = isinstance(args[0], (list, tuple))
 
     def move(labels: Any) -> list[Tensor]:
@@ -86,11 +86,12 @@ def _move(
     after = [spare(labels) for labels in move(before if many else before[0])]
     if len(before) == 1:
         couple_if_reordered(ledger, func, before[0], after)
-    routes = many or name in _RASTER or _keeps_pixels(ledger, name, before[0], after, move)
+    order_free = many or name in _RASTER or _is_uniform(name, before[0])
+    routes = order_free or _keeps_pixels(ledger, name, before[0], after, move)
     traits = _moved_traits(ledger, tensors_in(args[0]))
     for tensor, labels in zip(tensors_in(result), after, strict=True):
         own = traits
-        if traits.linear is not None and len(after) > 1:
+        if traits.linear is not None:
             own = replace(traits, linear=known(thin(labels)[0].numpy()))
         (ledger.carry if routes else ledger.label)(tensor, labels, own)
     if not many:
@@ -132,6 +133,14 @@ def _keeps_pixels(
     places = torch.arange(math.prod(sizes)).view(sizes).expand(before.shape)
     keeps = True
     for labels, moved_places in zip(after, move(places), strict=True):
+        if bool((thin(labels)[0] == ZERO).all()):
+            continue
+        if any(d in varying(moved_places) for d in varying(labels)):
+            for line in _orders(labels, moved_places):
+                if not np.array_equal(line, np.arange(math.prod(sizes))):
+                    keeps = False
+                    ledger.graph.scalars.append((name, float(zlib.crc32(line.tobytes()))))
+            continue
         ours = [d for d in varying(labels) if d not in varying(moved_places)]
         channel = tuple(0 if d in ours else slice(None) for d in range(labels.ndim))
         line = moved_places[channel].flatten()
@@ -139,6 +148,22 @@ def _keeps_pixels(
             keeps = False
             ledger.graph.scalars.append((name, float(zlib.crc32(line.numpy().tobytes()))))
     return keeps
+
+
+def _is_uniform(name: str, labels: Tensor) -> bool:
+    """Whether it makes no difference which elements are taken: zeros, or one value for all."""
+    held = thin(labels)[0]
+    return bool((held == ZERO).all()) or (name == "expand" and not bool((held >= 0).any()))
+
+
+def _orders(labels: Tensor, places: Tensor) -> list[Nodes]:
+    """The distinct orders in which the pixels of one channel lie, whichever channel it is."""
+    held, moved_to = (each.flatten().numpy() for each in thin(labels, [places]))
+    order = np.argsort(held, kind="stable")
+    _, starts = np.unique(held[order], return_index=True)
+    several = zip(np.unique(held), np.split(moved_to[order], starts[1:]), strict=True)
+    lines = {tuple(line.tolist()) for label, line in several if label != ZERO}
+    return [np.array(line) for line in sorted(lines)]
 
 
 def _reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
@@ -160,7 +185,7 @@ def _tell_orders(
     """Where labels occur more than once, note which have their occurrences in which order after."""
     (held,) = thin(labels)
     line = held.flatten().numpy()
-    if len(known(line)) == np.count_nonzero(line != FIXED):
+    if len(known(line)) == np.count_nonzero(line >= 0):
         return
     ranks = torch.from_numpy(_ranks(line)).view(held.shape).expand(labels.shape)
     for result, places in zip(move(labels), move(ranks), strict=True):
@@ -171,7 +196,7 @@ def _tell_orders(
         for value, found in zip(
             values.tolist(), np.split(occurrence[order], starts[1:]), strict=True
         ):
-            if value != FIXED:
+            if value >= 0:
                 alike.setdefault(tuple(found.tolist()), []).append(value)
         for ranked in sorted(alike):
             ledger.graph.visits.append(known(np.array(alike[ranked])))
@@ -227,12 +252,17 @@ def _moved_weight(value: Value, name: str, args: tuple[Any, ...], result: Any) -
 
 
 def _with_ones(weight: Weight, shape: tuple[int, ...]) -> Weight | None:
-    """The same axes in the same order, with other dimensions of size 1 between them."""
-    long = [d for d, size in enumerate(weight.shape) if size > 1]
-    if [weight.shape[d] for d in long] != [size for size in shape if size > 1]:
-        return None
-    rest = iter(long)
-    return moved(weight, [next(rest) if size > 1 else None for size in shape])
+    """The same axes in the same order, with other dimensions between them."""
+    axes: list[int | None] = [None] * len(shape)
+    for d, size in enumerate(weight.shape):
+        if size > 1 and weight.axes[d] is not None:
+            after = math.prod(weight.shape[d + 1 :])
+            places = [e for e, new in enumerate(shape) if new == size]
+            place = next((e for e in places if math.prod(shape[e + 1 :]) == after), None)
+            if place is None:
+                return None
+            axes[place] = weight.axes[d]
+    return replace(weight, axes=tuple(axes), shape=shape)
 
 
 @rule("cat", "concat", "concatenate")

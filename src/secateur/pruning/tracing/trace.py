@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ from secateur.pruning.tracing import (  # noqa: F401  they register rules
     layers,
     reshape,
 )
-from secateur.pruning.tracing.attributes import WatchWidths
+from secateur.pruning.tracing.attributes import WatchWidths, mark_widths
 from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph
 from secateur.pruning.tracing.labels import Ledger, Weight
-from secateur.pruning.tracing.permanent import make_permanent
+from secateur.pruning.tracing.permanent import copy_of, make_permanent
 from secateur.pruning.tracing.rules import (
     cannot_follow,
     only_moves,
@@ -90,6 +91,8 @@ class _Watch(TorchDispatchMode):
                 return tensor
             empty = tensor.to("meta")
             self.ledger.keep_data(empty, tensor)
+            if isinstance(self.ledger.value(tensor), Weight):
+                self.ledger.carry(empty, self.ledger.value(tensor), self.ledger.traits(tensor))
             return empty
 
         return tree_map_only(Tensor, convert, (args, kwargs))
@@ -131,7 +134,7 @@ def weightless(model: nn.Module) -> nn.Module:
                 memo[id(tensor)] = torch.zeros_like(tensor, device="meta" if tensor.ndim else "cpu")
             else:
                 memo[id(tensor)] = tensor.detach().cpu().clone()
-    return _copied(model, memo)
+    return _copied(model, lambda: copy.deepcopy(model, memo))
 
 
 def with_values(model: nn.Module) -> nn.Module:
@@ -140,19 +143,19 @@ def with_values(model: nn.Module) -> nn.Module:
     Raises:
         NetworkError: The network cannot be copied.
     """
-    return _copied(model, {}).cpu()
+    return _copied(model, partial(copy_of, model)).cpu()
 
 
-def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copied(model: nn.Module, copier: Callable[[], nn.Module]) -> nn.Module:
     refuse_compiled(model)
     try:
-        probe = copy.deepcopy(model, memo)
+        probe = copier()
         make_permanent(probe)
         return probe
     except Exception as error:  # whatever the network's own parts raise
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        cause = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError(
-            "cannot copy network", where=type(model).__name__, found=found
+            "cannot copy network", where=type(model).__name__, found=cause
         ) from error
 
 
@@ -227,6 +230,7 @@ def follow_channels(
     Raises:
         NetworkError: The network looks at values, or does not run on the input's shape.
     """
+    mark_widths(probe)
     graph = ChannelGraph()
     wider = {} if larger is None else larger.sizes
     probe.eval()

@@ -1,0 +1,351 @@
+"""Networks as people bring them: each loses half its width, and computes what its mask does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm
+from torch.nn.utils import prune as torch_prune
+
+import secateur
+from secateur.errors import NetworkError
+from secateur.pruning.find import find_prunable
+from secateur.pruning.plan import Plan
+from secateur.pruning.removal import NothingRemovedWarning
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def leaves(value) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [leaf for each in (value.values() if isinstance(value, dict) else value)
+            for leaf in leaves(each)]  # fmt: skip
+
+
+def halve(network: nn.Module, most: float, *inputs: Tensor, tolerance: float = 1e-9, **options):
+    """Remove half at random; exact in float64, after a round trip through JSON."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.3, 1)
+    network, inputs = network.double().eval(), tuple(x.double() for x in inputs or (IMAGES,))
+    options = {"importance": "random", "round_to": 1, **options}
+    plan = secateur.plan_removal(network, inputs if len(inputs) > 1 else inputs[0], 0.5, **options)
+    plan = Plan.from_json(plan.to_json())
+    masked, small = secateur.apply_masks(network, plan), secateur.remove(network, plan)
+    with torch.no_grad():
+        for ours, expected in zip(leaves(small(*inputs)), leaves(masked(*inputs)), strict=True):
+            assert ours.shape == expected.shape
+            assert float((ours - expected).norm() / expected.norm()) < tolerance
+            assert float(expected.std(0).max()) > 0
+    left = parameters(small) / parameters(network)
+    assert left < most, f"{left:.2f} of the parameters stay"
+    return small
+
+
+class Between(nn.Module):
+    """A convolution to 16 channels, something, and a convolution that reads them."""
+
+    def __init__(self, call, **parts: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        self.head, self.call = nn.Linear(16, 5), call
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.call(self, F.relu(self.first(x)))
+        return self.head(F.relu(self.second(x)).mean((2, 3)))
+
+
+# ---- never wrong, never silently nothing
+
+
+class Picture(Tensor):
+    pass
+
+
+def test_classes_stay_where_the_input_is_a_subclass_of_tensor() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(5))
+    network(IMAGES)
+    plan = secateur.plan_removal(network, IMAGES.as_subclass(Picture), round_to=1)
+    assert secateur.remove(network, plan)(IMAGES).shape == (2, 5)
+
+
+def test_classes_stay_where_forward_changes_the_class_of_its_output() -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.as_subclass(Tensor)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 6), Plain())
+    plan = secateur.plan_removal(network, IMAGES, round_to=1)
+    smaller = secateur.remove(network, plan)
+    assert smaller(IMAGES).shape == (2, 5, 1, 1)
+    assert smaller[0].out_channels == 4
+
+
+def test_an_output_that_no_operation_made_is_an_error() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.held = nn.Conv2d(3, 8, 3), torch.zeros(1, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer(x)
+            return self.held
+
+    with pytest.raises(NetworkError, match="cannot tell which channels make an output"):
+        find_prunable(Remembers(), IMAGES)
+
+
+def test_an_empty_plan_says_why_and_is_an_error_where_asked() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1), nn.Conv2d(8, 5, 3))
+    with pytest.warns(NothingRemovedWarning, match=r"^0 of 13 channels leave; .*0: its channels"):
+        assert secateur.plan_removal(network, IMAGES) == Plan()
+    with pytest.raises(NetworkError, match="nothing to remove"):
+        secateur.plan_removal(network, IMAGES, strict=True)
+    narrow = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3))
+    with pytest.raises(NetworkError, match=r"narrowest of 8 channels; a smaller round_to"):
+        secateur.plan_removal(narrow, IMAGES, round_to=16, strict=True)
+
+
+def test_a_forward_that_looks_at_values_runs_on_real_tensors() -> None:
+    network = Between(lambda n, x: x * 2 if float(x.sum()) > -1 else x)
+    assert find_prunable(network, IMAGES).values
+    halve(network, 0.35)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_module_is_refused_in_words() -> None:
+    scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)), IMAGES)
+    with pytest.raises(NetworkError, match="cannot prune a scripted module"):
+        secateur.plan_removal(nn.Sequential(scripted), IMAGES)
+
+
+# ---- weights that are computed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: torch_prune.l1_unstructured(layer, "weight", amount=0.4),
+        lambda layer: parametrizations.weight_norm(layer),
+        lambda layer: parametrizations.spectral_norm(layer),
+        lambda layer: spectral_norm(layer),
+    ],
+)
+def test_computed_weights_are_made_permanent(change) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(),
+                            nn.Linear(256, 5))  # fmt: skip
+    change(network[0])
+    change(network[2])
+    network.eval()(IMAGES)
+    halve(network, 0.6)
+
+
+def test_gradients_of_masked_weights_are_those_of_what_they_come_from() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 6))
+    torch_prune.l1_unstructured(network[0], "weight", amount=0.4)
+    network(IMAGES).square().sum().backward()
+    plan = secateur.plan_removal(network, IMAGES, importance="taylor", round_to=1)
+    assert secateur.remove(network, plan)[0].out_channels == 4
+
+
+# ---- operations
+
+
+class Blur(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("filt", torch.ones(1, 1, 3, 3) / 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        filters = self.filt.expand(x.shape[1], -1, -1, -1)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filters, groups=x.shape[1])
+
+
+def write(network: nn.Module, x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, :4, 1:] = x[:, :4, :-1]
+    y[:, 4:] = x[:, 4:]
+    return y
+
+
+def swap(network: nn.Module, x: Tensor) -> Tensor:
+    y, c = torch.zeros_like(x), x.shape[1]
+    y[:, : c // 2], y[:, c // 2 :] = x[:, c // 2 :], x[:, : c // 2]
+    return y
+
+
+def replace_part(network: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone()
+    k = network.part.in_channels
+    x[:, :k] = network.part(x[:, :k])
+    return x
+
+
+def response_norm(network: nn.Module, x: Tensor) -> Tensor:
+    energy = x.norm(p=2, dim=(2, 3), keepdim=True)
+    scaled = x * (energy / (energy.mean(1, keepdim=True) + 1e-6))
+    return x + network.scale.view(1, -1, 1, 1) * scaled
+
+
+class Vector(nn.Module):
+    """A parameter and a list of positions."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.randn(*shape))
+        self.register_buffer("order", torch.randperm(16))
+
+
+@pytest.mark.parametrize(
+    ("call", "parts", "most"),
+    [
+        (lambda n, x: n.blur(x), {"blur": Blur()}, 0.35),
+        (lambda n, x: torch.einsum("nchw,dc->ndhw", x, n.v.values), {"v": Vector(16, 16)}, 0.35),
+        (lambda n, x: x.movedim(1, -1).matmul(n.v.values).movedim(-1, 1), {"v": Vector(16, 16)},
+         0.35),
+        (lambda n, x: x[:, n.v.order], {"v": Vector(1)}, 0.35),
+        (lambda n, x: x.index_select(1, torch.arange(x.shape[1] - 1, -1, -1)), {}, 0.35),
+        (lambda n, x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2), {}, 0.35),
+        (swap, {}, 0.35),
+        (replace_part, {"part": nn.Conv2d(4, 4, 3, padding=1)}, 0.35),
+        (lambda n, x: n.norm(x.movedim(1, -1)).movedim(-1, 1), {"norm": nn.LayerNorm(16)}, 0.35),
+        (lambda n, x: n.norm(x.movedim(1, -1)).movedim(-1, 1), {"norm": nn.RMSNorm(16)}, 0.35),
+        (lambda n, x: n.norm(x), {"norm": nn.GroupNorm(1, 16)}, 0.35),
+    ],
+)  # fmt: skip
+def test_these_operations_are_followed(call, parts, most) -> None:
+    halve(Between(call, **parts), most)
+
+
+def test_a_global_response_norm_scales_what_stays() -> None:
+    network = Between(response_norm)
+    network.scale = nn.Parameter(torch.rand(16))
+    halve(network, 0.35, tolerance=1e-6)  # its epsilon does not scale
+
+
+def test_a_shift_leaves_zeros_that_any_channel_may_have() -> None:
+    halve(Between(lambda n, x: write(n, x)), 0.75)
+
+
+# ---- the user's wishes
+
+
+def test_layers_to_keep_and_fractions_of_single_layers() -> None:
+    network = nn.Sequential(*(nn.Conv2d(a, b, 1) for a, b in ((3, 8), (8, 8), (8, 8), (8, 5))))
+    for keep in (["0", "2"], [network[0], network[2]], ["[02]"]):
+        smaller = secateur.prune(network, IMAGES, 0.5, round_to=1, keep=keep)
+        assert [layer.out_channels for layer in smaller] == [8, 4, 8, 5]
+    smaller = secateur.prune(network, IMAGES, 0.5, round_to=1, fractions={"1": 0.25, "2": 0})
+    assert [layer.out_channels for layer in smaller] == [4, 6, 8, 5]
+    with pytest.raises(NetworkError, match=r"no module of that name \(heads\)"):
+        secateur.prune(network, IMAGES, 0.5, keep=["heads"])
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.meta = nn.Conv2d(3, 16, 3), nn.Linear(5, 16)
+        self.head, self.aux = nn.Linear(32, 4), nn.Linear(16, 4)
+
+    def forward(self, image: Tensor, facts: Tensor) -> dict[str, Tensor]:
+        body = F.relu(self.body(image)).mean((2, 3))
+        both = torch.cat([body, F.relu(self.meta(facts))], 1)
+        return {"out": self.head(both), "aux": self.aux(body)}
+
+
+def test_several_inputs_and_outputs() -> None:
+    network, facts = TwoInputs(), torch.randn(2, 5)
+    halve(network, 0.6, IMAGES, facts)
+    example = {"image": IMAGES.double(), "facts": facts.double()}
+    smaller = secateur.prune(network.double(), example, parameters=0.6, round_to=1)
+    assert smaller(**example)["aux"].shape == (2, 4)
+    with pytest.raises(NetworkError, match="example input is not a tensor"):
+        secateur.plan_removal(network, "image")
+
+
+def test_frozen_layers_stay_where_gradients_decide() -> None:
+    network = nn.Sequential(*(nn.Conv2d(a, b, 1) for a, b in ((3, 8), (8, 8), (8, 5))))
+    network[0].requires_grad_(False)
+    network(IMAGES).square().sum().backward()
+    smaller = secateur.prune(network, IMAGES, 0.5, importance="taylor", round_to=1)
+    assert [layer.out_channels for layer in smaller] == [8, 4, 5]
+    assert [p.requires_grad for p in smaller.parameters()] == [False] * 2 + [True] * 4
+
+
+# ---- attention
+
+
+class Attention(nn.Module):
+    """Tokens of 32 channels; 8 heads of queries, ``groups`` of keys and values."""
+
+    def __init__(self, form: str, groups: int) -> None:
+        super().__init__()
+        self.form, self.heads, self.groups, self.dim = form, 8, groups, 4
+        self.patch = nn.Conv2d(3, 32, 4, 4)
+        self.position = nn.Parameter(torch.randn(1, 4, 32))
+        self.norm = nn.LayerNorm(32)
+        self.q = nn.Linear(32, 32)
+        self.kv = nn.Linear(32, 2 * groups * 4)
+        self.table = nn.Parameter(torch.randn(7, 8))
+        self.register_buffer("index", (torch.arange(4)[:, None] - torch.arange(4)).abs())
+        self.proj, self.head = nn.Linear(32, 32), nn.Linear(32, 5)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2) + self.position
+        y = self.norm(x)
+        batch, tokens, _ = y.shape
+        q = self.q(y).view(batch, tokens, self.heads, self.dim).transpose(1, 2)
+        kv = self.kv(y).view(batch, tokens, 2, self.groups, self.dim).permute(2, 0, 3, 1, 4)
+        k, v = kv.unbind(0)
+        if self.groups < self.heads:
+            k, v = (each.repeat_interleave(self.heads // self.groups, 1) for each in (k, v))
+        bias = self.table[self.index.view(-1)].view(tokens, tokens, -1).permute(2, 0, 1)
+        if self.form == "fused":
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        else:
+            z = ((q @ k.mT) * math.sqrt(1 / 4) + bias).softmax(-1) @ v
+        x = x + self.proj(z.transpose(1, 2).flatten(2))
+        return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+@pytest.mark.parametrize("form", ["fused", "plain"])
+@pytest.mark.parametrize("attention", ["width", "heads"])
+@pytest.mark.parametrize("groups", [8, 4])
+def test_attentions_lose_width_or_heads(form, attention, groups) -> None:
+    small = halve(Attention(form, groups), 0.35, attention=attention)
+    halved = (4, 4) if attention == "heads" else (8, 2)
+    assert (small.heads, small.dim) == halved
+    assert small.proj.out_features == small.patch.out_channels == 16
+    assert small.table.shape == (7, halved[0])
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 32, 4, 4)
+        self.layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_torchs_own_attention_shrinks_with_what_it_reads() -> None:
+    small = halve(Encoder(), 0.35)
+    attention = small.layer.self_attn
+    assert (attention.embed_dim, attention.head_dim, attention.num_heads) == (16, 4, 4)
