@@ -9,6 +9,7 @@ from secateur.statistics import (
     across_seeds,
     bootstrapped_drop,
     drop_across_seeds,
+    images_needed,
     mcnemar,
     no_worse,
     noise,
@@ -229,3 +230,36 @@ def test_intervals_over_seeds_refuse_other_shapes() -> None:
         drop_across_seeds(np.ones((2, 3), bool), np.ones((2, 4), bool))
     with pytest.raises(ValueError, match="rates"):
         rates_across_seeds(np.array([]), 10)
+
+
+@pytest.mark.parametrize(
+    ("margin", "disagreement", "drop"),
+    [(0.005, 0.04, 0.0), (0.01, 0.05, 0.004), (0.02, 0.03, -0.005), (0.05, 0.2, 0.0)],
+)
+def test_that_many_images_show_the_margin_with_the_power(
+    margin: float, disagreement: float, drop: float
+) -> None:
+    n = images_needed(margin, disagreement, drop)
+    cells = [(disagreement + drop) / 2, (disagreement - drop) / 2, 1 - disagreement]
+
+    def share_shown(images: int) -> float:
+        holds = 0
+        for lost, won, _ in np.random.default_rng(1).multinomial(images, cells, size=400):
+            reference = np.zeros(images, bool)
+            candidate = reference.copy()
+            reference[:lost] = True
+            candidate[lost : lost + won] = True
+            holds += no_worse(reference, candidate, margin).holds
+        return holds / 400
+
+    assert share_shown(n) == pytest.approx(0.8, abs=0.07)
+    assert share_shown(n // 2) < 0.68
+
+
+def test_even_equal_networks_need_images() -> None:
+    n = images_needed(0.005, 0.0)
+    same = np.ones(n, bool)
+    assert no_worse(same, same, 0.005).holds
+    assert not no_worse(same[1:], same[1:], 0.005).holds
+    with pytest.raises(ValueError, match="drop < margin"):
+        images_needed(0.01, 0.1, 0.02)

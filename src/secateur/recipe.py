@@ -39,10 +39,17 @@ class Data(Part):
     """
 
     name: Literal["cifar10", "fashionmnist", "fashionmnist-mini", "folder"] = Field(
-        description="Data set; `folder` reads train/CLASS/* and test/CLASS/* below --data."
+        description="Data set; `folder` reads the images below --data: train/CLASS/*, val/CLASS/* "
+        "and test/CLASS/*, or CLASS/*."
     )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2, description="Fraction of the training set held out for validation."
+        default=0.2,
+        description="Fraction of the training images held out for validation, if a folder has no "
+        "val/.",
+    )
+    test: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2,
+        description="Fraction of a folder held out for test, if it has neither test/ nor val/.",
     )
     split_seed: int = Field(
         default=0, description="Seed of the split; independent of the training seed."
@@ -57,6 +64,21 @@ class Data(Part):
     )
     label_noise: Fraction = Field(
         default=0.0, description="Fraction of training labels replaced by another class."
+    )
+
+    channels: Literal[1, 3] = Field(
+        default=3, description="Channels that the images of a folder are converted to: gray or RGB."
+    )
+    resize: Annotated[int, Field(ge=0, le=16384)] = Field(
+        default=0,
+        description="Shorter side in pixels before the center crop; 0 uses network.resolution.",
+    )
+    interpolation: Literal["bilinear", "bicubic"] = Field(
+        default="bilinear", description="Filter of the resize; shrinking is antialiased."
+    )
+    max_pixels: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Largest width times height of an image file; 0 uses 89,478,485.",
     )
 
 

@@ -5,6 +5,7 @@ Every interval is two-sided at 95 % unless an argument says otherwise.
 
 from __future__ import annotations
 
+import bisect
 from typing import NamedTuple
 
 import numpy as np
@@ -137,6 +138,56 @@ def no_worse(
     """
     bound = paired_drop(reference, candidate, 2 * confidence - 1).high
     return Verdict(bound <= margin, bound, margin)
+
+
+def images_needed(
+    margin: float,
+    disagreement: float,
+    drop: float = 0.0,
+    confidence: float = 0.95,
+    power: float = 0.8,
+) -> int:
+    """Number of images that :func:`no_worse` needs to show a loss within ``margin``.
+
+    The smallest n at which the expected upper bound of the paired drop, plus the normal quantile of
+    ``power`` times the standard error of the drop, is within the margin:
+
+        drop + z_confidence sqrt(n psi + 1) / (n + 2) + z_power sqrt((psi - drop^2) / n) <= margin
+
+    with psi the disagreement. This is the sample size of a non-inferiority test of paired
+    proportions (Lu & Bean 1995; Nam 1997) for the interval of Agresti & Min (2005). Where nothing
+    differs, n = z / margin - 2: even then a bound needs that many images.
+
+    Args:
+        margin: Loss that is allowed, a fraction in (0, 1).
+        disagreement: Fraction of images on which exactly one of the two networks is right.
+        drop: True loss of accuracy, a fraction below ``margin`` and at most ``disagreement``.
+        confidence: One-sided, in (0.5, 1).
+        power: Probability that the test holds, in [0.5, 1).
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> images_needed(0.005, disagreement=0.04)
+        9906
+        >>> images_needed(0.005, disagreement=0.0)
+        327
+    """
+    if not (0 < margin < 1 and 0 <= abs(drop) <= disagreement <= 1 and drop < margin):
+        raise ValueError(
+            f"need drop < margin, |drop| <= disagreement: {margin, disagreement, drop}"
+        )
+    z_bound, z_power = (float(stats.norm.ppf(level)) for level in (confidence, power))
+
+    def shows(n: int) -> bool:
+        bound = drop + z_bound * (n * disagreement + 1) ** 0.5 / (n + 2)
+        return bound + z_power * ((disagreement - drop**2) / n) ** 0.5 <= margin
+
+    high = 1
+    while not shows(high):
+        high *= 2
+    return bisect.bisect_left(range(high), True, lo=1, key=shows)
 
 
 def ratio_of_medians(

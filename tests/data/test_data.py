@@ -1,11 +1,5 @@
 from __future__ import annotations
 
-import gzip
-import os
-import shutil
-from importlib import resources
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,36 +10,12 @@ from secateur.data import (
     Preparation,
     augment,
     draw,
-    load,
     mislabel,
     normalization,
     split,
 )
 from secateur.errors import DataError
 from secateur.recipe import Augment
-
-MINI = Path(str(resources.files("secateur.data") / "fashionmnist-mini"))
-
-
-def test_mini_is_balanced_small_and_licensed() -> None:
-    train, test = (load("fashionmnist-mini", None, train=part) for part in (True, False))
-    assert train.pixels.shape == (8000, 1, 28, 28)
-    assert train.pixels.dtype == torch.uint8
-    assert train.labels.bincount().tolist() == [800] * 10
-    assert test.labels.bincount().tolist() == [200] * 10
-    assert sum(file.stat().st_size for file in MINI.iterdir()) <= 5_000_000
-    assert "Copyright (c) 2017 Zalando SE" in (MINI / "LICENSE").read_text()
-    assert train.fingerprint != test.fingerprint
-
-
-@pytest.mark.full_data
-@pytest.mark.skipif("SECATEUR_DATA" not in os.environ, reason="needs the full FashionMNIST")
-def test_mini_is_drawn_from_the_official_set() -> None:
-    for part in (True, False):
-        official = load("fashionmnist", None, train=part).pixels.flatten(1)
-        known = {row.numpy().tobytes() for row in official}
-        ours = load("fashionmnist-mini", None, train=part).pixels.flatten(1)
-        assert all(row.numpy().tobytes() in known for row in ours)
 
 
 @given(
@@ -126,58 +96,6 @@ def test_cutout_blanks_one_square_inside_each_image() -> None:
 def test_no_augmentation_returns_the_batch_itself() -> None:
     pixels = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     assert augment(pixels, Augment(), _generator()) is pixels
-
-
-def _copy_of_fashionmnist(tmp_path: Path) -> Path:
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in MINI.glob("*.gz"):
-        shutil.copy(file, raw)
-    return tmp_path
-
-
-def test_reads_packed_and_unpacked_files_in_place(tmp_path: Path) -> None:
-    root = _copy_of_fashionmnist(tmp_path)
-    packed = load("fashionmnist", root, train=False)
-    for file in list((root / "FashionMNIST" / "raw").glob("t10k*.gz")):
-        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
-        file.unlink()
-    before = sorted(root.rglob("*"))
-    assert load("fashionmnist", root, train=False).fingerprint == packed.fingerprint
-    assert sorted(root.rglob("*")) == before
-
-
-def test_bad_files_are_named(tmp_path: Path) -> None:
-    root = _copy_of_fashionmnist(tmp_path)
-    images = root / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz"
-    whole = images.read_bytes()
-    images.write_bytes(whole[:1000])
-    with pytest.raises(DataError, match=r"corrupt data file.*train-images"):
-        load("fashionmnist", root, train=True)
-    images.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
-    with pytest.raises(DataError, match=r"corrupt data file.*train-images"):
-        load("fashionmnist", root, train=True)
-    images.unlink()
-    with pytest.raises(DataError, match=r"missing data file.*train-images.*--data"):
-        load("fashionmnist", root, train=True)
-    with pytest.raises(DataError, match="no such data folder"):
-        load("fashionmnist", tmp_path / "none", train=True)
-    with pytest.raises(DataError, match="cifar-10-batches-py"):
-        load("cifar10", tmp_path, train=True)
-
-
-def test_image_folder(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SECATEUR_DATA", raising=False)
-    images = load("folder", image_folder, train=True)
-    assert images.classes == ("left", "right")
-    assert images.pixels.shape == (24, 3, 16, 16)
-    (image_folder / "train" / "left" / "0.png").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"cannot read image.*0\.png"):
-        load("folder", image_folder, train=True)
-    with pytest.raises(DataError, match="cannot read image folder"):
-        load("folder", image_folder / "train", train=True)
-    with pytest.raises(DataError, match="give --data"):
-        load("folder", None, train=True)
 
 
 def test_spread_sees_a_sorted_set_from_end_to_end() -> None:

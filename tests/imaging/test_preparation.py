@@ -65,7 +65,7 @@ def test_odd_margins_are_cropped_as_torchvision_crops_them() -> None:
     height=st.integers(1, 3000),
     resolution=st.integers(1, 64),
     more=st.integers(0, 20),
-    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
     squash=st.booleans(),
 )
 @settings(deadline=None, max_examples=60)
@@ -92,7 +92,7 @@ def test_a_thin_image_costs_no_more_than_its_square() -> None:
 
 
 @pytest.mark.parametrize("side", [28, 40])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_stored_pixels_and_files_agree(side: int, interpolation: str) -> None:
     prepare = Preparation((0.3,), (0.25,), 32, interpolation=interpolation)  # type: ignore[arg-type]
     image = picture(side, side, "L")
@@ -133,7 +133,7 @@ def test_it_survives_as_data() -> None:
         {"resize": True},
         {"resolution": "28"},
         {"resolution": 10**9, "resize": 10**9},
-        {"interpolation": "sinc"},
+        {"interpolation": "nearest"},
         {"order": "GBR"},
         {"antialias": False},
         {"crop": "border"},

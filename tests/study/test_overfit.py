@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from secateur.benchmarking.cost import parameters
-from secateur.data import load
+from secateur.data.pixel_store import ImageFiles
 from secateur.errors import DataError
 from secateur.pipeline import Chain
 from secateur.recipe import load_recipe
@@ -41,7 +41,7 @@ def study(recipe_file: Path, image_folder: Path, tmp_path: Path) -> Overfitting:
 def test_the_labels_trained_on_are_noisy_and_no_others(study: Overfitting) -> None:
     training, validation = study.chain.parts
     stored = study.chain.stage("data").tensors("split.safetensors")
-    clean = load("folder", study.chain.data_root, train=True).labels
+    clean = study.chain.data_set.source.labels
     assert len(training) == 16
     assert int((training.labels != clean[stored["training"]]).sum()) == 3  # of 16 a fifth
     assert torch.equal(validation.labels, clean[stored["validation"]])
@@ -61,16 +61,18 @@ def test_more_images_than_there_are(study: Overfitting) -> None:
 
 
 def test_one_cell(study: Overfitting, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
+    decoded: list[tuple[str, bool]] = []
 
-    def counting(name: str, root: Path | None, *, train: bool) -> object:
+    def counting(self: ImageFiles, path: Path) -> object:
         made = {path.name.rsplit("-", 1)[0] for path in study.chain.store.root.glob("*")}
-        opened.append((train, "remove" in made))
-        return load(name, root, train=train)
+        decoded.append((path.parent.parent.name, "remove" in made))
+        return decode(self, path)
 
-    monkeypatch.setattr("secateur.study.overfit.load", counting)
+    decode = ImageFiles._decode
+    monkeypatch.setattr(ImageFiles, "_decode", counting)
     records = records_of(study)
-    assert opened == [(False, True)]  # the test images, once, after everything else
+    # The test images: each once, after everything else.
+    assert [after for part, after in decoded if part == "test"] == [True] * 12
 
     chains = study.arms.values()
     assert {chain.stage("train").id for chain in chains} == {study.chain.stage("train").id}

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import torch
-from PIL import Image
 
 from secateur.artifact.bounds import check_network
 from secateur.artifact.packing import LIMIT, unpack
-from secateur.data import Preparation
 from secateur.errors import ArtifactError, DataError
+from secateur.imaging import PIXEL_LIMIT, Preparation, squares
 from secateur.runtimes import OnnxRuntime
 
-Images = npt.NDArray[np.uint8] | Sequence[str | Path]
 _BATCH = 64
 
 
 class Classifier:
-    """A network with all that stands around it: preparation before, class names after.
+    """A network with its preparation of images and its class names.
 
     Made by :func:`load`.
 
@@ -32,7 +30,7 @@ class Classifier:
         about: What the file says of itself: recipe, versions, measurements.
         onnx: The bytes of the ONNX file.
         classes: Class names in the order of the scores.
-        prepare: From stored pixels to the network's input.
+        prepare: From an image to the network's input.
         channels: 1 for gray images, 3 for color.
 
     Examples:
@@ -51,72 +49,45 @@ class Classifier:
 
     def __init__(self, onnx_bytes: bytes, about: dict[str, Any], threads: int) -> None:
         model, fit = check_network(onnx_bytes)
-        said = {entry.key: entry.value for entry in model.metadata_props}
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
         sides = model.graph.input[0].type.tensor_type.shape.dim
         self.about, self.onnx, self.channels = about, onnx_bytes, int(sides[1].dim_value)
-        self.classes, self.prepare = _described(said, sides, _outputs(model))
+        self.classes, self.prepare = _described(metadata, sides, _outputs(model))
         self._runtime, self._batch = OnnxRuntime(onnx_bytes, threads), min(_BATCH, fit)
 
-    def __call__(self, images: Images) -> npt.NDArray[np.float32]:
+    def __call__(self, images: Any, *, max_pixels: int = PIXEL_LIMIT) -> npt.NDArray[np.float32]:
         """Return the probability of each class, float32 (N, classes).
 
         Args:
-            images: uint8 of shape (N, H, W), (N, H, W, channels) or (N, channels, H, W); or paths
-                of image files. What is not square is cropped around its center.
+            images: One image or many: paths, Pillow images, arrays or tensors; see
+                :func:`secateur.imaging.squares`. Each is resized and cropped around its center as
+                the training images were.
+            max_pixels: Largest width times height of a file.
 
         Raises:
             DataError: The images are not like that, or cannot be read.
         """
-        source = self._pixels(images) if isinstance(images, np.ndarray) else images
         parts = []
-        for start in range(0, len(source), self._batch):
-            some = source[start : start + self._batch]
-            if isinstance(some, np.ndarray):
-                prepared = self.prepare(torch.from_numpy(some))
-            else:
-                prepared = torch.cat([self.prepare(self._read(Path(path))) for path in some])
-            logits = self._runtime.run(prepared.contiguous().numpy())
-            parts.append(torch.from_numpy(logits).softmax(1).numpy())
+        for some in _batches(squares(images, self.prepare, max_pixels), self._batch):
+            logits = self._runtime.run(self.prepare.normalized(np.stack(some)))
+            parts.append(_softmax(logits))
         return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
 
-    def predict(self, images: Images, top: int = 3) -> list[list[tuple[str, float]]]:
+    def predict(
+        self, images: Any, top: int = 3, *, max_pixels: int = PIXEL_LIMIT
+    ) -> list[list[tuple[str, float]]]:
         """Return for each image the ``top`` classes, most likely first, each with its probability.
 
         Args:
             images: As above.
             top: How many.
+            max_pixels: Largest width times height of a file.
         """
-        found = []
-        for scores in self(images):
+        ranked = []
+        for scores in self(images, max_pixels=max_pixels):
             best = np.argsort(-scores, kind="stable")[:top]
-            found.append([(self.classes[i], float(scores[i])) for i in best])
-        return found
-
-    def _pixels(self, images: npt.NDArray) -> npt.NDArray[np.uint8]:
-        """Bring an array to (N, channels, H, W), square."""
-        if images.ndim == 3 and self.channels == 1:
-            images = images[:, None]
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise self._unfit(f"{images.dtype} {images.shape}")
-        if images.shape[1] != self.channels and images.shape[3] == self.channels:
-            images = images.transpose(0, 3, 1, 2)
-        if images.shape[1] != self.channels or min(images.shape[2:]) < 1:
-            raise self._unfit(f"{images.dtype} {images.shape}")
-        side = min(images.shape[2:])
-        top, left = ((length - side) // 2 for length in images.shape[2:])
-        return np.ascontiguousarray(images[:, :, top : top + side, left : left + side])
-
-    def _read(self, path: Path) -> torch.Tensor:
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError("cannot read image", where=path, found=error) from error
-        return torch.from_numpy(self._pixels(pixels[None]))
-
-    def _unfit(self, found: str) -> DataError:
-        shapes = "(N, H, W)" if self.channels == 1 else "(N, H, W, 3) or (N, 3, H, W)"
-        return DataError("images of another kind", expected=f"uint8 {shapes}", found=found)
+            ranked.append([(self.classes[i], float(scores[i])) for i in best])
+        return ranked
 
 
 def load(path: str | Path, *, threads: int = 2, limit: int = LIMIT) -> Classifier:
@@ -152,25 +123,36 @@ def _outputs(model: onnx.ModelProto) -> int:
 
 
 def _described(
-    said: dict[str, str], sides: Sequence[Any], outputs: int
+    metadata: dict[str, str], sides: Sequence[Any], outputs: int
 ) -> tuple[tuple[str, ...], Preparation]:
     """Class names and preparation, from the metadata of the ONNX file."""
     try:
-        classes = tuple(str(name) for name in json.loads(said["classes"]))
-        mean, std = (tuple(float(v) for v in json.loads(said[key])) for key in ("mean", "std"))
-        side = int(said["resolution"])
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        classes = tuple(str(name) for name in json.loads(metadata["classes"]))
+        prepare = Preparation.from_metadata(metadata)
+    except (KeyError, ValueError, TypeError, RecursionError, DataError) as error:
         raise ArtifactError(
             "a network that does not say how to prepare images",
             expected="classes, mean, std and resolution in its metadata",
             found=f"{type(error).__name__}: {error}",
         ) from error
     channels, height, width = (int(dim.dim_value) for dim in sides[1:])
-    fits = len(mean) == len(std) == channels and side == height == width and all(std)
-    if not fits or channels not in (1, 3) or len(classes) != outputs:
+    fits = prepare.channels == channels and prepare.resolution == height == width
+    if not fits or len(classes) != outputs:
         raise ArtifactError(
             "a network whose metadata does not fit it",
             expected=f"{channels} channels of {height}x{width}, {outputs} classes",
-            found=f"{len(mean)} channels of {side}x{side}, {len(classes)} classes",
+            found=f"{prepare.channels} channels of {prepare.resolution}x{prepare.resolution}, "
+            f"{len(classes)} classes",
         )
-    return classes, Preparation(mean, std, side)
+    return classes, prepare
+
+
+def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _batches(items: Iterator[npt.NDArray], size: int) -> Iterator[list[npt.NDArray]]:
+    """Lists of up to ``size`` items, each read when it is needed."""
+    while some := list(islice(items, size)):
+        yield some

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from secateur.artifact.classifier import Classifier, load
 from secateur.console import progress
-from secateur.data import load as load_images
+from secateur.data import open_data
 from secateur.errors import ArtifactError
+from secateur.recipe import Data
 
 TOLERATED = 1e-3
 """Share of the images that may be decided otherwise: kernels of another processor may round a sum
@@ -60,7 +62,7 @@ def verify(path: str | Path, data: Path | None = None) -> Verified:
         return Verified(network, recorded, None)
     if recorded is None:
         raise ArtifactError("the file records no accuracy", where=path)
-    test = load_images(network.about["data"]["name"], data, train=False)
+    test = open_data(_recorded_data(network.about), data, network.prepare).test
     if test.fingerprint != network.about["data"]["test_sha256"]:
         raise ArtifactError(
             "other test images than the file was measured on",
@@ -83,6 +85,16 @@ def verify(path: str | Path, data: Path | None = None) -> Verified:
             found=f"{right:,}",
         )
     return Verified(network, recorded, right)
+
+
+def _recorded_data(about: dict[str, Any]) -> Data:
+    """The recipe's ``data``; files that other programs packed may name the data set alone."""
+    try:
+        fields = about.get("recipe", {}).get("data") or {"name": about["data"]["name"]}
+        return Data.model_validate(fields)
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise ArtifactError("the file does not say which images", found=found) from error
 
 
 def _recorded(about: dict[str, Any]) -> tuple[int, int] | None:

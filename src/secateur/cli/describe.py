@@ -63,11 +63,12 @@ def describe_groups(recipe: str, overrides: list[str] | None) -> Iterator[str]:
     """
     import torch
 
+    from secateur.data import geometry
     from secateur.models.build import build_network
     from secateur.pruning.find import find_prunable
 
     config = load_recipe(recipe, overrides)
-    channels = 1 if config.data.name.startswith("fashionmnist") else 3
+    channels = geometry(config.data, config.network.resolution).channels
     side = config.network.resolution
     network = build_network(config.network, channels, 10)
     found = find_prunable(network, torch.zeros(1, channels, side, side))

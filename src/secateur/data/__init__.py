@@ -1,26 +1,33 @@
-"""Images as uint8, split once by seed, and prepared for a network batch by batch."""
+"""Images as uint8 in parts that never overlap, prepared for a network batch by batch."""
 
+from secateur.data.dataset import DataSet
 from secateur.data.distortions import distort, mix
-from secateur.data.folder import Folder, load_folder
+from secateur.data.folder import FolderDataSet, load_folder
 from secateur.data.images import Images, MappedPixels, augment, batches
-from secateur.data.sources import CLASSES, load
+from secateur.data.official import load
+from secateur.data.requirements import Preflight, preflight
+from secateur.data.sources import geometry, open_data
 from secateur.data.splits import draw, mislabel, normalization, split
 from secateur.imaging import Preparation
 
 __all__ = [
-    "CLASSES",
-    "Folder",
+    "DataSet",
+    "FolderDataSet",
     "Images",
     "MappedPixels",
+    "Preflight",
     "Preparation",
     "augment",
     "batches",
     "distort",
     "draw",
+    "geometry",
     "load",
     "load_folder",
     "mislabel",
     "mix",
     "normalization",
+    "open_data",
+    "preflight",
     "split",
 ]

@@ -23,12 +23,15 @@ mapped (:mod:`secateur.data.pixel_store`); their ``Images`` have the same interf
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from secateur.data.dataset import DataSet
 from secateur.data.images import Images
 from secateur.data.listing import list_folder
 from secateur.data.pixel_store import MEMORY_LIMIT, ImageFiles, load_pixels
@@ -36,13 +39,11 @@ from secateur.data.splits import split
 from secateur.imaging import PIXEL_LIMIT, Preparation
 
 
-class Folder:
+class FolderDataSet(DataSet):
     """A folder of images; made by :func:`load_folder`.
 
     Attributes:
         listing: The files of each part, and what was skipped.
-        classes: Class names in the order of the labels.
-        report: Lines that say what there is, and what was skipped.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Folder:
     ) -> None:
         self.listing = list_folder(root)
         self.classes, self.report = self.listing.classes, tuple(self.listing.report())
+        self.channels = preparation.channels
         self._preparation, self._max_pixels = preparation, max_pixels
         self._memory, self._cache = memory, cache
         parts = self.listing.files
@@ -68,41 +70,65 @@ class Folder:
             train, last = _at(train, kept), _at(train, drawn)
         if "val" in parts and "test" in parts:
             self._files = train + parts["val"]
-            self.split = torch.arange(len(train)), torch.arange(len(train), len(self._files))
+            self._split = torch.arange(len(train)), torch.arange(len(train), len(self._files))
         else:
             self._files = train
-            self.split = split(_labels(train), validation, seed, self.classes)
+            self._split = split(_labels(train), validation, seed, self.classes)
         self._test_files = last
 
-    @cached_property
+    @property
     def source(self) -> Images:
-        """Training and validation images; :attr:`split` holds the indices of each."""
-        return self._load(self._files)[0]
-
-    @cached_property
-    def training(self) -> Images:
-        """Images to train on."""
-        return self.source.take(self.split[0])
-
-    @cached_property
-    def validation(self) -> Images:
-        """Images to choose by."""
-        return self.source.take(self.split[1])
+        """Training and validation images together."""
+        return self._source[0]
 
     @property
-    def test_images(self) -> int:
-        """How many images :attr:`test` has; none is opened."""
-        return len(self._test_files)
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Indices into :attr:`source`, sorted: training, validation."""
+        return self._split
 
-    @cached_property
+    @property
     def test(self) -> Images:
         """Images that are opened once, at the end."""
-        return self._load(self._test_files)[0]
+        return self._test[0]
+
+    def counts(self) -> dict[str, list[int]]:
+        """``training``, ``validation`` and ``test`` to the images of each class; none is opened."""
+        training, validation = (_at(self._files, indices) for indices in self._split)
+        parts = {"training": training, "validation": validation, "test": self._test_files}
+        labels = {part: Counter(label for _, label in files) for part, files in parts.items()}
+        return {
+            part: [n[label] for label in range(len(self.classes))] for part, n in labels.items()
+        }
+
+    def key(self) -> dict[str, Any]:
+        """Class names, and the fingerprint of :attr:`source`."""
+        return {"classes": list(self.classes), "fingerprint": self._source[1]}
+
+    def test_key(self) -> dict[str, Any]:
+        """The fingerprint of :attr:`test`."""
+        return {"test_fingerprint": self._test[1]}
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of the decoded images that are kept in files, for want of memory."""
+        sizes = [self._listed(files).nbytes for files in (self._files, self._test_files)]
+        return sum(size for size in sizes if size > self._memory)
+
+    @cached_property
+    def _source(self) -> tuple[Images, str]:
+        return self._load(self._files)
+
+    @cached_property
+    def _test(self) -> tuple[Images, str]:
+        return self._load(self._test_files)
 
     def _load(self, files: list[tuple[Path, int]]) -> tuple[Images, str]:
-        listed = ImageFiles(self.listing.root, files, self._preparation, self._max_pixels)
+        listed = self._listed(files)
         pixels, fingerprint = load_pixels(listed, self._memory, self._cache)
         return Images(pixels, listed.labels, self.classes), fingerprint
+
+    def _listed(self, files: list[tuple[Path, int]]) -> ImageFiles:
+        return ImageFiles(self.listing.root, files, self._preparation, self._max_pixels)
 
 
 def load_folder(
@@ -115,7 +141,7 @@ def load_folder(
     max_pixels: int = PIXEL_LIMIT,
     memory: int = MEMORY_LIMIT,
     cache: Path | None = None,
-) -> Folder:
+) -> FolderDataSet:
     """List a folder of images and split it; nothing is decoded before it is asked for.
 
     Args:
@@ -134,7 +160,7 @@ def load_folder(
         DataError: The folder, a class or (once decoded) an image does not fit; the message names
             it.
     """
-    return Folder(
+    return FolderDataSet(
         root, preparation, validation=validation, test=test, seed=seed, max_pixels=max_pixels,
         memory=memory, cache=cache,
     )  # fmt: skip

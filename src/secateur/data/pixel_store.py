@@ -7,18 +7,15 @@ and of the preparation, so that the next run finds it and a changed file is noti
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +24,7 @@ from torch import Tensor
 
 from secateur.console import progress
 from secateur.data.images import MappedPixels, Pixels, fingerprint_of
+from secateur.disk import replacing, write_json
 from secateur.errors import DataError
 from secateur.imaging import PIXEL_LIMIT, Preparation, decode
 
@@ -164,25 +162,9 @@ def _check_space(files: ImageFiles, folder: Path) -> None:
 def _write(files: ImageFiles, stored: Path, about: Path) -> None:
     """Write both files; each is complete under its name, or not there."""
     digest = hashlib.sha256(str(files.shape).encode())
-    with _replacing(stored) as file:
+    with replacing(stored) as temporary, temporary.open("wb") as file:
         for chunk in files.decoded():
             file.write(chunk.data)
             digest.update(chunk.data)
     digest.update(files.labels.numpy().data)
-    with _replacing(about) as file:
-        file.write(json.dumps({"fingerprint": digest.hexdigest()}).encode())
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the name ``path`` at the end, and none where that fails."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with open(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_json(about, {"fingerprint": digest.hexdigest()})

@@ -78,8 +78,7 @@ def decode(
     try:
         with _open(source) as image:
             _check_header(image, where, limit)
-            upright = ImageOps.exif_transpose(image)
-            return _converted(upright, image.format, channels, where)
+            return converted(image, channels, where)
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -125,7 +124,19 @@ def _check_header(image: Image.Image, where: object, limit: int) -> None:
         )
 
 
-def _converted(image: Image.Image, kind: str | None, channels: int, where: object) -> Image.Image:
+def converted(image: Image.Image, channels: int, where: object = "image") -> Image.Image:
+    """Turn an opened image upright and convert it to mode ``L`` or ``RGB``.
+
+    Args:
+        image: Of any mode.
+        channels: 1 for gray, 3 for RGB.
+        where: Names it in errors.
+
+    Raises:
+        DataError: It is of a kind that is refused.
+    """
+    kind = image.format
+    image = ImageOps.exif_transpose(image)
     mode = image.mode
     if mode.startswith("I"):
         image = _eight_bits(image, kind, where)

@@ -25,14 +25,10 @@ from secateur.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Interpolation = Literal["bilinear", "bicubic"]
 
-_FILTERS: dict[str, tuple[Image.Resampling, str]] = {
-    "nearest": (Image.Resampling.NEAREST, "nearest-exact"),
-    "bilinear": (Image.Resampling.BILINEAR, "bilinear"),
-    "bicubic": (Image.Resampling.BICUBIC, "bicubic"),
-}
-"""Interpolation to Pillow's filter and to torch's mode; both antialias when they shrink."""
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+"""Interpolation, by torch's name of the mode, to Pillow's filter. Shrinking is antialiased."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +120,9 @@ class Preparation:
             self._region(length, scaled)
             for length, scaled in zip(image.size, self._scaled(image.size), strict=True)
         )
-        filters, _ = _FILTERS[self.interpolation]
-        square = image.resize((self.side, self.side), filters, box=(left, top, right, bottom))
+        square = image.resize(
+            (self.side, self.side), _FILTERS[self.interpolation], box=(left, top, right, bottom)
+        )
         pixels = np.array(square)
         return np.ascontiguousarray(pixels.reshape(self.side, self.side, -1).transpose(2, 0, 1))
 
@@ -160,9 +157,8 @@ class Preparation:
 
         images = pixels.float().div_(255)
         if images.shape[-2:] != (self.side, self.side):
-            size, (_, mode) = (self.side, self.side), _FILTERS[self.interpolation]
-            smooth = self.interpolation != "nearest"
-            images = F.interpolate(images, size=size, mode=mode, antialias=smooth)
+            size = (self.side, self.side)
+            images = F.interpolate(images, size=size, mode=self.interpolation, antialias=True)
             if self.interpolation == "bicubic":
                 images = images.clamp_(0, 1)  # it overshoots at edges
         if self.side != self.resolution:
@@ -280,7 +276,7 @@ class Preparation:
                 expected="a torchvision weights' ImageClassification preset",
                 found=type(transforms).__name__,
             ) from error
-        if antialias is False and filters != "nearest":
+        if antialias is False:
             raise DataError("transforms without antialiasing", found=transforms)
         return cls(mean, std, crop, resize, filters)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.console import say
-from secateur.data import Images, Preparation, load
+from secateur.data import DataSet, Images, Preparation, geometry, open_data
 from secateur.errors import SecateurError
 from secateur.models.build import build_network
 from secateur.pruning.plan import Plan
@@ -137,9 +137,10 @@ class Chain:
     # ---- data
 
     @cached_property
-    def source_images(self) -> Images:
-        """All images of the training part, before the split."""
-        return load(self.recipe.data.name, self.data_root, train=True)
+    def data_set(self) -> DataSet:
+        """The images in three parts; files that are there but changed are refused here."""
+        config = self.recipe.data
+        return open_data(config, self.data_root, geometry(config, self.recipe.network.resolution))
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class Chain:
     def parts(self) -> tuple[Images, Images]:
         """Training images, with the labels to train on, and validation images; on the device."""
         stored = self.stage("data").tensors("split.safetensors")
-        images = self.source_images
+        images = self.data_set.source
         training, validation = (images.take(stored[part]) for part in ("training", "validation"))
         if "labels" in stored:
             training = replace(training, labels=stored["labels"])
@@ -160,7 +161,8 @@ class Chain:
     def prepare(self) -> Preparation:
         """From stored pixels to the network's input."""
         mean, std = (tuple(self.data_facts[key]) for key in ("mean", "std"))
-        return Preparation(mean, std, self.recipe.network.resolution)
+        neutral = geometry(self.recipe.data, self.recipe.network.resolution)
+        return replace(neutral, mean=mean, std=std)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -198,10 +200,8 @@ class Chain:
     @property
     def metadata(self) -> dict[str, str]:
         """What a user of an exported file must know: classes, and how images are prepared."""
-        facts = self.data_facts
-        return {key: json.dumps(facts[key]) for key in ("classes", "mean", "std", "name")} | {
-            "resolution": str(self.recipe.network.resolution)
-        }
+        facts = {key: json.dumps(self.data_facts[key]) for key in ("classes", "name")}
+        return facts | self.prepare.to_metadata()
 
     def file(self, variant: Variant) -> Path:
         """The ONNX file of ``variant``."""

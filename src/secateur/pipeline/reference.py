@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from secateur.data import draw, mislabel, normalization, split
+from secateur.data import draw, mislabel, normalization
 from secateur.pipeline.chain import Chain, changed_fields
 from secateur.pipeline.teacher_stage import taught_by_teacher, train_into
 from secateur.store import save_tensors, write_json
@@ -13,16 +13,13 @@ from secateur.store import save_tensors, write_json
 
 def data_key(chain: Chain) -> dict[str, Any]:
     """What decides the split."""
-    key: dict[str, Any] = {"data": changed_fields(chain.recipe.data)}
-    if chain.recipe.data.name == "folder":
-        key["fingerprint"] = chain.source_images.fingerprint
-    return key
+    return {"data": changed_fields(chain.recipe.data)} | chain.data_set.key()
 
 
 def make_data(chain: Chain, folder: Path) -> None:
     """Write the split, the labels to train on, and the facts of the data set."""
-    config, images = chain.recipe.data, chain.source_images
-    training, validation = split(images.labels, config.validation, config.split_seed)
+    config, images = chain.recipe.data, chain.data_set.source
+    training, validation = chain.data_set.split
     if config.images:
         training = training[draw(images.labels[training], config.images, config.split_seed)]
     mean, std = normalization(images.take(training), config.normalization)

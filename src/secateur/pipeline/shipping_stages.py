@@ -14,7 +14,7 @@ from secateur.artifact.container import VERSION
 from secateur.artifact.packing import pack, unpack
 from secateur.benchmarking.cost import macs, nonzero_parameters, parameters
 from secateur.benchmarking.measurement import measure
-from secateur.data import Images, batches, load
+from secateur.data import Images, batches
 from secateur.onnx_ir.model import read_model
 from secateur.pipeline.chain import VARIANTS, Chain, changed_fields
 from secateur.quantization.parity import compare
@@ -31,12 +31,12 @@ from secateur.training.evaluation import BATCH
 
 def bench_key(chain: Chain) -> dict[str, Any]:
     """What decides how the files are measured."""
-    return {"bench": changed_fields(chain.recipe.bench)}
+    return {"bench": changed_fields(chain.recipe.bench)} | chain.data_set.test_key()
 
 
 def make_bench(chain: Chain, folder: Path) -> None:
     """Measure the three files on this machine; the test images are opened here alone."""
-    test = load(chain.recipe.data.name, chain.data_root, train=False)
+    test = chain.data_set.test
     files: dict[str, Path] = {variant: chain.file(variant) for variant in VARIANTS}
     measured, logits = measure(files, test, chain.prepare, chain.recipe.bench)
     labels = test.labels.numpy()

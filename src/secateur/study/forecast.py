@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur import environment
 from secateur.data import Preparation
+from secateur.datasets import FACTS
 from secateur.models.build import build_network
 from secateur.models.teacher import build_teacher
 from secateur.recipe import Network, Recipe, Train
@@ -21,9 +22,6 @@ from secateur.study.grid import RECORDS, Cell
 from secateur.training.cpu import fast_layers
 from secateur.training.trainer import Teacher, Trainer
 
-TRAINING_IMAGES = {"cifar10": 50_000, "fashionmnist": 60_000, "fashionmnist-mini": 8_000}
-CHANNELS = {"cifar10": 3}
-SIDE, CLASSES = 32, 10
 STEPS = 4
 OVERFIT_ARMS = 3
 """Retrained networks of a cell that is made to overfit."""
@@ -72,9 +70,9 @@ def measured_seconds(folder: Path) -> float | None:
 
 def _from_steps(cell: Cell, device: str) -> float | None:
     recipe = cell.recipe
-    if recipe.data.name not in TRAINING_IMAGES:
+    if recipe.data.name not in FACTS:
         return None
-    images = round(TRAINING_IMAGES[recipe.data.name] * (1 - recipe.data.validation))
+    images = round(FACTS[recipe.data.name].training * (1 - recipe.data.validation))
     images = min(images, recipe.data.images or images)
     arms = recipe.prune.rounds * (OVERFIT_ARMS if cell.overfit else 1)
     by_teacher = recipe.prune.distill > 0 and recipe.prune.teacher == "teacher"
@@ -110,16 +108,17 @@ def _seconds_per_image(
     device: str,
 ) -> float:
     """Seconds of training for an image, from a few steps on noise."""
-    channels = CHANNELS.get(data, 1)
-    side = model.resolution if isinstance(model, Network) else SIDE
-    pixels = torch.randint(256, (config.batch_size, channels, SIDE, SIDE), dtype=torch.uint8)
+    facts = FACTS[data]
+    channels, own, classes = facts.channels, facts.side, len(facts.classes)
+    side = model.resolution if isinstance(model, Network) else own
+    pixels = torch.randint(256, (config.batch_size, channels, own, own), dtype=torch.uint8)
     pixels = pixels.to(device)
     prepare = Preparation((0.5,) * channels, (0.5,) * channels, side)
     taught_by = None
     if teacher is not None:
-        network = _build(teacher, prepare.at(SIDE)(pixels)).to(device).eval()
-        taught_by = Teacher(network, prepare.at(SIDE), 0.5)
-    built = _build(model, prepare.at(SIDE)(pixels)).to(device)
+        network = _build(teacher, prepare.at(own)(pixels), classes).to(device).eval()
+        taught_by = Teacher(network, prepare.at(own), 0.5)
+    built = _build(model, prepare.at(own)(pixels), classes).to(device)
     built = built.to(memory_format=torch.channels_last).train()
     trainer = Trainer(built, config, seed=0, teacher=taught_by)
     labels = torch.zeros(len(pixels), dtype=torch.int64, device=device)
@@ -131,10 +130,10 @@ def _seconds_per_image(
     return (time.perf_counter() - start) / (STEPS * len(pixels))
 
 
-def _build(model: Network | TeacherRecipe, images: Tensor) -> nn.Module:
+def _build(model: Network | TeacherRecipe, images: Tensor, classes: int) -> nn.Module:
     if isinstance(model, Network):
-        return build_network(model, images.shape[1], CLASSES)
-    return build_teacher(model, images.cpu(), CLASSES)
+        return build_network(model, images.shape[1], classes)
+    return build_teacher(model, images.cpu(), classes)
 
 
 def total_seconds(seconds: Iterable[float | None], processes: int) -> float:

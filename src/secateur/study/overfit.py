@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from secateur.benchmarking.cost import parameters
-from secateur.data import load
 from secateur.pipeline import Chain, open_chain
 from secateur.pipeline.to_records import Recorder, percent
 from secateur.recipe import Recipe
@@ -76,11 +75,11 @@ class Overfitting:
     def fit(self) -> Stage:
         """How each network fits the images it trained on, and the test images, opened here."""
         reads = {"data": self.chain.stage("data"), **self.networks}
-        return self.chain.make("fit", {}, reads, self._make_fit)
+        return self.chain.make("fit", self.chain.data_set.test_key(), reads, self._make_fit)
 
     def _make_fit(self, chain: Chain, folder: Path) -> None:
         training, _ = chain.parts
-        test = load(chain.recipe.data.name, chain.data_root, train=False).to(chain.device)
+        test = chain.data_set.test.to(chain.device)
         networks: dict[str, Any] = {}
         right: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}

@@ -16,6 +16,7 @@ from decimal import Decimal, InvalidOperation
 from importlib import resources
 from typing import NamedTuple
 
+from secateur.datasets import FACTS
 from secateur.recipe import Recipe, load_recipe
 
 SOURCES = ("paper", "report")
@@ -25,8 +26,7 @@ TITLES = {
     "mobilenet_v2": "MobileNetV2",
     "shufflenet_v2": "ShuffleNetV2",
     "alexnet": "AlexNet",
-    "cifar10": "CIFAR-10",
-    "fashionmnist": "FashionMNIST",
+    **{name: FACTS[name].title for name in DATASETS},
 }
 """How networks and data sets are written."""
 
