@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from secateur.cli.recipe_fields import nested_part, recipe_tables
 from secateur.errors import RecipeError
@@ -167,3 +171,54 @@ def test_all_accurate_recipes_of_a_data_set_share_the_teacher() -> None:
         ]
         assert len({recipe.teacher for recipe in recipes}) == 1
         assert len({recipe.data for recipe in recipes}) == 1
+
+
+def _numbers(part: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Dotted keys of every recipe field that may hold a float."""
+    for name, field in part.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _numbers(field.annotation, f"{path}{name}.")
+        elif "float" in repr(field.annotation):
+            yield f"{path}{name}"
+
+
+@pytest.mark.parametrize("key", list(_numbers(Recipe)))
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_no_number_may_be_infinite(key: str, value: str) -> None:
+    many = "tuple" in repr(_field(key))
+    with pytest.raises(RecipeError, match=key.split(".")[-1]):
+        load_recipe("quickstart", [f"{key}={f'[{value}]' if many else value}"])
+
+
+def _field(key: str) -> object:
+    part: Any = Recipe
+    for name in key.split("."):
+        part = part.model_fields[name].annotation
+    return part
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"seed = {'9' * 5000}", "not a TOML file"),
+        (f"seed = 0x{'f' * 5000}", "a number out of range"),
+        (f"description = {'[' * 5000}{']' * 5000}", "not a TOML file"),
+        (f"{'.'.join('a' * 3000)} = 1", "too deeply nested"),
+        (f"description = {'[' * 50}{']' * 50}", "too deeply nested"),
+        (f'name = "{"n" * 300}"', "at most 100 characters"),
+        ("name = 'x'\x00", "not a TOML file"),
+    ],
+)
+def test_odd_recipes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "odd.toml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(str(tmp_path / "odd.toml"))
+
+
+def test_a_recipe_that_is_no_file_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.toml")
+    (tmp_path / "large.toml").write_text("#" * 2**21)
+    (tmp_path / "latin.toml").write_bytes(b"name = '\xff'")
+    for name, message in (("fifo", "a FIFO"), ("large", "larger"), ("latin", "can't decode")):
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(str(tmp_path / f"{name}.toml"))

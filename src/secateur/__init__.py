@@ -6,6 +6,7 @@ are internal: they may change in any version.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ __all__ = [
     "verify",
 ]
 __version__ = "0.1.0"
+
+# ONNX Runtime sends telemetry from the moment it is imported, unless this says otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Classifier": "secateur.artifact.classifier",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur import __version__
-from secateur.errors import SecateurError
+from secateur.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def choose_device(name: str) -> torch.device:
     """Return the device called ``name``: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        SecateurError: The device does not exist on this machine.
+        UsageError: The device does not exist on this machine.
     """
     import torch
 
@@ -92,7 +92,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SecateurError(
+        raise UsageError(
             "no such device", where="--device", found=name, remedy="use auto, cpu or cuda"
         ) from error
     return device

@@ -19,6 +19,7 @@ class SecateurError(Exception):
     """
 
     exit_code = 1
+    """1: the work failed. 2 (:class:`UsageError`): what was given does not fit."""
 
     def __init__(
         self,
@@ -42,17 +43,21 @@ class SecateurError(Exception):
         super().__init__(" ".join(line.split()))
 
 
-class RecipeError(SecateurError):
-    """A recipe that cannot be read, or says something impossible."""
+class UsageError(SecateurError):
+    """An argument that does not fit: what the user named is missing or of another kind."""
 
     exit_code = 2
 
 
-class DataError(SecateurError):
+class RecipeError(UsageError):
+    """A recipe that cannot be read, or says something impossible."""
+
+
+class DataError(UsageError):
     """Images or labels that are missing, corrupt or too few."""
 
 
-class NetworkError(SecateurError):
+class NetworkError(UsageError):
     """A network that does not exist or cannot be built, traced or loaded as asked."""
 
 
@@ -70,8 +75,8 @@ class TrainingError(SecateurError):
     """A training that diverged."""
 
 
-class ArtifactError(SecateurError):
-    """A file of Secateur that is damaged, of a newer version, or holds what it must not."""
+class ArtifactError(UsageError):
+    """A file that is damaged, of a newer version, or holds what it must not."""
 
     def at(self, where: object) -> ArtifactError:
         """The same error, saying in which file."""

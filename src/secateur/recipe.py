@@ -18,17 +18,21 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from secateur.errors import RecipeError
+from secateur.disk import read_bytes
+from secateur.errors import RecipeError, StoreError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+_MOST_BYTES = 2**20
+_MOST_DEPTH = 16
 
 
 class Part(BaseModel):
     """A part of a recipe: immutable, and closed to keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Part):
@@ -419,7 +423,7 @@ class Bench(Part):
 class Recipe(Part):
     """Everything that decides a result."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)] = Field(
         description="Name of the run's folder; not part of the id."
     )
     description: str = Field(default="", description="A line for people; not part of the id.")
@@ -500,8 +504,8 @@ def load_recipe(name: str, overrides: list[str] | None = None, seed: int | None 
     """
     if name.endswith(".toml"):
         try:
-            text, where = Path(name).read_text(encoding="utf-8"), name
-        except (OSError, UnicodeDecodeError) as error:
+            text, where = read_bytes(Path(name), _MOST_BYTES).decode(), name
+        except (StoreError, UnicodeDecodeError) as error:
             raise RecipeError("cannot read recipe", where=name, found=error) from error
     elif name in builtin_recipes():
         text = (resources.files("secateur") / "recipes" / f"{name}.toml").read_text("utf-8")
@@ -513,10 +517,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, seed: int | None 
             remedy=_nearest(name, builtin_recipes())
             + "give a path ending in .toml or list the built-in ones with `secateur recipes`",
         )
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError("not a TOML file", where=where, found=error) from error
+    values = _parse(text, where)
     for override in overrides or []:
         _override(values, override)
     if seed is not None:
@@ -526,10 +527,26 @@ def load_recipe(name: str, overrides: list[str] | None = None, seed: int | None 
 
 def parse_recipe(text: str, where: str) -> Recipe:
     """Read a recipe from TOML ``text``; ``where`` names it in errors."""
+    return _validate(_parse(text, where), where)
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        return _validate(tomllib.loads(text), where)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers of too many digits are ValueErrors
         raise RecipeError("not a TOML file", where=where, found=error) from error
+
+
+def _check_values(value: object, where: str, depth: int = 0) -> None:
+    """Make sure that tables are not nested deeply and integers have 64 bits, as TOML says."""
+    if depth > _MOST_DEPTH:
+        raise RecipeError("a recipe of too deeply nested tables", where=where)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RecipeError("a number out of range", where=where, expected="64 bits at most")
+    for inner in value.values() if isinstance(value, dict) else ():
+        _check_values(inner, where, depth + 1)
+    for inner in value if isinstance(value, list) else ():
+        _check_values(inner, where, depth + 1)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -545,9 +562,12 @@ def _override(values: dict[str, Any], override: str) -> None:
         values[leaf] = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         values[leaf] = value.strip()
+    except (ValueError, RecursionError) as error:
+        raise RecipeError("cannot read --set", where=key, found=error) from error
 
 
 def _validate(values: dict[str, Any], where: str) -> Recipe:
+    _check_values(values, where)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -14,14 +14,17 @@ import pytest
 import typer
 
 import secateur.cli.app as cli
+from helpers import socket_guard
 from secateur.records import Record
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def _secateur(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "secateur", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **more)  # type: ignore[call-overload, no-any-return]
+def _secateur(*arguments: object, offline: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the command in its own process; ``offline``, a socket of the internet kills it."""
+    how = [socket_guard.__file__] if offline else ["-m", "secateur"]
+    command = [sys.executable, *how, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
 
 
 def _fails(
@@ -64,8 +67,8 @@ def _ships(
     image = next((images / "test" / "left").iterdir())
     for command, said in (
         (("pack", run, "-o", sec), "times smaller than its ONNX"),
-        (("verify", sec), "not checked here"),
-        (("verify", sec, "--data", images), "found here: the same"),
+        (("verify", sec), "not measured here"),
+        (("verify", sec, "--data", images), "measured here: the same"),
         (("predict", sec, image, "--top", 1), f"{image}: "),
         (("show", sec), "recipe_id"),
         (("unpack", sec, "-o", onnx), "SHA-256"),
@@ -83,9 +86,9 @@ def test_the_whole_chain_twice(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """End to end on tiny data; the second time there is nothing to do."""
+    """End to end on tiny data, with no way to the network; the second time nothing is to do."""
     arguments = ("run", recipe_file, "--data", image_folder, "--out", tmp_path / "out", "--json")
-    first = _secateur(*arguments)
+    first = _secateur(*arguments, offline=socket_guard.AVAILABLE)
     assert first.returncode == 0, first.stderr
     records = [Record.model_validate_json(line) for line in first.stdout.splitlines()]
     for variant in ("reference", "pruned", "quantized", "packed"):
@@ -122,10 +125,11 @@ def test_the_whole_chain_twice(
     assert any(line.startswith("scan: done") for line in lines)
 
 
-def test_ctrl_c_leaves_nothing_to_trust(
-    recipe_file: Path, image_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_leaves_nothing_to_trust(
+    sent: signal.Signals, recipe_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    """In the middle of training: one line, exit code 130, a checkpoint, no finished stage."""
+    """In the middle of training: one line, the shell's code, a checkpoint, no finished stage."""
     command = [sys.executable, "-m", "secateur", "train", str(recipe_file)]
     command += ["--data", str(image_folder), "--out", str(tmp_path / "out")]
     command += ["--set", "train.epochs=500"]
@@ -135,15 +139,15 @@ def test_ctrl_c_leaves_nothing_to_trust(
         stderr=subprocess.PIPE,
         text=True,
         # A suite run in the background of a shell ignores Ctrl-C, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob("stages/*.partial/checkpoint.safetensors")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("secateur: interrupted")
     assert not list((tmp_path / "out").glob("stages/train-*[0-9a-f]/stage.json"))
@@ -172,6 +176,12 @@ def test_help_has_examples_for_every_command(capsys: pytest.CaptureFixture[str])
         assert f"secateur {name}" in out
 
 
+@pytest.mark.skipif(not socket_guard.AVAILABLE, reason="seccomp filters are Linux's")
+def test_the_guard_lets_nothing_through() -> None:
+    assert _secateur("--connect", offline=True).returncode == socket_guard.KILLED
+    assert _secateur("recipes", offline=True).returncode == 0
+
+
 def test_help_is_quick() -> None:
     """The help of a command must not wait for torch."""
     code = "import sys, secateur.cli.app; sys.exit('torch' in sys.modules)"
@@ -186,23 +196,28 @@ def test_help_is_quick() -> None:
         (["run", "--set", "train.epoch=3"], 2, ["unknown recipe key", "did you mean 'epochs'"]),
         (["run", "--set", "train.epochs=many"], 2, ["train.epochs", "found 'many'"]),
         (["run", "--set", "network.name=vgg"], 2, ["network.name", "'mobilenet_v2'"]),
-        (["train", "--device", "gpu"], 1, ["no such device (--device)", "found gpu"]),
+        (["train", "--device", "gpu"], 2, ["no such device (--device)", "found gpu"]),
         (["train", "--out", "/dev/null/runs"], 1, ["cannot write to output folder"]),
         (
             ["train", "alexnet-fashionmnist-quick", "--data", "/nowhere"],
-            1,
+            2,
             ["no such data folder (/nowhere)", "--data"],
         ),
         (
             ["train", "--set", "network.name=alexnet"],
-            1,
+            2,
             ["resolution too small", "at least 63, found 28"],
         ),
-        (["show", "nothing.here"], 1, ["nothing to show (nothing.here)"]),
+        (["show", "nothing.here"], 2, ["nothing to show (nothing.here)"]),
         (["report", "nothing.here"], 1, ["records.jsonl"]),
-        (["pack", "nothing.here", "-o", "x.sec"], 1, ["nothing to pack (nothing.here)"]),
+        (["pack", "nothing.here", "-o", "x.sec"], 2, ["nothing to pack (nothing.here)"]),
         (["verify", "nothing.sec"], 1, ["No such file", "nothing.sec"]),
         (["run", "--set", "quantize.price=-1"], 2, ["quantize.price"]),
+        (["run", "--set", "train.learning_rate=inf"], 2, ["train.learning_rate", "finite"]),
+        (["run", "--set", f"train.epochs={'9' * 5000}"], 2, ["cannot read --set (train.epochs)"]),
+        (["run", "--set", f"name={'n' * 300}"], 2, ["recipe key name", "at most 100"]),
+        (["pack", "net.onnx", "-o", "/dev/null"], 1, ["cannot write (/dev/null)", "a device"]),
+        (["unpack", "net.sec", "-o", "none/net.onnx"], 1, ["no such folder"]),
     ],
 )
 def test_bad_input_is_one_clear_line(
@@ -232,7 +247,7 @@ def test_a_class_folder_with_one_image(
     code, line = _fails(
         capsys, monkeypatch, "train", recipe_file, "--data", image_folder, "--out", tmp_path / "out"
     )
-    assert code == 1
+    assert code == 2
     assert "too few images" in line
 
 

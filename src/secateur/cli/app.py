@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -63,6 +65,9 @@ def main() -> None:
         app()
     except InterruptedByUserError as error:
         _fail(str(error), exit_code(), debug)
+    except BrokenPipeError:  # whoever read stdout has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer says nothing of a KeyboardInterrupt
             _fail("interrupted", exit_code(), debug)

@@ -16,7 +16,7 @@ from secateur.artifact.packing import TAGS, read_about
 from secateur.artifact.screening import screen
 from secateur.console import table
 from secateur.disk import read_bytes
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, UsageError
 from secateur.onnx_ir.reader import MOST_BYTES, parse
 from secateur.recipe import load_recipe
 from secateur.records import read_records
@@ -43,7 +43,7 @@ def describe(path: Path) -> Parts:
         yield f"{path.name}: {path.stat().st_size:,} bytes"
         yield from _FILES[path.suffix](path)
     else:
-        raise SecateurError(
+        raise UsageError(
             "nothing to show",
             where=path,
             expected=f"a run, a stage, or a file ending in {', '.join(_FILES)}",

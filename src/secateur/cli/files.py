@@ -12,7 +12,7 @@ from pathlib import Path
 from secateur import environment
 from secateur.artifact.packing import LIMIT, pack, unpack
 from secateur.disk import check_output, read_bytes, write_bytes
-from secateur.errors import DataError, SecateurError
+from secateur.errors import DataError, UsageError
 from secateur.escaping import csv_text, printable
 from secateur.imaging import SUFFIXES, Preparation
 from secateur.onnx_ir.reader import read_self_contained
@@ -60,7 +60,7 @@ def pack_into(
     if source.suffix == ".onnx" and source.exists():
         content = _packed(source, labels, limit)
     elif labels is not None:
-        raise SecateurError("class names, mean and std", where=source, expected="an .onnx file")
+        raise UsageError("class names, mean and std", where=source, expected="an .onnx file")
     elif (source / "net.sec").is_file():
         content = read_bytes(source / "net.sec", limit)
     elif (source / "recipe.toml").is_file():
@@ -70,7 +70,7 @@ def pack_into(
         assert packed is not None
         content = packed.read_bytes()
     else:
-        raise SecateurError(
+        raise UsageError(
             "nothing to pack", where=source, expected="a run's folder or an .onnx file"
         )
     before = len(unpack(content, limit).onnx)
@@ -102,7 +102,7 @@ def _metadata(model: object, labels: Labels, source: Path) -> dict[str, str]:
         for value in (model.graph.input[0], model.graph.output[0])  # type: ignore[attr-defined]
     )
     if len(sides) != 4 or sides[2] != sides[3] or not sides[2]:
-        raise SecateurError(
+        raise UsageError(
             "not a classifier of square images", where=source,
             expected="input (N, C, R, R) with C and R fixed", found=sides,
         )  # fmt: skip
@@ -138,7 +138,7 @@ def unpack_into(path: Path, out: Path | None = None, limit: int = LIMIT) -> Iter
     """
     target = path.with_suffix(".onnx") if out is None else out
     if out is None and target.exists():
-        raise SecateurError("the file is there already", where=target, remedy="name one with -o")
+        raise UsageError("the file is there already", where=target, remedy="name one with -o")
     check_output(target, [path])
     unpacked = unpack(read_bytes(path, limit), limit)
     write_bytes(target, unpacked.onnx, [path])

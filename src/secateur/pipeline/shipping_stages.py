@@ -24,7 +24,7 @@ from secateur.report.contents import Changes
 from secateur.report.image_changes import image_changes
 from secateur.report.layer_changes import layer_changes
 from secateur.runtimes import open_file
-from secateur.statistics import mcnemar, paired_drop, proportion, spread
+from secateur.statistics import mcnemar, paired_drop, proportion
 from secateur.store import save_tensors, write_bytes, write_json, write_text
 from secateur.training.evaluation import BATCH
 
@@ -101,8 +101,7 @@ def provenance(chain: Chain) -> dict[str, Any]:
     right = {v: r.numpy() for v, r in bench.tensors("right.safetensors").items()}
     decided = right["quantized"]
     correct, n = int(decided.sum()), len(decided)
-    times = np.array(measured["variants"]["quantized"]["latencies_ms"])
-    return {
+    return {  # no times: two runs of a recipe give the same bytes
         "recipe": chain.recipe.model_dump(mode="json", exclude_defaults=True),
         "recipe_id": chain.recipe.id,
         "seed": chain.recipe.seed,
@@ -118,7 +117,6 @@ def provenance(chain: Chain) -> dict[str, Any]:
             "drop": list(paired_drop(right["reference"], decided)),
             "mcnemar_p": mcnemar(right["reference"], decided),
         },
-        "latency_ms": [*spread(times), len(times)],
         "runtime": measured["runtime"],
         "threads": measured["threads"],
         **{key: manifest[key] for key in ("processor", "versions", "commit")},

@@ -11,7 +11,9 @@ from secateur import environment
 from secateur.errors import SecateurError
 from secateur.runtimes.protocol import Array
 
-onnxruntime.disable_telemetry_events()  # before the first session: it looks up a host for events
+# Its telemetry starts when it is imported; secateur/__init__.py turns that off, and this what is left
+# where somebody imported it before.
+onnxruntime.disable_telemetry_events()
 
 SATURATION_FREE = "saturation_free"
 """Key of a file's metadata: ``true`` where no two products can overflow 16 bits."""
