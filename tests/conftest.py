@@ -1,13 +1,22 @@
-"""Shared by all tests: one thread, so that parallel workers do not fight over two cores."""
+"""Shared by all tests: one thread, so that parallel workers do not fight over two cores.
+
+Property tests explore the same examples every time. HYPOTHESIS_PROFILE=random (`make fuzz`) explores
+new ones.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("fixed", derandomize=True, database=None, print_blob=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture

@@ -47,7 +47,12 @@ def split(
 
 
 def draw(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Draw some images, of each class as many as its share, to within one.
+    """Draw some images, of each class as many as its share.
+
+    This is the method of Webster (Sainte-Lague): a class of n among N images gets n * count / N, to
+    within 1/2 + classes * n / (2 N), which is 1 for classes of one size. The images of a smaller
+    ``count`` are among those of a larger one. No method has that and is always within 1
+    (Balinski and Young, "Fair Representation", 2001).
 
     Args:
         labels: int64, shape (N,).

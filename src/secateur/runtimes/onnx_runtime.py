@@ -11,8 +11,8 @@ from secateur import environment
 from secateur.errors import SecateurError
 from secateur.runtimes.protocol import Array
 
-# Its telemetry starts when it is imported; secateur/__init__.py turns that off, and this what is left
-# where somebody imported it before.
+# Telemetry starts with the import; secateur/__init__.py prevents that. This is for whoever imported
+# ONNX Runtime before Secateur.
 onnxruntime.disable_telemetry_events()
 
 SATURATION_FREE = "saturation_free"

@@ -1,0 +1,78 @@
+"""What is fuzzed: readers of files from strangers. Each returns, or raises a SecateurError.
+
+A target takes the bytes of one file. Anything else that it raises, a crash, more than two seconds or
+more than 1 GiB is a finding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from secateur.artifact.bounds import check_network
+from secateur.artifact.container import read_sections
+from secateur.artifact.packing import TAGS, read_about, unpack
+from secateur.artifact.splice import find_tensors
+from secateur.errors import SecateurError
+from secateur.escaping import csv_text, latex_text, printable
+from secateur.imaging import read_image
+from secateur.onnx_ir.reader import parse
+from secateur.recipe import parse_recipe
+from secateur.records import read_records
+
+LIMIT = 2**22
+"""Bytes of the largest ONNX file, and pixels of the largest image."""
+
+
+def container(data: bytes) -> None:
+    """A packed file: sections, table, tensors, hash, and the network's bounds."""
+    read_about(read_sections(data, TAGS))
+    check_network(unpack(data, LIMIT).onnx, LIMIT)
+
+
+def onnx_file(data: bytes) -> None:
+    """An ONNX file, as a protobuf, as tensors to cut out, and as a network to run."""
+    for read in (lambda: find_tensors(data), lambda: parse(data, "fuzz")):
+        with contextlib.suppress(SecateurError):
+            read()
+    check_network(data, LIMIT)
+
+
+def recipe(data: bytes) -> None:
+    """A recipe in TOML."""
+    parsed = parse_recipe(data.decode(errors="replace"), "fuzz")
+    assert parse_recipe(parsed.to_toml(), "again").id == parsed.id
+
+
+def image(data: bytes) -> None:
+    """An image file, for a gray and for a color network."""
+    for channels in (1, 3):
+        read = read_image(io.BytesIO(data), channels, limit=LIMIT)
+        assert read.mode == ("L" if channels == 1 else "RGB")
+
+
+def records(data: bytes) -> None:
+    """A file of records, and what prints their text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.jsonl"
+        path.write_bytes(data)
+        read_records(path)
+
+
+def text(data: bytes) -> None:
+    """A name from a stranger's file, on its way to a terminal, a spreadsheet and LaTeX."""
+    name = data.decode(errors="surrogateescape")
+    shown = printable(name)
+    assert shown.isprintable() or not shown.isascii()
+    assert "\x1b" not in shown
+    assert "\n" not in shown + csv_text(name) + latex_text(name)
+    json.dumps(shown).encode()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target for target in (container, onnx_file, recipe, image, records, text)
+}
