@@ -3,7 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: run test test-slow check docs wheel examples publish format requirements clean
+.PHONY: run test test-slow check docs wheel examples publish format requirements sbom fuzz-short \
+  fuzz clean
+
+# The tool that makes the pins is pinned too.
+UV := uv==0.13.9
+FUZZ := PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing
 
 run: $(READY)  ## the main job: compress the network in the package, with a verdict and a report
 	$(BIN)/secateur compress
@@ -36,10 +41,22 @@ format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-requirements: $(READY)  ## resolve the pins anew, for every supported Python
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	  --no-emit-index-url --group dev pyproject.toml -o requirements.txt
+requirements:  ## resolve the pins, with hashes, for every supported Python
+	$(PYTHON) -m venv .venv/uv
+	.venv/uv/bin/pip install --quiet '$(UV)'
+	.venv/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --generate-hashes --group dev pyproject.toml -o requirements.txt
+
+sbom: $(READY)  ## the software bill of materials: what is installed, as CycloneDX
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --output-reproducible --of JSON -o dist/sbom.json $(BIN)/python
+
+fuzz-short: $(READY)  ## fuzz each reader of files from strangers for 20 seconds
+	$(FUZZ) --seconds 20 --out .venv/fuzz
+
+fuzz: $(READY)  ## fuzz each for 30 minutes, then try random examples in the property tests
+	$(FUZZ) --seconds 1800 --out results/fuzz
+	HYPOTHESIS_PROFILE=random $(BIN)/pytest -q -n 2 --dist worksteal tests
 
 clean:
 	rm -rf .venv runs

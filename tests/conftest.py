@@ -1,7 +1,7 @@
 """Shared by all tests: one thread, so that parallel workers do not fight over two cores.
 
-Property tests explore the same examples every time. HYPOTHESIS_PROFILE=random (`make fuzz`) explores
-new ones.
+Property tests try the same examples every time; with HYPOTHESIS_PROFILE=random (`make fuzz`) they
+explore new ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is fuzzed: readers of files from strangers. Each returns, or raises a SecateurError.
 
-A target takes the bytes of one file. Anything else that it raises, a crash, more than two seconds or
-more than 1 GiB is a finding.
+A target takes the bytes of one file. Anything else that it raises, a crash, or more time or memory
+than :mod:`fuzzing.__main__` allows is a finding.
 """
 
 from __future__ import annotations
