@@ -45,6 +45,7 @@ from secateur.recipe import load_recipe
 from secateur.runtimes import OnnxRuntime
 from secateur.statistics import mcnemar, paired_drop, spread
 from secateur.store import Store
+from secateur.training.evaluation import correct, scorer
 
 Record = dict[str, Any]
 ROOT = Path(__file__).parent.parent
@@ -117,8 +118,7 @@ def against(reference: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) 
 def control(chain: Chain, path: Path, right: dict[str, Any], test: Any) -> Record:
     """Another float network on the same test images, and what the packed one loses against it."""
     runtime = OnnxRuntime(path, 2)
-    decided = [runtime.run(batch).argmax(1) for batch in batches(test, chain.prepare, 250)]
-    others = np.concatenate(decided) == test.labels.numpy()
+    others = correct(scorer(runtime), test, chain.prepare)
     return {"right": int(others.sum()), "drop": against(others, right["quantized"])}
 
 

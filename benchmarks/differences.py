@@ -34,7 +34,7 @@ from secateur.report.numbers import fixed, signed, significant
 from secateur.runtimes import OnnxRuntime
 from secateur.statistics import paired_drop, proportion
 from secateur.store import Store
-from secateur.training.evaluation import correctness, judge
+from secateur.training.evaluation import correct, correctness
 
 Found = dict[str, Any]
 DRAWS = 5
@@ -74,7 +74,7 @@ class Network:
 
     def decide(self, scheme: Scheme) -> npt.NDArray[np.bool_]:
         """Which test images the network gets right under a scheme."""
-        return judge(Simulated(self.graph, scheme), self.test, self.pipeline.prepare)[0]
+        return correct(Simulated(self.graph, scheme), self.test, self.pipeline.prepare)
 
 
 def test_time_flips(network: Network) -> Found:

@@ -37,6 +37,7 @@ from secateur.runtimes import OnnxRuntime
 from secateur.statistics import mcnemar, paired_drop, proportion
 from secateur.store import Store
 from secateur.training.checkpoint import remove_checkpoints
+from secateur.training.evaluation import correct, scorer
 from secateur.training.loop import train
 
 PLAIN: dict[str, Any] = {"rounding": "nearest", "correct_bias": False}
@@ -93,8 +94,7 @@ class Subject:
     def right(self, path: Path) -> np.ndarray:
         """Whether a file is right, image by image of the test set."""
         runtime = OnnxRuntime(path, self.threads)
-        decided = [runtime.run(batch).argmax(1) for batch in batches(self.test, self.prepare, 100)]
-        return np.concatenate(decided) == self.test.labels.numpy()
+        return correct(scorer(runtime), self.test, self.prepare)
 
     def calibration(self, count: int) -> torch.Tensor:
         """The images that ``secateur quantize`` takes."""

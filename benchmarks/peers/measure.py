@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.common.isolation import apart, in_one_line, silent
 from benchmarks.common.records import Record, pack
 from benchmarks.peers.onnx_rows import BATCH
-from benchmarks.peers.row import Row, RowInput
+from benchmarks.peers.row import RowInput
 from benchmarks.peers.rows import ROWS
 from benchmarks.peers.torch_pruning_row import prune_and_train
 from secateur import data
@@ -27,6 +27,7 @@ from secateur.console import say
 from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
 from secateur.pipeline import Chain
+from secateur.training.evaluation import correct, scorer
 
 SIDE = 224
 """Pixels, where time is measured."""
@@ -143,17 +144,11 @@ def _judge(key: str, source: RowInput, test: data.Images, threads: int) -> Recor
     with tempfile.TemporaryDirectory() as folder, silent():
         made = row.make(source, Path(folder))
         runtime = row.open(made.opens, threads)
-        decided = [runtime.run(batch).argmax(1) for batch in _batches(row, test, source)]
+        prepare = (lambda pixels: pixels) if row.raw else source.prepare
+        right = correct(scorer(runtime), test, prepare, BATCH)
         weight = sum(file.stat().st_size for file in made.ships)
-    right = np.concatenate(decided) == test.labels.numpy()
     result = {"bytes": weight, "right": pack(right), "test_images": len(test), "said": made.notes}
     return result | {"resolution": source.prepare.resolution}
-
-
-def _batches(row: Row, test: data.Images, source: RowInput) -> Iterator[Any]:
-    if row.raw:
-        return (pixels.numpy() for pixels in test.pixels.split(BATCH))
-    return data.batches(test, source.prepare, BATCH)
 
 
 # ---- time

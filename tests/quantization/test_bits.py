@@ -17,7 +17,7 @@ from secateur.quantization.scheme import weighted_nodes
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import WeightRule
 from secateur.statistics import Interval
-from secateur.training.evaluation import judge
+from secateur.training.evaluation import correct_and_loss
 
 PREPARE = Preparation((0.5,) * 3, (0.25,) * 3, 28)
 
@@ -77,11 +77,11 @@ def test_a_point_is_the_network_with_that_weight_rounded(tmp_path):
     ]
     assert len(ticks) == 2 * len(layers)
     network = Simulated(model)
-    right, loss = judge(network, images, PREPARE)
+    right, loss = correct_and_loss(network, images, PREPARE)
     for node in (layers[0], layers[5], layers[-1]):
         kept = network.weights[node.name].data
         network.weights[node.name].data = _rounded(network.graph, node, 2, WeightRule())
-        ours, ours_loss = judge(network, images, PREPARE)
+        ours, ours_loss = correct_and_loss(network, images, PREPARE)
         network.weights[node.name].data = kept
         (found,) = (p for p in points if (p.layer, p.bits) == (node.name, 2))
         assert found.correct == ours.sum()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 from pydantic import ValidationError
 
 from secateur.artifact.classifier import Classifier, load
@@ -14,6 +15,7 @@ from secateur.console import progress
 from secateur.data import open_data
 from secateur.errors import ArtifactError
 from secateur.recipe import Data
+from secateur.training.evaluation import correct
 
 TOLERATED = 1e-3
 """Share of the images that may be decided otherwise: kernels of another processor may round a sum
@@ -70,13 +72,13 @@ def verify(path: str | Path, data: Path | None = None) -> Verified:
             expected=network.about["data"]["test_sha256"],
             found=test.fingerprint,
         )
-    labels = test.labels.numpy()
-    right = 0
-    with progress("test set", len(labels)) as tick:
-        for start in range(0, len(labels), _BATCH):
-            decided = network(test.pixels[start : start + _BATCH].numpy()).argmax(axis=1)
-            right += int(np.sum(decided == labels[start : start + _BATCH]))
-            tick.advance(len(decided))
+    with progress("test set", len(test)) as tick:
+
+        def scores(pixels: Tensor) -> Tensor:
+            tick.advance(len(pixels))
+            return torch.from_numpy(network(pixels.numpy()))  # prepares the pixels itself
+
+        right = int(correct(scores, test, lambda pixels: pixels, _BATCH).sum())
     if abs(right - recorded[0]) > TOLERATED * recorded[1]:
         raise ArtifactError(
             "not as accurate as the file says",

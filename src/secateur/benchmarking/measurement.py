@@ -1,4 +1,4 @@
-"""What the files that ship decide, weigh and take, read back from disk."""
+"""Accuracy, size and latency of the files that ship, read back from disk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from secateur import recipe
 from secateur.benchmarking.timing import latencies
 from secateur.console import progress
 from secateur.data import Images, Preparation, batches
 from secateur.runtimes import Runtime, open_file
+from secateur.training.evaluation import evaluate, scorer
 
 BATCH = 100
 
@@ -44,8 +46,8 @@ def measure(
     logits, labels = {}, test.labels.numpy()
     with progress("test set", len(files)) as tick:
         for variant, runtime in runtimes.items():
-            parts = [runtime.run(batch) for batch in batches(test, prepare, BATCH)]
-            logits[variant] = np.concatenate(parts)
+            pairs = evaluate(scorer(runtime), test, prepare, BATCH)
+            logits[variant] = torch.cat([scores for scores, _ in pairs]).numpy()
             right = logits[variant].argmax(1) == labels
             tick.advance(note=f"{variant} {100 * right.mean():.2f} %")
     first = next(iter(runtimes.values()))

@@ -32,7 +32,7 @@ from secateur.quantization.validation import Judge
 from secateur.runtimes import Runtime, open_file
 from secateur.store import Stage, Store, save_tensors, write_bytes, write_json, write_text
 from secateur.training.checkpoint import remove_checkpoints
-from secateur.training.evaluation import BATCH, leave_gradients
+from secateur.training.evaluation import correct, leave_gradients, scorer
 from secateur.training.loop import train
 from secateur.training.trainer import Epoch, Teacher
 
@@ -45,8 +45,7 @@ Hopeless = Callable[[Sequence[Epoch]], str]
 
 def evaluate(runtime: Runtime, images: Images, problem: Problem) -> Right:
     """Tell for each image whether a file is right, shape (n,)."""
-    decided = [runtime.run(batch).argmax(1) for batch in batches(images, problem.prepare, BATCH)]
-    return np.concatenate(decided) == images.labels.cpu().numpy()
+    return correct(scorer(runtime), images.to(torch.device("cpu")), problem.prepare)
 
 
 class Stages:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from secateur.data import Images, Preparation
 from secateur.quantization.simulate import Simulated
-from secateur.training.evaluation import judge
+from secateur.training.evaluation import correct, correct_and_loss
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Judge:
 
     def loss(self, network: Simulated) -> float:
         """Mean cross-entropy, in nats."""
-        return float(judge(network, self.images, self.prepare)[1].mean())
+        return float(correct_and_loss(network, self.images, self.prepare)[1].mean())
 
     def right(self, network: Simulated) -> npt.NDArray[np.bool_]:
         """Whether the network is right, image by image."""
-        return judge(network, self.images, self.prepare)[0]
+        return correct(network, self.images, self.prepare)
 
     def accuracy(self, network: Simulated) -> float:
         """Share of images that the network is right on."""

@@ -23,7 +23,7 @@ from secateur.recipe import Recipe
 from secateur.records import Record
 from secateur.statistics import Interval, mcnemar, mean, paired_drop, proportion
 from secateur.store import Stage, Store, save_tensors, write_json
-from secateur.training.evaluation import judge
+from secateur.training.evaluation import correct_and_loss
 
 Arm = Literal["pruned", "random", "dense"]
 ARMS: tuple[Arm, ...] = ("pruned", "random", "dense")
@@ -85,8 +85,8 @@ class Overfitting:
         losses: dict[str, Tensor] = {}
         for name, stage in self.networks.items():
             network = chain.load_network(stage)
-            fitted, training_losses = judge(network, training, chain.prepare)
-            decided, test_losses = judge(network, test, chain.prepare)
+            fitted, training_losses = correct_and_loss(network, training, chain.prepare)
+            decided, test_losses = correct_and_loss(network, test, chain.prepare)
             networks[name] = {
                 "train_right": int(fitted.sum()),
                 "train_loss": float(training_losses.mean()),

@@ -1,68 +1,101 @@
-"""What a network decides, image by image."""
+"""Evaluation of a network on labeled images: one loop, for modules, graphs and runtimes alike."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from secateur.data import Images, Preparation
+from secateur.data import Images
+from secateur.runtimes import Runtime
 
 BATCH = 250
 
+Scorer = Callable[[Tensor], Tensor]
+"""From prepared images, float32 (N, C, H, W), to scores, float (N, classes)."""
+
+Prepare = Callable[[Tensor], Tensor]
+"""From stored pixels, uint8 (N, C, H, W), to the network's input; a Preparation is one."""
+
+
+def scorer(runtime: Runtime) -> Scorer:
+    """A runtime as a function of tensors on the CPU."""
+    return lambda images: torch.from_numpy(runtime.run(images.contiguous().numpy()))
+
 
 @torch.inference_mode()
-def correctness(
-    network: nn.Module, images: Images, prepare: Preparation, batch: int = BATCH
-) -> npt.NDArray[np.bool_]:
-    """Tell for each image whether the class with the highest score is its label.
-
-    The network is put into inference mode and back.
+def evaluate(
+    network: Scorer, images: Images, prepare: Prepare, batch: int = BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield scores, float (n, classes), and labels, int64 (n,), batch by batch.
 
     Args:
-        network: On the same device as ``images``.
+        network: On the same device as ``images``, in inference mode.
         images: N images.
         prepare: From stored pixels to the network's input.
         batch: Images at a time.
+    """
+    for start in range(0, len(images), batch):
+        scores = network(prepare(images.pixels[start : start + batch]))
+        yield scores, images.labels[start : start + batch].to(scores.device)
+
+
+def correct(
+    network: Scorer, images: Images, prepare: Prepare, batch: int = BATCH
+) -> npt.NDArray[np.bool_]:
+    """Tell for each image whether the class with the highest score is its label.
+
+    Arguments as :func:`evaluate`.
 
     Returns:
         Shape (N,).
     """
-    training = network.training
-    network.eval()
-    right = [
-        network(prepare(images.pixels[start : start + batch])).argmax(1)
-        == images.labels[start : start + batch]
-        for start in range(0, len(images), batch)
-    ]
-    network.train(training)
-    return torch.cat(right).cpu().numpy()
+    pairs = evaluate(network, images, prepare, batch)
+    return torch.cat([scores.argmax(1) == labels for scores, labels in pairs]).cpu().numpy()
 
 
-@torch.inference_mode()
-def judge(
-    network: nn.Module, images: Images, prepare: Preparation, batch: int = BATCH
+def correct_and_loss(
+    network: Scorer, images: Images, prepare: Prepare, batch: int = BATCH
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
     """Tell for each image whether the network is right, and its cross-entropy in nats.
 
-    Arguments as :func:`correctness`.
+    Arguments as :func:`evaluate`.
 
     Returns:
         Both of shape (N,).
     """
     right, losses = [], []
-    for start in range(0, len(images), batch):
-        labels = images.labels[start : start + batch]
-        scores = network(prepare(images.pixels[start : start + batch]))
+    for scores, labels in evaluate(network, images, prepare, batch):
         right.append(scores.argmax(1) == labels)
         losses.append(F.cross_entropy(scores.double(), labels, reduction="none"))
     return torch.cat(right).cpu().numpy(), torch.cat(losses).cpu().numpy()
 
 
+def correctness(
+    network: nn.Module, images: Images, prepare: Prepare, batch: int = BATCH
+) -> npt.NDArray[np.bool_]:
+    """:func:`correct` of a module, which is put into inference mode and back."""
+    with _inference(network):
+        return correct(network, images, prepare, batch)
+
+
+@contextmanager
+def _inference(network: nn.Module) -> Iterator[None]:
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
+
+
 def leave_gradients(
-    network: nn.Module, images: Images, prepare: Preparation, batch: int = BATCH
+    network: nn.Module, images: Images, prepare: Prepare, batch: int = BATCH
 ) -> None:
     """Leave in each parameter's ``grad`` the gradient of the mean cross-entropy over ``images``.
 
@@ -74,10 +107,9 @@ def leave_gradients(
         prepare: From stored pixels to the network's input.
         batch: Images at a time.
     """
-    training = network.training
-    network.eval().zero_grad(set_to_none=True)
-    for start in range(0, len(images), batch):
-        labels = images.labels[start : start + batch]
-        scores = network(prepare(images.pixels[start : start + batch]))
-        (F.cross_entropy(scores, labels, reduction="sum") / len(images)).backward()
-    network.train(training)
+    network.zero_grad(set_to_none=True)
+    with _inference(network):
+        for start in range(0, len(images), batch):
+            labels = images.labels[start : start + batch]
+            scores = network(prepare(images.pixels[start : start + batch]))
+            (F.cross_entropy(scores, labels, reduction="sum") / len(images)).backward()
