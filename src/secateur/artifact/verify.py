@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from pydantic import ValidationError
+from torch import Tensor
 
 from secateur.artifact.classifier import Classifier, load
 from secateur.console import progress
