@@ -1,6 +1,6 @@
 """Time a training step on the processor: plain PyTorch, torch.compile, and Secateur's paths.
 
-Run: python benchmarks/training_speed.py [--busy N] [--network NAME] [--ways WAY ...]
+Run: python -m benchmarks training_speed [--busy N] [--network NAME] [--ways WAY ...]
 With --busy, N other processes compute beside it. Each arm is a process of its own, because the
 allocator and OpenMP's waiting cannot be set back; the arms take turns.
 Prints one JSON line per arm: median, 10th and 90th percentile of images per second.
@@ -85,7 +85,8 @@ def measure(cases: list[tuple[str, str, int]], ways: list[str], busy: int) -> No
         for _ in range(ROUNDS):
             for case in cases:
                 for way in ways:
-                    command = [sys.executable, __file__, "--arm", *map(str, case), way]
+                    module = [sys.executable, "-m", "benchmarks", "training_speed"]
+                    command = [*module, "--arm", *map(str, case), way]
                     setting = os.environ | (PASSIVE if way in ("fast", "sharded") else {})
                     done = subprocess.run(  # noqa: S603
                         command, capture_output=True, text=True, check=True, env=setting
@@ -103,21 +104,17 @@ def measure(cases: list[tuple[str, str, int]], ways: list[str], busy: int) -> No
         print(json.dumps(record), flush=True)
 
 
-def main() -> None:
-    """Read the command line."""
+def main(arguments: list[str]) -> None:
+    """Time every arm, or one of them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--busy", type=int, default=0, metavar="N")
     parser.add_argument("--network", choices=sorted({name for name, *_ in CASES}))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--arm", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.arm:
         name, stem, side, way = options.arm
         print(json.dumps(arm(name, stem, int(side), way)))
         return
     cases = [case for case in CASES if options.network in (None, case[0])]
     measure(cases, options.ways, options.busy)
-
-
-if __name__ == "__main__":
-    main()
