@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAMES = (
     "artifact",
+    "compress_networks",
     "differences",
     "int8",
     "int8_recovery",
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> None:
     """Run the benchmark that the first argument names."""
     if not arguments or arguments[0] not in NAMES:
         for name in NAMES:
-            print(f"{name:<18}{summary(name)}")
+            print(f"{name:<19}{summary(name)}")
         sys.exit(2 if arguments else 0)
     name, *rest = arguments
     sys.argv[0] = f"{Path(sys.executable).name} -m benchmarks {name}"
