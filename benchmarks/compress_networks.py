@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--within", default="20m", help="time limit of each search")
     parser.add_argument("--table", action="store_true")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     results = options.out / "networks.jsonl"
     if options.table:
         print("\n".join(results_table(records.read(results))))
@@ -138,7 +138,7 @@ def measured(network: Network, images: Path, folder: Path, within: str) -> dict[
         save_tensors(weights, trained(network, data, prepare, folder).state_dict())
     out = folder / "out"
     command = compress_command(network, images, weights, out, within)
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
     if done.returncode not in (0, 3):
         return {"network": network.name, "error": done.stderr.strip().splitlines()[-1]}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))

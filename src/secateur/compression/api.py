@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from secateur.compression.candidate_stages import Stages
-from secateur.compression.deliver import deliver
+from secateur.compression.deliver import deliver, write_network
 from secateur.compression.estimate import Estimate, measure_step
 from secateur.compression.final import measure_final
 from secateur.compression.inputs import Inputs, read_problem
+from secateur.compression.loaders import Evaluate, Loader, UserLoop
 from secateur.compression.preflight import check, plan_lines
 from secateur.compression.problem import Problem
 from secateur.compression.report_data import write_page
@@ -23,6 +24,10 @@ from secateur.console import say
 from secateur.environment import choose_device
 from secateur.store import Store
 from secateur.training.cpu import keep_freed_memory
+from secateur.training.trainer import TrainStep
+
+Part = str | Path | Loader | None
+"""Images: a folder, or a DataLoader."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,9 @@ class Result:
 def compress(
     model: nn.Module | str | Path | None = None,
     *,
+    train: Part = None,
+    validation: Part = None,
+    test: Part = None,
     data: str | Path | None = None,
     weights: str | Path | None = None,
     max_drop: float = 1.0,
@@ -63,6 +71,8 @@ def compress(
     image_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    train_step: TrainStep | None = None,
+    evaluate: Evaluate | None = None,
     settings: Settings | None = None,
 ) -> Result:
     """Compress a trained classifier as far as the allowed loss of accuracy permits.
@@ -74,7 +84,11 @@ def compress(
     Args:
         model: A network, or its description: see
             :func:`secateur.models.networks.build_described`; None for the network in this package.
-        data: Folder of images; None for the excerpt of FashionMNIST in this package.
+        train: Folder of images, with ``train/``, ``val/``, ``test/`` or classes inside; or a
+            folder of classes, or a DataLoader of prepared images, together with the next two.
+        validation: Folder of classes, or a DataLoader.
+        test: Folder of classes, or a DataLoader.
+        data: The same as ``train`` alone; neither for the excerpt of FashionMNIST in this package.
         weights: File with the weights of a described network.
         max_drop: Accuracy that may be lost, in percentage points, in (0, 100).
         target: What becomes as small as possible: ``latency``, ``size`` or ``macs``.
@@ -86,7 +100,14 @@ def compress(
         image_size: Side in pixels of the network's square input.
         mean: Per channel, in units of [0, 1].
         std: Per channel, in units of [0, 1].
+        train_step: From the network, prepared images (N, C, R, R) and labels (N,) to the loss, a
+            scalar tensor; in place of cross-entropy and distillation.
+        evaluate: From a function (prepared images to scores) and ``validation`` or ``test`` as
+            passed here to a truth value for each image: whether the network is right.
         settings: Everything else; the goal's arguments above replace those in it.
+
+    Returns:
+        Files, verdict and the smaller network.
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
@@ -122,7 +143,9 @@ def compress(
         data=Path(data) if data else None,
         image_size=image_size, mean=mean, std=std, seed=settings.seed,
     )  # fmt: skip
-    problem = read_problem(inputs, choose_device(device), own)
+    named = {"train": train, "validation": validation, "test": test}
+    loop = UserLoop(train_step=train_step, evaluate=evaluate, parts=named)
+    problem = read_problem(inputs, choose_device(device), own, named, loop)
     return run(problem, settings, inputs, Path(out))
 
 
@@ -139,6 +162,7 @@ def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Resu
     search = Search(stages, settings, estimate, epochs)
     chosen = search.run()
     final = measure_final(stages, chosen)
+    final = replace(final, packed_bytes=write_network(out, stages, chosen, final))
     deliver(out, stages, inputs, settings, search.tried, chosen, final)
     seconds = time.monotonic() - start
     write_page(out, stages, inputs, settings, search.tried, chosen, final, seconds)
@@ -159,7 +183,7 @@ def _estimate(problem: Problem, settings: Settings) -> Estimate:
     return Estimate(
         step,
         forward,
-        len(problem.training),
+        problem.training_images,
         calibrated + len(problem.validation),
         problem.test_images,
         settings.goal.within_seconds,

@@ -18,6 +18,7 @@ from secateur.artifact.packing import pack
 from secateur.benchmarking.cost import macs, parameters
 from secateur.benchmarking.timing import latencies
 from secateur.compression.candidate import Candidate, Measured, Removal
+from secateur.compression.loaders import train_with_loader
 from secateur.compression.problem import Problem
 from secateur.compression.settings import Settings
 from secateur.compression.verdict import Right
@@ -43,8 +44,10 @@ Hopeless = Callable[[Sequence[Epoch]], str]
 """Says after each epoch why a candidate is given up; an empty string lets it go on."""
 
 
-def evaluate(runtime: Runtime, images: Images, problem: Problem) -> Right:
-    """Tell for each image whether a file is right, shape (n,)."""
+def evaluate(runtime: Runtime, images: Images, problem: Problem, part: str) -> Right:
+    """Tell for each image of a part, ``validation`` or ``test``, whether a file is right: (n,)."""
+    if problem.loop.evaluate is not None:
+        return problem.loop.right(scorer(runtime), part)
     return correct(scorer(runtime), images.to(torch.device("cpu")), problem.prepare)
 
 
@@ -72,7 +75,7 @@ class Stages:
         network = copy.deepcopy(self.problem.network).cpu()
         path = folder / "net.onnx"
         export_onnx(network, self.problem.input_shape, path, self.metadata)
-        right = evaluate(self._open(path), self.problem.validation, self.problem)
+        right = evaluate(self._open(path), self.problem.validation, self.problem, "validation")
         save_tensors(folder / "right.safetensors", {"right": torch.from_numpy(right)})
         counted = {
             "macs": macs(network, self.problem.input_shape),
@@ -148,18 +151,20 @@ class Stages:
 
         teacher = Teacher(problem.network, problem.prepare, tune.distill) if tune.distill else None
         checkpoint = folder / "checkpoint.safetensors"
-        network, history = train(
-            self.place(network),
-            problem.training,
-            problem.validation,
-            problem.prepare,
-            tune.to_train(network, epochs),
-            seed=self.settings.seed,
-            checkpoint=checkpoint,
-            teacher=teacher,
-            stop=stop,
-            label=f"fine-tune at {removal.kept:.2f} of {removal.objective}",
-        )
+        label = f"fine-tune at {removal.kept:.2f} of {removal.objective}"
+        config, network = tune.to_train(network, epochs), self.place(network)
+        if problem.loop.loader is not None:
+            network, history = train_with_loader(
+                network, problem.loop, problem.validation, problem.prepare, config,
+                seed=self.settings.seed, checkpoint=checkpoint, teacher=teacher, stop=stop,
+                label=label,
+            )  # fmt: skip
+        else:
+            network, history = train(
+                network, problem.training, problem.validation, problem.prepare, config,
+                seed=self.settings.seed, checkpoint=checkpoint, teacher=teacher, stop=stop,
+                train_step=problem.loop.train_step, label=label,
+            )  # fmt: skip
         remove_checkpoints(checkpoint)
         return network, history, reasons[-1]
 
@@ -246,7 +251,7 @@ class Stages:
         bench = self.settings.bench
         image = next(batches(self.problem.validation, self.problem.prepare, 1))
         samples = latencies(runtimes, image, bench.warmup, bench.repeats)
-        right = evaluate(runtimes["net"], self.problem.validation, self.problem)
+        right = evaluate(runtimes["net"], self.problem.validation, self.problem, "validation")
         save_tensors(folder / "right.safetensors", {"right": torch.from_numpy(right)})
         facts: dict[str, Any] = {
             "onnx_bytes": path.stat().st_size,

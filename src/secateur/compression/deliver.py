@@ -16,7 +16,9 @@ from secateur.compression.candidate import Measured
 from secateur.compression.candidate_stages import Stages
 from secateur.compression.final import Final
 from secateur.compression.inputs import Inputs
+from secateur.compression.loaders import Prepared
 from secateur.compression.settings import Settings
+from secateur.data import Preparation
 from secateur.store import write_bytes, write_text
 
 
@@ -29,39 +31,63 @@ def deliver(
     chosen: Measured,
     final: Final,
 ) -> None:
-    """Write net.onnx, net.sec, curve.csv, recipe.toml, README.md and run_python.py into ``out``."""
-    assert chosen.folder is not None
-    content = (chosen.folder / "net.onnx").read_bytes()
-    about = stages.provenance(chosen.candidate) | {"accuracy": _accuracy(final)}
-    write_bytes(out / "net.onnx", content)
-    write_bytes(out / "net.sec", pack(content, about))
+    """Write curve.csv, recipe.toml, README.md and run_python.py into ``out``, beside the network.
+
+    Where the preparation of images is not known, as with a user's loaders, there is no
+    run_python.py.
+    """
     write_text(out / "curve.csv", curve(tried, chosen))
     write_text(out / "recipe.toml", recipe_toml(inputs, settings))
-    problem = stages.problem
-    says: dict[str, Any] = {
-        "name": problem.name,
-        "verdict": str(final.verdict),
-        "summary": final.summary,
-        "onnx_bytes": len(content),
-        "packed_bytes": (out / "net.sec").stat().st_size,
-        "channels": problem.input_shape[0],
-        "side": problem.prepare.resolution,
-        "mean": [round(value, 4) for value in problem.prepare.mean],
-        "std": [round(value, 4) for value in problem.prepare.std],
-        "classes": problem.classes,
-    }
+    values = _values(out, stages, final)
     templates = Environment(
         loader=PackageLoader("secateur.compression"),
         autoescape=False,  # noqa: S701 Markdown and Python, no HTML
         undefined=StrictUndefined,
         keep_trailing_newline=True,
+        trim_blocks=True,
     )
-    for name in ("README.md", "run_python.py"):
-        write_text(out / name, templates.get_template(f"{name}.j2").render(says))
+    for name in ("README.md", "run_python.py")[: 2 if values["known"] else 1]:
+        write_text(out / name, templates.get_template(f"{name}.j2").render(values))
+
+
+def _values(out: Path, stages: Stages, final: Final) -> dict[str, Any]:
+    """What the templates speak of."""
+    problem = stages.problem
+    prepare: Any = problem.prepare
+    known: Preparation | None = prepare.known if isinstance(prepare, Prepared) else prepare
+    values: dict[str, Any] = {
+        "name": problem.name,
+        "verdict": str(final.verdict),
+        "summary": final.summary,
+        "onnx_bytes": (out / "net.onnx").stat().st_size,
+        "packed_bytes": (out / "net.sec").stat().st_size,
+        "channels": problem.input_shape[0],
+        "side": problem.prepare.resolution,
+        "classes": problem.classes,
+        "known": known is not None,
+    }
+    if known is not None:
+        values |= known.to_dict() | {
+            "mean": [round(value, 4) for value in known.mean],
+            "std": [round(value, 4) for value in known.std],
+            "mean_exact": list(known.mean),
+            "std_exact": list(known.std),
+        }
+    return values
+
+
+def write_network(out: Path, stages: Stages, chosen: Measured, final: Final) -> int:
+    """Write net.onnx and net.sec with its accuracy into ``out``; returns the bytes of net.sec."""
+    assert chosen.folder is not None
+    content = (chosen.folder / "net.onnx").read_bytes()
+    packed = pack(content, stages.provenance(chosen.candidate) | {"accuracy": _accuracy(final)})
+    write_bytes(out / "net.onnx", content)
+    write_bytes(out / "net.sec", packed)
+    return len(packed)
 
 
 def _accuracy(final: Final) -> dict[str, Any]:
-    right = final.right("net")
+    right = final.right["net"]
     return {
         "correct": int(right.sum()),
         "images": len(right),

@@ -13,7 +13,7 @@ import torch
 
 from secateur.benchmarking.timing import latencies
 from secateur.compression.candidate import Measured
-from secateur.compression.candidate_stages import Stages
+from secateur.compression.candidate_stages import Stages, evaluate
 from secateur.compression.verdict import Right, Verdict, decide
 from secateur.console import progress
 from secateur.data import Images, batches
@@ -35,6 +35,7 @@ class Final:
         verdict: Of the test.
         labels: Of the test images, shape (n,).
         scores: ``reference`` and ``net`` to logits, float32 (n, classes).
+        right: Likewise, whether each image is right, shape (n,).
         samples_ms: As :data:`TIMED`, each timing of one image.
         bytes_before: Of the given network's float file.
         bytes_after: Of the result.
@@ -45,19 +46,16 @@ class Final:
     verdict: Verdict
     labels: npt.NDArray[np.int64]
     scores: dict[str, npt.NDArray[np.float32]]
+    right: dict[str, Right]
     samples_ms: dict[str, npt.NDArray[np.float64]]
     bytes_before: int
     bytes_after: int
     packed_bytes: int
     fingerprint: str
 
-    def right(self, which: str) -> Right:
-        """Whether ``reference`` or ``net`` is right, shape (n,)."""
-        return self.scores[which].argmax(1) == self.labels
-
     def accuracy(self, which: str) -> Interval:
-        """Share of test images that are right."""
-        right = self.right(which)
+        """Share of test images on which ``reference`` or ``net`` is right."""
+        right = self.right[which]
         return proportion(int(right.sum()), len(right))
 
     def latency(self, which: str) -> Interval:
@@ -88,21 +86,20 @@ def measure_final(stages: Stages, chosen: Measured) -> Final:
 
     says = {
         "candidate": chosen.folder.name,
-        "max_drop": stages.settings.goal.max_drop,
         "repeats": 2 * stages.settings.bench.repeats,
     }
     stage = stages.store.stage("verdict", says, {"reference": stages.reference}, make)
     facts, stored = stage.json("verdict.json"), stage.tensors("scores.safetensors")
     scores = {name: stored[name].numpy() for name in ("reference", "net")}
-    labels = stored["labels"].numpy()
-    right = {name: values.argmax(1) == labels for name, values in scores.items()}
+    right = {name: stored[f"right/{name}"].numpy() for name in scores}
     return Final(
         decide(
             right["reference"], right["net"],
             stages.settings.goal.max_drop, len(stages.problem.classes),
         ),
-        labels,
+        stored["labels"].numpy(),
         scores,
+        right,
         {name: np.array(samples) for name, samples in facts["samples_ms"].items()},
         stages.reference_facts["onnx_bytes"],
         chosen.onnx_bytes,
@@ -118,10 +115,14 @@ def _measure(stages: Stages, path: Path, folder: Path) -> None:
         "reference": open_file(stages.reference_file, bench.threads, bench.runtime),
         "net": open_file(path, bench.threads, bench.runtime),
     }
-    tensors = {"labels": test.labels}
+    tensors = {"labels": test.labels.cpu()}
     with progress("test images", len(runtimes)) as tick:
         for name, runtime in runtimes.items():
             tensors[name] = torch.from_numpy(_scores(runtime, test, stages))
+            right = tensors[name].argmax(1) == tensors["labels"]
+            if problem.loop.evaluate is not None:
+                right = torch.from_numpy(evaluate(runtime, test, problem, "test"))
+            tensors[f"right/{name}"] = right
             tick.advance()
     image = next(batches(problem.validation, problem.prepare, 1))
     before = torch.get_num_threads()

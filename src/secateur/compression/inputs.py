@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
+from secateur.compression.loaders import UserLoop
+from secateur.compression.parts import (
+    EXCERPT,
+    Parts,
+    excerpt,
+    kind_of,
+    loaders,
+    one_folder,
+    three_folders,
+)
 from secateur.compression.problem import Problem
-from secateur.data import Images, Preparation, load, load_folder, normalization, split
+from secateur.data import Images, Preparation
 from secateur.data.listing import list_folder
 from secateur.errors import NetworkError, RecipeError
 from secateur.models.networks import load_described, published_preparation
 from secateur.models.small_resnet import small_resnet
 from secateur.models.weight_files import load_weights, read_weights
 
-EXCERPT = "fashionmnist-mini"
-"""The data set inside the package."""
-
 SHIPPED = "small_resnet"
 """The trained network inside the package."""
 
-VALIDATION = 0.2
-"""Share of the training images that is held out for validation where there is no such folder."""
-
-_EXCERPT_TEST_IMAGES = 2000
 _IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 256)
 _SAMPLED = 50  # image files whose size is looked at
 
@@ -58,50 +62,33 @@ class Inputs:
     seed: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """The images of a problem.
-
-    Attributes:
-        training: To fine-tune on.
-        validation: To choose by.
-        test: Reads the test images.
-        test_images: How many there are.
-        report: Lines that say what there is.
-    """
-
-    training: Images
-    validation: Images
-    test: Callable[[], Images]
-    test_images: int
-    report: tuple[str, ...] = ()
-
-
-def read_problem(inputs: Inputs, device: torch.device, network: nn.Module | None = None) -> Problem:
+def read_problem(
+    inputs: Inputs,
+    device: torch.device,
+    network: nn.Module | None = None,
+    named: Mapping[str, Any] | None = None,
+    loop: UserLoop = UserLoop(),
+) -> Problem:
     """Read the images and the network.
 
     Args:
         inputs: What to read.
         device: Where networks are trained.
         network: Used in place of the one that ``inputs`` names.
+        named: ``train``, ``validation`` and ``test`` in place of the folder of ``inputs``.
+        loop: What of training and evaluation is the user's own.
 
     Raises:
         SecateurError: Something is missing or does not fit together.
     """
-    if inputs.data is None:
-        parts = _excerpt(inputs.seed)
-        mean, std = normalization(parts.training, "dataset")
-        prepare = _adjusted(Preparation(mean, std, parts.training.pixels.shape[-1]), inputs)
-    else:
-        prepare = preparation(inputs, inputs.data, own=network is not None)
-        parts = _folder(inputs.data, prepare, inputs.seed)
+    parts, prepare = _images(inputs, network is not None, named or {}, loop)
     if network is None:
         network = _network(inputs, len(parts.training.classes), prepare.channels)
     network = network.to(device=device).to(memory_format=torch.channels_last).eval()
     _check_outputs(network, prepare, parts.training, device)
     return Problem(
         name=inputs.network,
-        data_name=inputs.data.name if inputs.data else EXCERPT,
+        data_name=inputs.data.name if inputs.data else ("loaders" if named else EXCERPT),
         network=network,
         training=parts.training.to(device),
         validation=parts.validation.to(device),
@@ -110,22 +97,32 @@ def read_problem(inputs: Inputs, device: torch.device, network: nn.Module | None
         prepare=prepare,
         device=device,
         report=parts.report,
+        loop=parts.loop,
     )
 
 
-def _excerpt(seed: int) -> Parts:
-    images = load(EXCERPT, None, train=True)
-    training, validation = (images.take(part) for part in split(images.labels, VALIDATION, seed))
-    return Parts(
-        training, validation, lambda: load(EXCERPT, None, train=False), _EXCERPT_TEST_IMAGES
-    )
-
-
-def _folder(root: Path, prepare: Preparation, seed: int) -> Parts:
-    folder = load_folder(root, prepare, validation=VALIDATION, seed=seed)
-    return Parts(
-        folder.training, folder.validation, lambda: folder.test, folder.test_images, folder.report
-    )
+def _images(
+    inputs: Inputs, own: bool, named: Mapping[str, Any], loop: UserLoop
+) -> tuple[Parts, Preparation]:
+    """The images, and how they are prepared."""
+    kind = kind_of(named)
+    if kind == "loaders":
+        known = None
+        if inputs.mean is not None:
+            known = _adjusted(_IMAGENET, inputs)
+        return loaders(replace(loop, loader=named["train"], parts=dict(named)), named, known)
+    root = Path(named["train"]) if kind == "one folder" else inputs.data
+    if kind == "three folders":
+        folders = {part: Path(value) for part, value in named.items()}
+        prepare = preparation(inputs, folders["train"], own)
+        parts = three_folders(folders, prepare)
+    elif root is not None:
+        prepare = preparation(inputs, root, own)
+        parts = one_folder(root, prepare, inputs.seed)
+    else:
+        parts, advice = excerpt(inputs.seed)
+        prepare = _adjusted(advice, inputs)
+    return replace(parts, loop=loop), prepare
 
 
 def preparation(inputs: Inputs, root: Path, own: bool) -> Preparation:

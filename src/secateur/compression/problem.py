@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import nn
 
+from secateur.compression.loaders import UserLoop
 from secateur.data import Images, Preparation
 from secateur.models.networks import fingerprint
 
@@ -28,6 +29,7 @@ class Problem:
         prepare: From stored pixels to the network's input.
         device: Where networks are trained.
         report: Lines that say what images there are, and what was skipped.
+        loop: What of training and evaluation is the user's own.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Problem:
     prepare: Preparation
     device: torch.device
     report: tuple[str, ...] = ()
+    loop: UserLoop = field(default_factory=UserLoop)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -57,12 +60,25 @@ class Problem:
         """A batch of one blank image, on the CPU."""
         return torch.zeros(1, *self.input_shape)
 
+    @property
+    def training_images(self) -> int:
+        """Images of an epoch."""
+        dataset = getattr(self.loop.loader, "dataset", None)
+        return len(dataset) if hasattr(dataset, "__len__") else len(self.training)
+
+    @property
+    def _training_identity(self) -> str:
+        if self.loop.loader is None:
+            return self.training.fingerprint
+        # A loader shuffles and augments: the images that it yields are never twice the same.
+        return f"{type(self.loop.loader).__name__} of {self.training_images} images"
+
     @cached_property
     def identity(self) -> dict[str, object]:
         """What decides every result: the network, the images and their preparation."""
         return {
             "network": fingerprint(self.network),
-            "training": self.training.fingerprint,
+            "training": self._training_identity,
             "validation": self.validation.fingerprint,
             "prepare": repr(self.prepare),
         }

@@ -57,7 +57,9 @@ def write_page(
         verdict=_verdict(final, settings),
         variants=_variants(stages, chosen, final),
         candidates=tuple(_candidate(one, one is chosen) for one in tried if one.folder),
-        downloads=tuple(_download(out / name, note) for name, note in _FILES),
+        downloads=tuple(
+            _download(out / name, note) for name, note in _FILES if (out / name).exists()
+        ),
         usage=(
             "import secateur",
             'network = secateur.load("net.sec")',

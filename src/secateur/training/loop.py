@@ -15,7 +15,7 @@ from secateur.data import Images, Preparation
 from secateur.models.build import with_stem
 from secateur.training.cpu import fast_layers
 from secateur.training.evaluation import correctness
-from secateur.training.trainer import Epoch, Teacher, Trainer
+from secateur.training.trainer import Epoch, Teacher, Trainer, TrainStep
 
 GLANCE = 2000
 """Validation images evaluated after each epoch but the last, which evaluates all."""
@@ -47,6 +47,7 @@ def train(
     teacher: Teacher | None = None,
     built_from: recipe.Network | None = None,
     stop: Callable[[Sequence[Epoch]], bool] | None = None,
+    train_step: TrainStep | None = None,
     label: str = "train",
 ) -> tuple[nn.Module, list[Epoch]]:
     """Train ``network`` in place, from ``checkpoint`` where that exists.
@@ -63,6 +64,7 @@ def train(
         teacher: See :class:`Trainer`.
         built_from: What ``network`` was built from, for the stem of ``config.start``.
         stop: Asked after each epoch but the last; True ends training there.
+        train_step: See :class:`Trainer`.
         label: Stands before the progress.
 
     Returns:
@@ -72,7 +74,7 @@ def train(
     Raises:
         TrainingError: The loss is no longer finite.
     """
-    trainer = Trainer(network, config, seed, masks, teacher)
+    trainer = Trainer(network, config, seed, masks, teacher, train_step)
     trainer.load(checkpoint)
     steps = len(training) // min(config.batch_size, len(training))
     behind = steps * len(trainer.history)

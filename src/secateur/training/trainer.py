@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ from secateur.training.shards import Shards
 
 TEMPERATURE = 2.0
 """What scores are divided by before they are held to a teacher's (Hinton et al. 2015, eq. 1)."""
+
+TrainStep = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""From the network, prepared images (N, C, R, R) and labels (N,) to the loss, a scalar tensor."""
 
 _CHECK_EVERY = 50  # steps between looks at the loss, each of which makes a GPU wait
 
@@ -132,6 +135,7 @@ class Trainer:
             weights must be zero already; their gradients are zeroed, so that neither momentum nor
             weight decay can move them.
         teacher: Its probabilities are part of the loss; None for labels alone.
+        train_step: Gives the loss in place of cross-entropy and teacher.
     """
 
     def __init__(
@@ -141,8 +145,10 @@ class Trainer:
         seed: int,
         masks: Mapping[str, Tensor] | None = None,
         teacher: Teacher | None = None,
+        train_step: TrainStep | None = None,
     ) -> None:
         self.network, self.config, self.seed, self.teacher = network, config, seed, teacher
+        self.train_step = train_step
         self.average = copy.deepcopy(network).eval() if config.ema else network
         self._shards = Shards(network, config.shards) if config.shards > 1 else None
         self._copies = self._shards.copies if self._shards else [network]
@@ -199,6 +205,8 @@ class Trainer:
         self, network: nn.Module, images: Tensor, labels: Tensor, pixels: Tensor | None
     ) -> Tensor:
         half = self.config.precision == "bf16"
+        if self.train_step is not None:
+            return self.train_step(network, images, labels)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
             scores = network(images).float()
             wanted = self.teacher(pixels) if self.teacher and pixels is not None else None

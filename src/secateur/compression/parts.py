@@ -1,0 +1,150 @@
+"""The images of a problem: of the package, of folders, or of a user's loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from secateur.compression.loaders import Prepared, UserLoop, collect, normalization_of
+from secateur.data import Images, Preparation, load, load_folder, normalization, split
+from secateur.data.listing import list_folder
+from secateur.data.pixel_store import MEMORY_LIMIT, ImageFiles, load_pixels
+from secateur.errors import DataError, RecipeError
+from secateur.imaging import PIXEL_LIMIT
+
+EXCERPT = "fashionmnist-mini"
+"""The data set inside the package."""
+
+VALIDATION = 0.2
+"""Share of the training images that is held out for validation where there is no such folder."""
+
+COLLECTED = 32
+"""Batches of a training loader that are kept in memory, to calibrate with."""
+
+_EXCERPT_TEST_IMAGES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The images of a problem.
+
+    Attributes:
+        training: To fine-tune on, and to calibrate with.
+        validation: To choose by.
+        test: Reads the test images.
+        test_images: How many there are; 0 where that is not known before.
+        report: Lines that say what there is.
+        loop: What of training and evaluation is the user's own.
+    """
+
+    training: Images
+    validation: Images
+    test: Callable[[], Images]
+    test_images: int
+    report: tuple[str, ...] = ()
+    loop: UserLoop = field(default_factory=UserLoop)
+
+
+def excerpt(seed: int) -> tuple[Parts, Preparation]:
+    """The excerpt of FashionMNIST in the package, with its own mean and standard deviation."""
+    images = load(EXCERPT, None, train=True)
+    training, validation = (images.take(part) for part in split(images.labels, VALIDATION, seed))
+    mean, std = normalization(training, "dataset")
+    parts = Parts(
+        training, validation, lambda: load(EXCERPT, None, train=False), _EXCERPT_TEST_IMAGES
+    )
+    return parts, Preparation(mean, std, training.pixels.shape[-1])
+
+
+def one_folder(root: Path, prepare: Preparation, seed: int) -> Parts:
+    """The images of one folder, by part or by class alone."""
+    folder = load_folder(root, prepare, validation=VALIDATION, seed=seed)
+    return Parts(
+        folder.training, folder.validation, lambda: folder.test, folder.test_images, folder.report
+    )
+
+
+def three_folders(folders: Mapping[str, Path], prepare: Preparation) -> Parts:
+    """The images of a folder for each part, every one with the same classes.
+
+    Raises:
+        DataError: A part has other classes.
+    """
+    listings = {part: list_folder(root) for part, root in folders.items()}
+    classes = listings["train"].classes
+    for part, listing in listings.items():
+        if listing.classes != classes:
+            different = sorted(set(classes) ^ set(listing.classes))
+            raise DataError(
+                "classes that differ from those of training", where=folders[part],
+                found=", ".join(different[:3]),
+            )  # fmt: skip
+
+    def images(part: str) -> Images:
+        listing = listings[part]
+        files = ImageFiles(listing.root, listing.files["train"], prepare, PIXEL_LIMIT)
+        pixels, _ = load_pixels(files, MEMORY_LIMIT, None)
+        return Images(pixels, files.labels, classes)
+
+    count = len(listings["test"].files["train"])
+    return Parts(images("train"), images("validation"), lambda: images("test"), count)
+
+
+def loaders(
+    loop: UserLoop, named: Mapping[str, Any], known: Preparation | None
+) -> tuple[Parts, Preparation]:
+    """The images that a user's loaders yield, prepared.
+
+    Args:
+        loop: With the training loader.
+        named: ``validation`` and ``test`` loaders.
+        known: How they prepare images, where the user says so.
+
+    Raises:
+        DataError: A loader yields something else.
+    """
+    assert loop.loader is not None
+    validation = collect(named["validation"], None, "validation")
+    training = collect(islice(iter(loop.loader), COLLECTED), validation.classes, "train")
+    channels, side, width = validation.pixels.shape[1:]
+    if side != width:
+        raise DataError(
+            "images that are not square", where="validation", found=f"{side} x {width} pixels"
+        )
+    stated = normalization_of(loop.loader)
+    if known is None and stated is not None:
+        known = Preparation(*stated, resolution=side)
+    test = named["test"]
+    dataset = getattr(test, "dataset", None)
+    count = len(dataset) if hasattr(dataset, "__len__") else 0  # type: ignore[arg-type]
+    parts = Parts(
+        training, validation, lambda: collect(test, validation.classes, "test"), count, (), loop
+    )
+    return parts, cast(Preparation, Prepared(channels, side, known))
+
+
+def kind_of(named: Mapping[str, Any]) -> str:
+    """``none``, ``one folder``, ``three folders`` or ``loaders``: what a user passed as parts.
+
+    Args:
+        named: ``train``, ``validation`` and ``test``.
+
+    Raises:
+        RecipeError: They do not go together.
+    """
+    present = {part: value for part, value in named.items() if value is not None}
+    if not present:
+        return "none"
+    are_paths = {isinstance(value, str | Path) for value in present.values()}
+    if are_paths == {True} and set(present) == {"train"}:
+        return "one folder"
+    if len(are_paths) == 1 and len(present) == len(named):
+        return "three folders" if are_paths == {True} else "loaders"
+    raise RecipeError(
+        "parts that do not go together", where="train, validation, test",
+        expected="one folder as train, or three folders, or three loaders",
+        found=", ".join(f"{part}: {type(value).__name__}" for part, value in present.items()),
+    )  # fmt: skip
