@@ -67,11 +67,19 @@ def test_learns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kill_at", [1, 5, 6, 9])
-@pytest.mark.parametrize(("ema", "shards"), [(0.0, 1), (0.9, 1), (0.9, 2)])
+@pytest.mark.parametrize(
+    ("ema", "shards", "optimizer"),
+    [(0.0, 1, "sgd"), (0.9, 1, "sgd"), (0.9, 2, "sgd"), (0.0, 1, "adamw")],
+)
 def test_killed_at_any_step_and_resumed_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, ema: float, shards: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill_at: int,
+    ema: float,
+    shards: int,
+    optimizer: str,
 ) -> None:
-    config = CONFIG.model_copy(update={"ema": ema, "shards": shards})
+    config = CONFIG.model_copy(update={"ema": ema, "shards": shards, "optimizer": optimizer})
     (tmp_path / "whole").mkdir()
     whole = _train(_network(), tmp_path / "whole", config)
     taken, step = 0, Trainer.step

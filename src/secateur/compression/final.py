@@ -17,10 +17,13 @@ from secateur.compression.candidate_stages import Stages, evaluate
 from secateur.compression.verdict import Right, Verdict, decide
 from secateur.console import progress
 from secateur.data import Images, batches
+from secateur.report.contents import Changes
+from secateur.report.image_changes import image_changes
+from secateur.report.layer_changes import layer_changes
 from secateur.runtimes import Runtime, open_file
 from secateur.runtimes.eager import Eager
 from secateur.statistics import Interval, proportion, spread
-from secateur.store import save_tensors, write_json
+from secateur.store import save_tensors, write_json, write_text
 from secateur.training.evaluation import BATCH
 
 TIMED = {"eager": "given, eager PyTorch", "reference": "given, ONNX Runtime", "net": "result"}
@@ -41,6 +44,7 @@ class Final:
         bytes_after: Of the result.
         packed_bytes: Of the packed result.
         fingerprint: Of the test images.
+        changes: Layer by layer and image by image.
     """
 
     verdict: Verdict
@@ -52,6 +56,7 @@ class Final:
     bytes_after: int
     packed_bytes: int
     fingerprint: str
+    changes: Changes
 
     def accuracy(self, which: str) -> Interval:
         """Share of test images on which ``reference`` or ``net`` is right."""
@@ -105,6 +110,7 @@ def measure_final(stages: Stages, chosen: Measured) -> Final:
         chosen.onnx_bytes,
         chosen.packed_bytes,
         facts["fingerprint"],
+        Changes.model_validate(stage.json("changes.json")),
     )  # fmt: skip
 
 
@@ -135,6 +141,17 @@ def _measure(stages: Stages, path: Path, folder: Path) -> None:
     }
     save_tensors(folder / "scores.safetensors", tensors)
     write_json(folder / "verdict.json", facts)
+    changes = Changes(
+        layers=layer_changes(stages.reference_file, path, bench.threads, bench.repeats),
+        images=image_changes(
+            tensors["labels"].numpy(),
+            tensors["reference"].numpy(),
+            tensors["net"].numpy(),
+            problem.classes,
+            None if problem.loop.loader is not None else test.pixels,
+        ),
+    )
+    write_text(folder / "changes.json", changes.model_dump_json())
 
 
 def _scores(runtime: Runtime, test: Images, stages: Stages) -> npt.NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from secateur import recipe
 from secateur.console import progress
 from secateur.data import Images, Preparation
 from secateur.errors import DataError
-from secateur.training.cpu import fast_small_maps
+from secateur.training.cpu import fast_layers
 from secateur.training.evaluation import correctness
 from secateur.training.loop import GLANCE
 from secateur.training.trainer import Epoch, Teacher, Trainer, TrainStep, learning_rate
@@ -117,7 +117,9 @@ def batches_of(loader: Loader, where: str) -> Iterator[tuple[Tensor, Tensor]]:
         DataError: A batch is not images and labels.
     """
     for batch in loader:
-        pixels, labels, *_ = batch if isinstance(batch, tuple | list) else (batch, None)
+        pixels, labels, *_ = (
+            (*batch, None, None) if isinstance(batch, tuple | list) else (batch, None)
+        )
         fits = isinstance(pixels, Tensor) and pixels.ndim == 4 and pixels.is_floating_point()
         if not fits or not isinstance(labels, Tensor) or labels.shape != (len(pixels),):
             raise DataError(
@@ -152,12 +154,12 @@ def train_with_loader(
 ) -> tuple[nn.Module, list[Epoch]]:
     """:func:`secateur.training.loop.train` on the batches of a user's loader."""
     assert loop.loader is not None
-    steps = sum(1 for _ in loop.loader) if not hasattr(loop.loader, "__len__") else len(loop.loader)
+    steps = len(loop.loader) if isinstance(loop.loader, Sized) else sum(1 for _ in loop.loader)
     trainer = Trainer(network, config, seed, None, teacher, loop.train_step)
     trainer.load(checkpoint)
     device, total = next(network.parameters()).device, steps * config.epochs
     behind = steps * len(trainer.history)
-    with progress(label, total, behind) as tick, fast_small_maps(*trainer.networks):
+    with progress(label, total, behind) as tick, fast_layers(*trainer.networks):
         while len(trainer.history) < config.epochs:
             if trainer.history and stop(trainer.history):
                 break

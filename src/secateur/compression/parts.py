@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -119,7 +119,7 @@ def loaders(
         known = Preparation(*stated, resolution=side)
     test = named["test"]
     dataset = getattr(test, "dataset", None)
-    count = len(dataset) if hasattr(dataset, "__len__") else 0  # type: ignore[arg-type]
+    count = len(dataset) if isinstance(dataset, Sized) else 0
     parts = Parts(
         training, validation, lambda: collect(test, validation.classes, "test"), count, (), loop
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -64,7 +64,7 @@ class Problem:
     def training_images(self) -> int:
         """Images of an epoch."""
         dataset = getattr(self.loop.loader, "dataset", None)
-        return len(dataset) if hasattr(dataset, "__len__") else len(self.training)
+        return len(dataset) if isinstance(dataset, Sized) else len(self.training)
 
     @property
     def _training_identity(self) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from secateur import environment
 from secateur.benchmarking.cost import nonzero_parameters
@@ -29,8 +28,8 @@ from secateur.report.contents import (
     Variant,
     Verdict,
 )
+from secateur.report.render import render_report
 from secateur.statistics import Interval, spread
-from secateur.store import write_text
 
 _STATUS: dict[Kind, Literal["met", "missed", "undecided"]] = {
     "meets": "met",
@@ -49,7 +48,7 @@ def write_page(
     final: Final,
     seconds: float,
 ) -> None:
-    """Write report.json and report.html into ``out``, which holds the files to download."""
+    """Write the report into ``out``, which holds the files to download."""
     report = Report(
         title=f"{stages.problem.name}, compressed",
         description=f"{chosen.candidate.name}, of {len(tried)} candidates",
@@ -69,13 +68,11 @@ def write_page(
             Step(name=words, latency=_estimate(final.latency(name), len(final.samples_ms[name])))
             for name, words in TIMED.items()
         ),
+        layers=final.changes.layers,
+        images=final.changes.images,
         provenance=_provenance(stages, inputs, settings, tried, final, seconds),
     )
-    write_text(out / "report.json", report.model_dump_json(indent=1) + "\n")
-    page = Environment(
-        loader=PackageLoader("secateur.compression"), autoescape=True, undefined=StrictUndefined
-    ).get_template("report.html.j2")
-    write_text(out / "report.html", page.render(report=report, final=final))
+    render_report(report, out)
 
 
 _FILES = (
