@@ -36,9 +36,9 @@ from secateur.data import batches, load
 from secateur.onnx_ir.model import read_model
 from secateur.pipeline import Chain, open_chain
 from secateur.pipeline.quantization_stages import validation_images
+from secateur.quantization.post_training import Resources, quantize_graph
 from secateur.quantization.pricing import PRICES, scheme_by_price
 from secateur.quantization.qdq import read_scheme, write_qdq
-from secateur.quantization.quantize import quantize
 from secateur.quantization.scheme import Scheme
 from secateur.quantization.simulate import Simulated
 from secateur.recipe import load_recipe
@@ -157,9 +157,9 @@ def curve(chain: Chain, prices: tuple[float, ...]) -> Iterator[Record]:
     generator = torch.Generator().manual_seed(chain.recipe.seed)
     chosen = torch.randperm(len(training), generator=generator)[: config.images]
     images = chain.prepare(training.take(chosen).pixels).contiguous()
-    judge = validation_images(chain)
-    done = quantize(path, images, config, judge)
-    truth = judge.right(Simulated(done.model))
+    validation = validation_images(chain)
+    done = quantize_graph(read_model(path), images, config, Resources(validation))
+    truth = validation.right(Simulated(done.model))
     scheme_at = scheme_by_price(done.model, done.scheme, done.rules, images, True)
     for price in (0.0, *prices):
         scheme = scheme_at(price) if price else done.scheme
@@ -173,9 +173,9 @@ def curve(chain: Chain, prices: tuple[float, ...]) -> Iterator[Record]:
             "price": price,
             "packed_bytes": len(packed),
             "entropy_bytes": entropy_bytes(scheme),
-            "loss": judge.loss(network),
+            "loss": validation.loss(network),
             "validation_images": len(validation),
-            "drop": [100 * bound for bound in paired_drop(truth, judge.right(network))],
+            "drop": [100 * bound for bound in paired_drop(truth, validation.right(network))],
         }
 
 

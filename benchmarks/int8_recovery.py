@@ -26,11 +26,16 @@ from secateur.pipeline import open_chain
 from secateur.quantization.aware import Trainable
 from secateur.quantization.bits import BitPoint, scan_bits
 from secateur.quantization.parity import compare
+from secateur.quantization.post_training import (
+    Quantized,
+    Resources,
+    quantize_graph,
+    weight_rule,
+)
 from secateur.quantization.qdq import read_scheme, write_qdq
-from secateur.quantization.quantize import Quantized, quantize, weight_rule
 from secateur.quantization.scheme import make_scheme, weighted_nodes
 from secateur.quantization.simulate import Simulated
-from secateur.quantization.validation import Judge
+from secateur.quantization.validation import ValidationSet
 from secateur.recipe import load_recipe
 from secateur.report.numbers import NONE, fixed, probability, signed
 from secateur.runtimes import OnnxRuntime
@@ -103,12 +108,12 @@ class Subject:
         return self.prepare(self.training.take(order).pixels).contiguous()
 
 
-def scan(subject: Subject, config: recipe.Quantize, judge: Judge) -> list[BitPoint]:
+def scan(subject: Subject, config: recipe.Quantize, validation: ValidationSet) -> list[BitPoint]:
     """The scan of bits that mixed bits are chosen from."""
     if config.bits != "mixed":
         return []
     model = read_model(subject.path)
-    return scan_bits(model, judge.images, judge.prepare, rule=weight_rule(config))
+    return scan_bits(model, validation.images, validation.prepare, rule=weight_rule(config))
 
 
 def trained(subject: Subject, done: Quantized, config: recipe.Quantize, images: int) -> Any:
@@ -135,10 +140,11 @@ def measure(
 ) -> dict[str, Any]:
     """Quantize in one way, and tell what it cost."""
     config = recipe.Quantize.model_validate(changes)
-    judge = Judge(subject.validation.spread(config.scan_images), subject.prepare)
+    validation = ValidationSet(subject.validation.spread(config.scan_images), subject.prepare)
     start = time.monotonic()
     images = subject.calibration(config.images)
-    done = quantize(subject.path, images, config, judge, scan(subject, config, judge))
+    points = scan(subject, config, validation)
+    done = quantize_graph(read_model(subject.path), images, config, Resources(validation), points)
     scheme = done.scheme
     if config.epochs:
         scheme = trained(subject, done, config, options.train_images)

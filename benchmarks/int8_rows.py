@@ -19,8 +19,8 @@ import torch
 from secateur import recipe
 from secateur.onnx_ir.model import read_model, write_model
 from secateur.onnx_ir.shuffles import straighten
+from secateur.quantization.post_training import quantize_graph
 from secateur.quantization.qdq import write_qdq
-from secateur.quantization.quantize import quantize
 from secateur.runtimes import OnnxRuntime, Runtime
 
 Array = npt.NDArray[np.float32]
@@ -172,7 +172,7 @@ def make_ours(float_path: Path, images: Array, out: Path) -> None:
     """Export and quantize as ``secateur run`` does by default: shuffles folded, blocks whole."""
     straight = out.with_name("straight.onnx")
     write_model(straighten(read_model(float_path)), straight)
-    done = quantize(straight, torch.from_numpy(images), recipe.Quantize())
+    done = quantize_graph(read_model(straight), torch.from_numpy(images), recipe.Quantize())
     write_qdq(done.model, done.scheme, out)
 
 

@@ -32,12 +32,13 @@ from secateur.benchmarking.layer_timer import Layer, layer_graph
 from secateur.benchmarking.timing import latencies
 from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
+from secateur.onnx_ir.model import read_model
 from secateur.pipeline import Chain, open_chain
 from secateur.pipeline.chain import plan_of
 from secateur.profiling import explain
 from secateur.pruning.surgery import rebuild
+from secateur.quantization.post_training import quantize_graph
 from secateur.quantization.qdq import write_qdq
-from secateur.quantization.quantize import quantize
 from secateur.recipe import load_recipe
 from secateur.runtimes import OnnxRuntime, Runtime
 from secateur.runtimes.eager import Eager
@@ -76,7 +77,7 @@ def make_files(pipeline: Chain, folder: Path) -> dict[str, Path]:
     training, _ = pipeline.parts
     prepare = dataclasses.replace(pipeline.prepare, resolution=SIDE)
     images = prepare(training.spread(CALIBRATION).pixels).contiguous()
-    result = quantize(files["pruned"], images, at_its_price(pipeline))
+    result = quantize_graph(read_model(files["pruned"]), images, at_its_price(pipeline))
     write_qdq(result.model, result.scheme, files["int8"])
     files["packed"] = folder / "net.sec"
     files["packed"].write_bytes(packing.pack(files["int8"].read_bytes(), {}))

@@ -14,9 +14,10 @@ from benchmarks.peers.row import RowInput, RowOutput, has_vnni
 from secateur import recipe
 from secateur.data import Images, batches
 from secateur.onnx_ir.export import export_onnx
+from secateur.onnx_ir.model import read_model
+from secateur.quantization.post_training import Resources, quantize_graph
 from secateur.quantization.qdq import write_qdq
-from secateur.quantization.quantize import quantize
-from secateur.quantization.validation import Judge
+from secateur.quantization.validation import ValidationSet
 
 VALIDATED_ON = 2000
 """Validation images that whoever asks may look at."""
@@ -147,13 +148,14 @@ def _ours(source: RowInput, float_path: Path | None, folder: Path) -> RowOutput:
     """Quantize a float file; validation is asked only where it means something."""
     config = source.quantize.model_copy(update={"price": 0.0, "epochs": 0})
     some = source.validation.spread(VALIDATED_ON)
-    judge = Judge(some, source.prepare) if float_path else None
-    if judge is None:  # what else a recipe may ask for changes numbers, not time
+    validation = ValidationSet(some, source.prepare) if float_path else None
+    if validation is None:  # what else a recipe may ask for changes numbers, not time
         config = recipe.Quantize(
             block=config.block, saturation_free=config.saturation_free, correct_bias=False
         )
-    source = float_path or _export(source, folder)
-    done = quantize(source, torch.from_numpy(source.images), config, judge)
+    graph = read_model(float_path or _export(source, folder))
+    images = torch.from_numpy(source.images)
+    done = quantize_graph(graph, images, config, Resources(validation))
     path = folder / "ours.onnx"
     write_qdq(done.model, done.scheme, path)
     return _there(path)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from secateur.pruning.removal import plan_removal, prune
     from secateur.pruning.surgery import apply_masks, remove, shrink_optimizer
     from secateur.public import export, pack, scan, unpack
+    from secateur.quantization.quantize import quantize
     from secateur.recipe import load_recipe
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "pack",
     "plan_removal",
     "prune",
+    "quantize",
     "remove",
     "run",
     "scan",
@@ -66,6 +68,7 @@ _HOMES = {
     "pack": "secateur.public",
     "plan_removal": "secateur.pruning.removal",
     "prune": "secateur.pruning.removal",
+    "quantize": "secateur.quantization.quantize",
     "remove": "secateur.pruning.surgery",
     "run": "secateur.pipeline.run",
     "scan": "secateur.public",

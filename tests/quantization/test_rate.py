@@ -132,7 +132,7 @@ def test_a_whole_network_by_price(made):
 
 
 class Foretold:
-    """A judge to whom a scheme is as bad as its price; images are right in the order given."""
+    """Validation on which a scheme is as bad as its price."""
 
     def __init__(self, breaks_at):
         self.breaks_at = breaks_at
@@ -143,17 +143,18 @@ class Foretold:
 
 
 @pytest.mark.parametrize("breaks_at", [0.0, PRICES[0], 0.07, 9.0])
-def test_the_highest_price_within_the_tolerance_is_found(breaks_at, monkeypatch):
+def test_the_highest_price_within_the_tolerance_is_found(breaks_at):
     class Network:
-        def __init__(self, model, scheme=0.0):
-            self.price = scheme
+        def __init__(self, scheme):
+            self.price = scheme or 0.0
 
-    monkeypatch.setattr("secateur.quantization.pricing.Simulated", Network)
-    scheme, said = highest_price(None, "nearest", lambda price: price, Foretold(breaks_at), 0.01)
+    scheme, about = highest_price(
+        Network, "nearest", lambda price: price, Foretold(breaks_at), 0.01
+    )
     within = [price for price in PRICES if price <= breaks_at]
     assert scheme == (within[-1] if within else "nearest")
-    assert said["price"] == (within[-1] if within else 0)
-    assert len(said["drops"]) <= 5
+    assert about["price"] == (within[-1] if within else 0)
+    assert len(about["drops"]) <= 5
 
 
 @pytest.mark.parametrize("other", ["bits=4", "per_channel=false"])

@@ -27,9 +27,10 @@ from secateur.onnx_ir.export import export_onnx
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import plan_removal
 from secateur.pruning.surgery import rebuild, remove
+from secateur.quantization.importing import import_onnx
 from secateur.quantization.qdq import write_qdq
-from secateur.quantization.quantize import quantize
-from secateur.quantization.validation import Judge
+from secateur.quantization.quantize import quantize_imported
+from secateur.quantization.validation import ValidationSet
 from secateur.runtimes import Runtime, open_file
 from secateur.store import Stage, Store, save_tensors, write_bytes, write_json, write_text
 from secateur.training.checkpoint import remove_checkpoints
@@ -277,7 +278,8 @@ class Stages:
         images = problem.training.take(chosen.to(problem.device))
         some = problem.validation.spread(config.scan_images).to(torch.device("cpu"))
         prepared = problem.prepare(images.pixels[:]).contiguous().cpu()
-        done = quantize(path, prepared, config, Judge(some, problem.prepare))
+        graph = import_onnx(path, prepared[:2].numpy())
+        done = quantize_imported(graph, prepared, config, ValidationSet(some, problem.prepare))
         write_qdq(done.model, done.scheme, path)
 
     def provenance(self, candidate: Candidate) -> dict[str, Any]:

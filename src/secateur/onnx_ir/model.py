@@ -17,6 +17,9 @@ from secateur.onnx_ir.reader import read_onnx
 IR_VERSION = 10
 OPSET = 18
 
+OWN_DOMAIN = ("", "ai.onnx")
+"""Both names of the domain of ONNX's own operators."""
+
 WEIGHTED = ("Conv", "Gemm")
 """Operators that multiply by a weight: convolutions and linear layers."""
 
@@ -65,18 +68,18 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 def activation_inputs(graph: Graph, node: onnx.NodeProto) -> list[str]:
     """The inputs of ``node`` that carry activations, not weights, shapes or bounds."""
-    count = len(node.input) if node.op_type in ("Add", "Concat") else 1
+    count = len(node.input) if node.op_type in ("Add", "Concat", "Mul") else 1
     return [name for name in node.input[:count] if name and name not in graph.constants]
 
 
 def is_layer(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether ``node`` is a convolution, or x W^T + b, of constant weights."""
+    """Tell whether ``node`` is a 2-D convolution, or x W^T + b, of constant weights."""
     if node.op_type not in WEIGHTED or len(activation_inputs(graph, node)) != 1:
         return False
     if any(name and name not in graph.constants for name in node.input[1:]):
         return False
     if node.op_type == "Conv":
-        return True
+        return len(graph.constants[node.input[1]].dims) == 4
     factors = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0
     return bool(factors and not attribute(node, "transA", 0) and attribute(node, "transB", 0))
 
@@ -107,12 +110,19 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
     write_bytes(path, model.SerializeToString(deterministic=True))
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that ``model`` uses."""
+    return max(
+        (item.version for item in model.opset_import if item.domain in OWN_DOMAIN), default=0
+    )
+
+
 def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph an integer runtime wants, with nothing in it but the graph.
 
-    A mean over height and width becomes GlobalAveragePool; Identity and Dropout go; so do unused
-    constants, documentation strings and the traces of the exporting machine. Tensors between nodes
-    are named anew by operator and position, constants keep the names of the network's parameters.
+    A mean over height and width becomes GlobalAveragePool. Identity and Dropout are removed, and so
+    are unused constants, documentation strings and traces of the exporting machine. Tensors between
+    nodes are renamed by operator and position; constants keep the names of the parameters.
     """
     nodes = _without_identities(model, _with_global_pools(model))
     used = {name for node in nodes for name in node.input}
@@ -125,9 +135,10 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
         [_bare_value(value) for value in model.graph.output],
         constants,
     )
-    opset = onnx.helper.make_opsetid("", OPSET)
+    opset = onnx.helper.make_opsetid("", opset_of(model))
+    ir_version = max(IR_VERSION, onnx.helper.find_min_ir_version_for([opset]))
     return onnx.helper.make_model(
-        graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="secateur"
+        graph, opset_imports=[opset], ir_version=ir_version, producer_name="secateur"
     )
 
 
@@ -188,7 +199,10 @@ def _rename(nodes: list[onnx.NodeProto], constants: set[str], graph: onnx.GraphP
 
 
 def _bare(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor)), tensor.name)
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    return numpy_helper.from_array(
+        np.asarray(numpy_helper.to_array(tensor), order="C"), tensor.name
+    )
 
 
 def _bare_value(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

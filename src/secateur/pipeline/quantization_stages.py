@@ -16,11 +16,11 @@ from secateur.pipeline.teacher_stage import train_into
 from secateur.pruning.masks import Masks
 from secateur.quantization.aware import Trainable
 from secateur.quantization.bits import BitPoint, scan_bits
+from secateur.quantization.post_training import Resources, quantize_graph, weight_rule
 from secateur.quantization.qdq import read_scheme, write_qdq
-from secateur.quantization.quantize import quantize, weight_rule
 from secateur.quantization.rate import priced_layers
 from secateur.quantization.scheme import Rules, Scheme, make_scheme, weighted_nodes
-from secateur.quantization.validation import Judge
+from secateur.quantization.validation import ValidationSet
 from secateur.store import write_json
 from secateur.training.evaluation import BATCH
 
@@ -54,18 +54,20 @@ def scan_bits_key(chain: Chain) -> dict[str, Any]:
 def make_scan_bits(chain: Chain, folder: Path) -> None:
     """Measure the validation loss against the bits of each layer's weight."""
     model = read_model(chain.stage("export").folder / "pruned.onnx")
-    judge, rule = validation_images(chain), weight_rule(chain.recipe.quantize)
-    batches = -(-len(judge.images) // BATCH)
+    validation, rule = validation_images(chain), weight_rule(chain.recipe.quantize)
+    batches = -(-len(validation.images) // BATCH)
     with progress("scan bits", batches * len(weighted_nodes(Graph(model)))) as tick:
-        points = scan_bits(model, judge.images, judge.prepare, rule=rule, advance=tick.advance)
+        points = scan_bits(
+            model, validation.images, validation.prepare, rule=rule, advance=tick.advance
+        )
     write_json(folder / "scan_bits.json", [point.to_dict() for point in points])
 
 
-def validation_images(chain: Chain) -> Judge:
+def validation_images(chain: Chain) -> ValidationSet:
     """The validation images by which quantization chooses."""
     _, validation = chain.parts
     some = validation.spread(chain.recipe.quantize.scan_images)
-    return Judge(some.to(torch.device("cpu")), chain.prepare)
+    return ValidationSet(some.to(torch.device("cpu")), chain.prepare)
 
 
 def quantize_key(chain: Chain) -> dict[str, Any]:
@@ -83,8 +85,9 @@ def make_quantize(chain: Chain, folder: Path) -> None:
     if config.bits == "mixed":
         scanned = chain.stage("scan-bits").json("scan_bits.json")
         points = [BitPoint.from_dict(point) for point in scanned]
-    path, images = chain.stage("export").folder / "pruned.onnx", calibration_images(chain)
-    done = quantize(path, images, config, validation_images(chain), points)
+    graph = read_model(chain.stage("export").folder / "pruned.onnx")
+    resources = Resources(validation_images(chain))
+    done = quantize_graph(graph, calibration_images(chain), config, resources, points)
     write_model(done.model, folder / "float.onnx")
     write_json(folder / "ranges.json", done.ranges)
     write_json(folder / "bits.json", {name: rule.bits for name, rule in done.rules.items()})

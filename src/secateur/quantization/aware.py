@@ -46,7 +46,7 @@ class Trainable(Simulated):
         priced: Collection[str] = (),
     ) -> None:
         super().__init__(model)
-        self._scheme = scheme
+        self._scheme, self._placement = scheme, scheme.placement
         steps: dict[str, Step] = {}
         for group in scheme.placement.groups:
             ceiling = min(scheme.placement.activations.get(name, np.inf) for name in group)

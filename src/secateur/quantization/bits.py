@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.data import Images, Preparation
+from secateur.data import Images
 from secateur.onnx_ir.model import Graph
 from secateur.quantization.scheme import weighted_nodes
 from secateur.quantization.simulate import Simulated
@@ -69,7 +69,7 @@ class BitPoint:
 def scan_bits(
     model: onnx.ModelProto,
     images: Images,
-    prepare: Preparation,
+    prepare: Callable[[Tensor], Tensor],
     widths: Sequence[int] = WIDTHS,
     rule: WeightRule | None = None,
     advance: Callable[[], None] = lambda: None,

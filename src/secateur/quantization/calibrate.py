@@ -55,16 +55,21 @@ def calibrate(
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"need a percentile in (0, 100], found {percentile}")
-    histograms = count_values(source, batches, extremes_only=method == "minmax")
+    histograms = count_values(source, batches, 0 if method == "minmax" else None)
     return choose_ranges(histograms, method, percentile)
 
 
 def count_values(
     source: Path | onnx.ModelProto,
     batches: Iterable[npt.NDArray[np.float32]],
-    extremes_only: bool = False,
+    counted: int | None = None,
 ) -> dict[str, Histogram]:
     """Count the values of each tensor to be quantized; as :func:`calibrate`, for all methods.
+
+    Args:
+        source: As of :func:`calibrate`.
+        batches: As of :func:`calibrate`.
+        counted: Images whose values are counted, None for all; of the others only the extremes.
 
     Returns:
         By the tensor's name in the file; tensors that share one scale share one histogram.
@@ -76,14 +81,18 @@ def count_values(
         histograms |= dict.fromkeys(group, Histogram())
     names = list(histograms)
     session = _session_with_outputs(model, names)
+    image = session.get_inputs()[0]
+    size = image.shape[0] if isinstance(image.shape[0], int) else 0  # built into the graph
     images = 0
     for batch in batches:
-        for start in range(0, len(batch), CHUNK):
-            chunk = np.ascontiguousarray(batch[start : start + CHUNK])
+        for start in range(0, len(batch), size or CHUNK):
+            chunk = np.ascontiguousarray(batch[start : start + (size or CHUNK)])
+            feed = {image.name: np.resize(chunk, (size or len(chunk), *chunk.shape[1:]))}
+            counts = counted is None or images < counted
             images += len(chunk)
-            for name, values in zip(names, session.run(names, {"image": chunk}), strict=True):
+            for name, values in zip(names, session.run(names, feed), strict=True):
                 _check_finite(name, values)
-                histograms[name].add(values, counts=not extremes_only)
+                histograms[name].add(values, counts=counts)
     if images == 0:
         raise DataError(
             "no images to calibrate on", where="quantize.images", remedy="give at least one image"

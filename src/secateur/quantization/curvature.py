@@ -77,7 +77,7 @@ def _measured_to_foretold(
             if (error := errors.get(node.name)) is None:
                 continue
             answers[node.name] = network.branch(values, number, network.weights[node.name] + error)
-            moved = network.layer_output(node, values[node.input[0]], error).square()
+            moved = network.layer_output(node, network.read(values, node), error).square()
             others = [axis for axis in range(moved.ndim) if axis != 1]
             by_row = moved.mean(others).numpy() * len(batch)
             foretold[node.name] += float(by_row @ curvature[node.name]) / 2

@@ -1,13 +1,19 @@
-"""Which tensors of a float graph are quantized, and which of them share one scale.
+"""Which nodes of a float graph run on integers, which tensors are rounded, and which share a scale.
 
-An operator is *quantizable* where integer runtimes have a kernel for it. Every activation that a
-quantizable operator reads is quantized, once, for all its readers; so the logits, which nothing
-reads, stay float. Operators that only move data, and Concat, tie what they read to what they give:
-tied tensors share one scale, so that moving them stays a copy of bytes. In ShuffleNetV2 this ties
-a whole stage, and the half that passes a block untouched is never rounded again.
+*Layers* (convolutions and linear layers of constant weights) run on integers. Their inputs are
+rounded, and so are the outputs of convolutions, because runtimes have no integer convolution that
+gives floats; an integer linear layer may give floats. Other operators follow: an addition, a pool
+or an operator that only moves data runs on integers where all that it reads is rounded anyway, and
+a product where it scales a rounded map by a gate in [0, 1]. All else stays float: normalizations,
+attention, GELU, SiLU and every operator that is not known here. Float operators read the results of
+float operators unrounded, so that the residual stream of a transformer keeps its precision.
+
+Operators that only move data, and Concat, tie their inputs to their outputs: tied tensors share one
+scale, so that moving them stays a copy of bytes. In ShuffleNetV2 this ties a stage, and the half
+that passes a block untouched is never rounded again.
 
 A ReLU or clip right after a convolution, linear layer or addition is *absorbed*: the operator's
-result is quantized with the range found behind the activation, and the clamp of Q does the rest.
+result is rounded with the range behind the activation, and the clamp of Q does the rest.
 """
 
 from __future__ import annotations
@@ -21,12 +27,14 @@ from secateur.errors import SecateurError
 from secateur.onnx_ir.model import WEIGHTED, Graph, activation_inputs, attribute, is_layer
 from secateur.quantization.histogram import Range
 
-COMPUTING = (*WEIGHTED, "Add", "GlobalAveragePool", "AveragePool")
+COMPUTING = (*WEIGHTED, "Add", "Mul", "GlobalAveragePool", "AveragePool")
 MOVING = (
     "MaxPool", "Reshape", "Transpose", "Split", "Slice", "Flatten", "Squeeze", "Unsqueeze",
     "Resize",
 )  # fmt: skip
 TYING = (*MOVING, "Concat")
+GATES = ("Sigmoid", "HardSigmoid")
+"""Operators whose results lie in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +42,30 @@ class Placement:
     """Where quantizers go in a float graph.
 
     Attributes:
-        groups: The quantized tensors in the graph's order; those in one tuple share one scale.
+        groups: The rounded tensors in the graph's order; those in one tuple share one scale.
         activations: By name of its output, each ReLU or clip that may be absorbed, with the upper
             bound it sets.
+        unrounded: Rounded tensors that some float operators read before they are rounded.
+        integer: First output of each node that runs on integers.
     """
 
     groups: tuple[tuple[str, ...], ...]
     activations: dict[str, float]
+    unrounded: frozenset[str] = frozenset()
+    integer: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> list[str]:
-        """Every quantized tensor."""
+        """Every rounded tensor."""
         return [name for group in self.groups for name in group]
+
+    def reads_unrounded(self, node: onnx.NodeProto, name: str) -> bool:
+        """Tell whether ``node`` reads the tensor ``name`` before it is rounded."""
+        return name in self.unrounded and node.output[0] not in self.integer
 
 
 def find_placement(model: onnx.ModelProto) -> Placement:
-    """Decide what to quantize in a float graph.
+    """Decide what to round in a float graph.
 
     Raises:
         SecateurError: The graph has nothing to quantize, or is quantized already.
@@ -57,14 +73,77 @@ def find_placement(model: onnx.ModelProto) -> Placement:
     graph = Graph(model)
     if any(node.op_type == "QuantizeLinear" for node in graph.nodes):
         raise SecateurError("the graph is quantized already", expected="a float graph")
-    chosen = dict.fromkeys(
-        name
-        for node in graph.nodes
-        if is_quantizable(graph, node)
-        for name in activation_inputs(graph, node)
-    )
+    activations = _absorbable(graph)
+    nodes = _integer_nodes(graph, activations)
+    chosen = dict.fromkeys(name for node in nodes for name in activation_inputs(graph, node))
     if not chosen:
         raise SecateurError("nothing to quantize in the graph", expected="Conv or Gemm")
+    behind = _behind(graph, activations)
+    results = (behind.get(node.output[0], node.output[0]) for node in nodes if _rounds(node))
+    chosen |= dict.fromkeys(name for name in results if name not in graph.outputs)
+    integer = frozenset(node.output[0] for node in nodes)
+    activations = {
+        name: bound
+        for name, bound in activations.items()
+        if graph.producer[name].input[0] in integer
+    }
+    unrounded = frozenset(
+        name
+        for name in chosen
+        if name in graph.producer
+        and name not in activations
+        and graph.producer[name].output[0] not in integer
+        and any(reader.output[0] not in integer for reader in graph.consumers[name])
+    )
+    return Placement(_tied(graph, nodes, chosen), activations, unrounded, integer)
+
+
+def _integer_nodes(graph: Graph, activations: dict[str, float]) -> list[onnx.NodeProto]:
+    """The nodes that run on integers, in the graph's order."""
+    behind = _behind(graph, activations)
+    rounded = set(graph.inputs)
+    integer: set[str] = set()
+    for node in graph.nodes:
+        if is_layer(graph, node):
+            integer.add(node.output[0])
+            rounded |= {node.input[0]}
+            if node.op_type == "Conv":
+                rounded.add(behind.get(node.output[0], node.output[0]))
+    growing = True
+    while growing:
+        growing = False
+        for node in graph.nodes:
+            if node.output[0] in integer or not is_quantizable(graph, node):
+                continue
+            inputs = activation_inputs(graph, node)
+            gates = {name for name in inputs if node.op_type == "Mul" and _is_gate(graph, name)}
+            if not set(inputs) - gates or not set(inputs) - gates <= rounded:
+                continue
+            integer.add(node.output[0])
+            rounded |= {*gates, *node.output}
+            rounded |= {behind[name] for name in node.output if name in behind}
+            growing = True
+    return [node for node in graph.nodes if node.output[0] in integer]
+
+
+def _rounds(node: onnx.NodeProto) -> bool:
+    """Tell whether integer kernels of ``node`` give integers only."""
+    return node.op_type in COMPUTING and node.op_type != "Gemm"
+
+
+def _behind(graph: Graph, activations: dict[str, float]) -> dict[str, str]:
+    """By its input, the output of each activation that may be absorbed."""
+    return {graph.producer[name].input[0]: name for name in activations}
+
+
+def _is_gate(graph: Graph, name: str) -> bool:
+    return name in graph.producer and graph.producer[name].op_type in GATES
+
+
+def _tied(
+    graph: Graph, nodes: list[onnx.NodeProto], chosen: dict[str, None]
+) -> tuple[tuple[str, ...], ...]:
+    """Group the tensors of ``chosen`` that one scale must serve."""
     leader = {name: name for name in chosen}
 
     def find(name: str) -> str:
@@ -72,8 +151,8 @@ def find_placement(model: onnx.ModelProto) -> Placement:
             name = leader[name]
         return name
 
-    for node in graph.nodes:
-        if node.op_type in TYING and is_quantizable(graph, node):
+    for node in nodes:
+        if node.op_type in TYING:
             ends = (*activation_inputs(graph, node), *node.output)
             first, *others = [name for name in ends if name in leader]
             for other in others:
@@ -81,7 +160,7 @@ def find_placement(model: onnx.ModelProto) -> Placement:
     groups: dict[str, list[str]] = {}
     for name in chosen:
         groups.setdefault(find(name), []).append(name)
-    return Placement(tuple(map(tuple, groups.values())), _absorbable(graph))
+    return tuple(map(tuple, groups.values()))
 
 
 def is_quantizable(graph: Graph, node: onnx.NodeProto) -> bool:
@@ -91,6 +170,10 @@ def is_quantizable(graph: Graph, node: onnx.NodeProto) -> bool:
         return is_layer(graph, node)
     if node.op_type in ("Add", "Concat"):
         return len(inputs) == len(node.input)
+    if node.op_type == "Mul":
+        gates = [_is_gate(graph, name) for name in inputs]
+        gated = sum(gates) == 1 and len(inputs) == len(node.input)
+        return gated and graph.producer[inputs[gates.index(True)]].input[0] not in inputs
     if node.op_type == "Resize":
         return attribute(node, "mode", b"nearest") == b"nearest" and len(inputs) == 1
     return node.op_type in (*COMPUTING, *MOVING) and len(inputs) == 1
@@ -113,10 +196,19 @@ def _absorbable(graph: Graph) -> dict[str, float]:
         if node.op_type == "Relu":
             bounds[node.output[0]] = float("inf")
             continue
-        low, high = graph.optional(node, 1), graph.optional(node, 2)
-        if low is not None and low.item() == 0.0:
-            bounds[node.output[0]] = float("inf") if high is None else high.item()
+        low, high = _bound(graph, node, 1), _bound(graph, node, 2)
+        if low == 0.0 and high is not None:
+            bounds[node.output[0]] = high
     return bounds
+
+
+def _bound(graph: Graph, node: onnx.NodeProto, index: int) -> float | None:
+    """A bound of a clip; infinite where it has none, None where it is not constant."""
+    if index >= len(node.input) or not node.input[index]:
+        return float("-inf") if index == 1 else float("inf")
+    if node.input[index] not in graph.constants:
+        return None
+    return float(graph.constant(node.input[index]).item())
 
 
 def joint_range(group: tuple[str, ...], ranges: dict[str, Range]) -> Range:

@@ -14,9 +14,9 @@ from secateur.quantization.curvature import output_curvature
 from secateur.quantization.rate import Rate, priced_layers
 from secateur.quantization.rounding import recover
 from secateur.quantization.scheme import Rules, Scheme
-from secateur.quantization.simulate import Simulated
-from secateur.quantization.validation import Judge
+from secateur.quantization.validation import Validation
 from secateur.statistics import Interval, paired_drop
+from secateur.training.evaluation import Scorer
 
 PRICES = tuple(round(0.001 * 2 ** (i / 2), 6) for i in range(21))
 """Nats a megabyte to choose from: 0.001 to about 1, two for each octave."""
@@ -53,26 +53,30 @@ def scheme_by_price(
 
 
 def highest_price(
-    model: onnx.ModelProto, nearest: Scheme, scheme_at: SchemeAt, judge: Judge, tolerance: float
+    network_of: Callable[[Scheme | None], Scorer],
+    nearest: Scheme,
+    scheme_at: SchemeAt,
+    validation: Validation,
+    tolerance: float,
 ) -> tuple[Scheme, dict[str, Any]]:
     """Find the highest of :data:`PRICES` that is within ``tolerance``, by bisection.
 
     Args:
-        model: The float graph.
+        network_of: Makes the network that a scheme rounds; None for the float network.
         nearest: What is returned where even the lowest price loses too much.
         scheme_at: Of :func:`scheme_by_price`.
-        judge: Its images show what is lost.
+        validation: Measures the accuracy lost.
         tolerance: Accuracy that may be lost, in [0, 1], at the upper end of its 95 % interval.
 
     Returns:
         The scheme, and as plain data its price (0 for ``nearest``) and what was lost at each tried.
     """
-    reference, tried = judge.right(Simulated(model)), {}
+    reference, tried = validation.right(network_of(None)), {}
     good, bad, best = -1, len(PRICES), nearest
     while bad - good > 1:
         middle = (good + bad) // 2
         scheme = scheme_at(PRICES[middle])
-        drop = paired_drop(reference, judge.right(Simulated(model, scheme)))
+        drop = paired_drop(reference, validation.right(network_of(scheme)))
         tried[f"{PRICES[middle]:g}"] = list(drop)
         say(f"quantize: {PRICES[middle]:g} nats a megabyte lose {_points(drop)} on validation")
         if drop.high <= tolerance:

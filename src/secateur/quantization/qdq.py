@@ -45,11 +45,16 @@ def quantize_onnx(
 
 
 def write_qdq(source: onnx.ModelProto, scheme: Scheme, out: Path) -> None:
-    """Write a float graph, quantized as ``scheme`` says, as one file; metadata is carried over.
+    """Write a float graph, quantized by ``scheme``, as one file; metadata is carried over.
 
     Raises:
         StoreError: The file cannot be written.
     """
+    write_model(to_qdq(source, scheme), out)
+
+
+def to_qdq(source: onnx.ModelProto, scheme: Scheme) -> onnx.ModelProto:
+    """Return a float graph, quantized by ``scheme``; metadata is carried over."""
     graph = _Rewriter(Graph(source), scheme).rewrite(source.graph)
     model = onnx.helper.make_model(
         graph,
@@ -61,16 +66,17 @@ def write_qdq(source: onnx.ModelProto, scheme: Scheme, out: Path) -> None:
     if scheme.saturation_free:
         metadata[SATURATION_FREE] = "true"
     onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
-    write_model(model, out)
+    return model
 
 
 def read_scheme(source: onnx.ModelProto, path: Path) -> Scheme:
     """Read back how ``path``, which :func:`write_qdq` wrote, quantizes the float graph ``source``.
 
-    Bits below 8 are not told apart from int8, which they are stored as.
+    Weights of fewer than 8 bits are stored as int8, and are read back as int8.
 
     Raises:
-        SecateurError: The file is not a quantization of that graph; the message names what lacks.
+        SecateurError: The file is not a quantization of that graph; the message names the missing
+            constant.
         StoreError: The file cannot be read.
     """
     constants = Graph(read_model(path)).constants
@@ -107,6 +113,7 @@ class _Rewriter:
 
     def __init__(self, graph: Graph, scheme: Scheme) -> None:
         self.graph, self.scales, self.layers = graph, scheme.activations, scheme.layers
+        self.placement = scheme.placement
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         # An absorbed activation's input, and the name under which it is quantized.
@@ -128,9 +135,10 @@ class _Rewriter:
             copied = onnx.NodeProto()
             copied.CopyFrom(node)
             if node.name in self.layers:
-                copied.input[:] = [self._readable(node.input[0]), *self._integer_weights(node)]
+                image, weights = self._readable(node, node.input[0]), self._integer_weights(node)
+                copied.input[:] = [image, *weights]
             else:
-                copied.input[:] = [self._readable(name) for name in node.input]
+                copied.input[:] = [self._readable(node, name) for name in node.input]
             self.nodes.append(copied)
             for name in node.output:
                 known = self.absorbed.get(name, name)
@@ -140,11 +148,12 @@ class _Rewriter:
             self.nodes, source.name, source.input, source.output, list(self.constants.values())
         )
 
-    def _readable(self, name: str) -> str:
-        """The name under which a node reads what was ``name`` in the float graph."""
+    def _readable(self, node: onnx.NodeProto, name: str) -> str:
+        """The name under which ``node`` reads what was ``name`` in the float graph."""
         if name in self.graph.constants:
             self.constants[name] = self.graph.constants[name]
-        return f"{name}/dequantized" if name in self.scales else name
+        rounded = name in self.scales and not self.placement.reads_unrounded(node, name)
+        return f"{name}/dequantized" if rounded else name
 
     def _requantize(self, tensor: str, known: str) -> None:
         """Round ``tensor`` to the grid of the float graph's ``known``."""

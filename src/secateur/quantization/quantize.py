@@ -1,207 +1,322 @@
-"""The method: from a float file and a few images to the integers of every layer."""
+"""Quantize any network without training: a module or an ONNX file in, an int8 ONNX file out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import onnx
-import torch
-from torch import Tensor
+from pydantic import ValidationError
+from torch import Tensor, nn
 
 from secateur import recipe
-from secateur.console import progress, say
-from secateur.onnx_ir.model import read_model
-from secateur.onnx_ir.padding import pad_widths
-from secateur.quantization.bits import BitPoint, Bits, choose_bits
-from secateur.quantization.calibrate import METHODS, Method, choose_ranges, count_values
-from secateur.quantization.equalize import equalize
-from secateur.quantization.histogram import Histogram, Range
-from secateur.quantization.pricing import highest_price, scheme_by_price
-from secateur.quantization.rounding import recover
-from secateur.quantization.scheme import Rules, Scheme, make_scheme
-from secateur.quantization.simulate import Simulated
-from secateur.quantization.validation import Judge
-from secateur.quantization.weights import WeightRule
+from secateur.console import say
+from secateur.data import Images, Preparation
+from secateur.errors import DataError, RecipeError
+from secateur.onnx_ir.export import export_onnx
+from secateur.onnx_ir.model import read_model, write_model
+from secateur.quantization.agreement import Agreement, agreement
+from secateur.quantization.bits import BitPoint, scan_bits
+from secateur.quantization.calibration_images import (
+    CalibrationImages,
+    ImageSource,
+    calibration_images,
+)
+from secateur.quantization.importing import import_onnx
+from secateur.quantization.post_training import (
+    Calibration,
+    Quantized,
+    Resources,
+    quantize_graph,
+    weight_rule,
+)
+from secateur.quantization.qdq import to_qdq
+from secateur.quantization.scheme import Scheme
+from secateur.quantization.simulate import unknown_operators
+from secateur.quantization.validation import TargetSet, Validation, logits_of
+from secateur.runtimes import OnnxRuntime
+from secateur.training.evaluation import Scorer, scorer
 
-_BATCH = 64
-_MEMORY = 2**26
+THREADS = 2
+
+COUNTED = 128
+"""Images whose values are counted for ranges, and by which choices are made without labels."""
+
+_MEMORY = 2**24
 """Elements that the largest activation may have while layers are rounded one after another."""
+
+Labels = Tensor | npt.NDArray | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
-class Quantized:
-    """What quantization came to.
+class QuantizedNetwork:
+    """A quantized network, ready to be saved.
 
     Attributes:
-        model: The float graph that was rounded: the one given, padded and perhaps equalized.
-        ranges: Of the activations.
-        rules: Of the weights.
-        scheme: Everything rounded.
-        chosen: What was chosen on the way, and by which numbers, as plain data.
+        model: The int8 graph in standard ONNX QDQ, with preparation and class names as metadata.
+        parity: How close it is to the float network, on validation images or on some of those that
+            it was quantized with.
+        chosen: Choices that were made by measuring, with their numbers, as plain data.
     """
 
     model: onnx.ModelProto
-    ranges: dict[str, Range]
-    rules: Rules
-    scheme: Scheme
+    parity: Agreement
     chosen: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the network as one self-contained ONNX file; return its path.
+
+        Raises:
+            StoreError: The file cannot be written.
+        """
+        write_model(self.model, Path(path))
+        return Path(path)
 
 
 def quantize(
-    path: Path,
-    images: Tensor,
-    config: recipe.Quantize,
-    judge: Judge | None = None,
-    points: Sequence[BitPoint] = (),
-) -> Quantized:
-    """Quantize a float file without training.
+    model: nn.Module | str | Path,
+    images: ImageSource,
+    *,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    preparation: Preparation | None = None,
+    labels: Labels | None = None,
+    validation: Images | tuple[ImageSource, Labels] | None = None,
+    **options: Any,
+) -> QuantizedNetwork:
+    """Quantize a network to int8 without training.
+
+    Convolutions and linear layers run on int8 weights, one scale for each output channel, and uint8
+    activations. Operators that lose by it, or that have no integer kernel, stay float. Where no
+    option says otherwise, the kind of range and the correction of biases are chosen by the
+    cross-entropy on labeled images, or against the float network where there are no labels.
 
     Args:
-        path: A float file of :func:`secateur.onnx_ir.export.export_onnx`.
-        images: Normalized training images, float32 (N, C, R, R), on the CPU; no labels are needed.
-        config: What to do.
-        judge: Asked where the recipe leaves a choice open. Without one, ``auto`` rounding is to
-            nearest, and biases stay.
-        points: Of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
+        model: A module, exported at inference, or an ONNX file of opset 13 or newer from any
+            exporter, with one float32 input (N, C, H, W) and one output (N, classes).
+        images: Images like those that the network will see, some hundred: prepared, float32
+            (N, C, H, W); or uint8 (N, C, H, W), (N, H, W, C) or (N, H, W), together with ``mean``
+            and ``std``; or :class:`secateur.data.Images`.
+        classes: Class names in the order of the outputs. They are stored in the file, as is the
+            preparation, so that ``secateur predict`` can use it; a file that has them keeps them.
+        mean: For each channel, in units of [0, 1].
+        std: For each channel, in units of [0, 1].
+        preparation: In place of ``mean`` and ``std``: resize, crop, channel order too.
+        labels: The class of each image, to choose by accuracy; shape (N,).
+        validation: Other images with labels, to choose by instead.
+        **options: Fields of a recipe's :class:`secateur.recipe.Quantize`, such as ``bits=4`` or
+            ``rounding="adaptive"``. ``method`` is ``"auto"`` where it is left out.
+
+    Returns:
+        The network, with its agreement with the float network.
 
     Raises:
-        ValueError: The recipe leaves a choice open, and there is no judge or no scan.
-        DataError: There are no images, or all their pixels are the same.
-        SecateurError: Activations are not finite, or the graph holds what cannot be quantized.
+        RecipeError: An option is unknown or has a value that does not fit.
+        DataError: The images, labels or class names do not fit the network.
+        NetworkError: The module cannot be exported.
+        StoreError: The file cannot be read.
+        SecateurError: The file is not an image classifier in ONNX's own operators.
+
+    Example:
+        >>> import secateur, torch
+        >>> _ = torch.manual_seed(0)
+        >>> conv, relu = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()
+        >>> pool, last = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(8, 2)
+        >>> network = torch.nn.Sequential(conv, relu, pool, torch.nn.Flatten(), last)
+        >>> small = secateur.quantize(network, torch.randn(32, 3, 16, 16), method="minmax")
+        >>> small.parity.images
+        32
     """
-    open_choice = (
-        config.method == "auto"
-        or config.price == "auto"
-        or (config.bits == "mixed" and config.size is None)
-    )
-    if (open_choice and judge is None) or (config.bits == "mixed" and not points):
-        raise ValueError("the recipe leaves a choice open: give a judge, and a scan for mixed bits")
-    model, chosen = pad_widths(read_model(path), config.block), dict[str, Any]()
-    if config.equalize:
-        model = equalize(model)
-    histograms = count_values(model, [batch.numpy() for batch in images.split(_BATCH)])
-    method: Method = config.method if config.method != "auto" else "minmax"
-    rules = _rules(config, {})
-    if config.method == "auto" and judge is not None:
-        method, chosen["method_loss"] = _best_method(model, histograms, config, rules, judge)
-        chosen["method"] = method
-    ranges = choose_ranges(histograms, method, config.percentile)
-    if config.bits == "mixed":
-        rules = _rules(config, _mixed_bits(model, ranges, config, judge, points))
-        chosen["bits"] = {name: rule.bits for name, rule in rules.items() if name}
-    nearest, some = make_scheme(model, ranges, rules), images[: _images_that_fit(model, images)]
-    if config.price:
-        scheme, chosen["price"] = _priced(model, nearest, rules, config, some, judge)
-    else:
-        scheme, chosen["recovery"] = _recovered(model, nearest, rules, config, some, judge)
-    return Quantized(model, ranges, rules, scheme, chosen)
+    config = _config(options)
+    source = _images(images, preparation, mean, std, labels, model)
+    with _float_file(model, source) as path:
+        graph = import_onnx(path, source[:2].numpy())
+        reference = scorer(OnnxRuntime(path, THREADS))
+        answers, known = _validation(source, validation, reference, config)
+        _describe(graph, source, classes, preparation or _normalization(mean, std, source))
+        _check_outputs(graph, answers.targets.shape[1], path)
+        points: list[BitPoint] = []
+        if config.bits == "mixed":
+            stored = Images(answers.images, answers.targets.argmax(1), ())
+            points = scan_bits(graph, stored, lambda pixels: pixels, rule=weight_rule(config))
+        done = quantize_imported(graph, source, config, answers, points)
+        quantized = to_qdq(done.model, done.scheme)
+        parity = agreement(
+            logits_of(run_graph(done.model, done.scheme), answers.images),
+            logits_of(reference, answers.images),
+            known,
+        )
+    say(f"quantize: {parity}")
+    return QuantizedNetwork(quantized, parity, done.chosen)
 
 
-def _priced(
-    model: onnx.ModelProto,
-    nearest: Scheme,
-    rules: Rules,
+def quantize_imported(
+    graph: onnx.ModelProto,
+    images: Calibration,
     config: recipe.Quantize,
-    images: Tensor,
-    judge: Judge | None,
-) -> tuple[Scheme, dict[str, Any]]:
-    """The scheme at the recipe's price, and what was tried."""
-    corrected = config.correct_bias is not False
-    scheme_at = scheme_by_price(model, nearest, rules, images, corrected)
-    if config.price == "auto":
-        assert judge is not None
-        return highest_price(model, nearest, scheme_at, judge, config.tolerance / 100)
-    return scheme_at(config.price), {"price": config.price}
+    validation: Validation,
+    points: Sequence[BitPoint] = (),
+) -> Quantized:
+    """Quantize a graph of :func:`secateur.quantization.importing.import_onnx`.
+
+    Unlike :func:`secateur.quantization.post_training.quantize_graph`, it measures the files
+    themselves under ONNX Runtime, so that operators that cannot be simulated do not matter. Biases
+    are then left as they are.
+
+    Args:
+        graph: Of a float file.
+        images: Prepared training images, float32 (N, C, H, W).
+        config: Options of the recipe.
+        validation: Measures the choices that the recipe leaves open.
+        points: Of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
+    """
+    unknown = unknown_operators(graph)
+    if unknown and config.correct_bias == "auto":
+        say(f"quantize: biases are not corrected, because of operators {', '.join(unknown)}")
+    resources = Resources(validation, run_graph, COUNTED, 0 if unknown else _MEMORY)
+    return quantize_graph(graph, images, config, resources, points)
 
 
-def _recovered(
-    model: onnx.ModelProto,
-    nearest: Scheme,
-    rules: Rules,
+def run_graph(model: onnx.ModelProto, scheme: Scheme | None) -> Scorer:
+    """The file that a float graph and a scheme make, as a network of tensors."""
+    proto = model if scheme is None else to_qdq(model, scheme)
+    return scorer(OnnxRuntime(proto.SerializeToString(), THREADS))
+
+
+def _config(options: dict[str, Any]) -> recipe.Quantize:
+    try:
+        config = recipe.Quantize.model_validate({"method": "auto"} | options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise RecipeError(
+            "an option of quantize that does not fit",
+            where=key or "options",
+            expected=problem["msg"],
+            found=repr(problem["input"])[:80],
+            remedy=f"the options are {', '.join(recipe.Quantize.model_fields)}",
+        ) from None
+    if config.epochs:
+        raise RecipeError(
+            "quantize does not train",
+            where="epochs",
+            expected=0,
+            found=config.epochs,
+            remedy="train with the rounding in a recipe, `secateur run`",
+        )
+    return config
+
+
+def _normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, images: CalibrationImages
+) -> Preparation | None:
+    height, width = images[:1].shape[2:]
+    if mean is None or std is None or height != width:
+        return None
+    return Preparation(tuple(mean), tuple(std), int(height))
+
+
+def _images(
+    images: ImageSource,
+    preparation: Preparation | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    labels: Labels | None,
+    model: nn.Module | str | Path,
+) -> CalibrationImages:
+    if (mean is None) != (std is None) or (preparation is not None and mean is not None):
+        raise DataError(
+            "a preparation that is not complete",
+            where="mean, std, preparation",
+            expected="mean and std, or preparation alone",
+            found=f"mean {mean}, std {std}, preparation {preparation}",
+        )
+    if preparation is None and mean is not None and std is not None:
+        pixels = images.pixels if isinstance(images, Images) else images
+        side = _side(model) or int(min(sorted(pixels.shape[1:])[-2:]))
+        preparation = Preparation(tuple(mean), tuple(std), side)
+    return calibration_images(images, preparation, labels)
+
+
+def _side(model: nn.Module | str | Path) -> int:
+    """The side of the images that a file takes; 0 where it is open, or the model is a module."""
+    if isinstance(model, nn.Module):
+        return 0
+    graph_input = read_model(Path(model)).graph.input[:1]
+    sides = [dim.dim_value for value in graph_input for dim in value.type.tensor_type.shape.dim]
+    return sides[2] if len(sides) == 4 else 0
+
+
+@contextmanager
+def _float_file(model: nn.Module | str | Path, images: CalibrationImages) -> Iterator[Path]:
+    """The float network as a file."""
+    if not isinstance(model, nn.Module):
+        yield Path(model)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        channels, height, width = images[:1].shape[1:]
+        export_onnx(model, (channels, height, width), path, {}, straight=False)
+        yield path
+
+
+def _validation(
+    images: CalibrationImages,
+    validation: Images | tuple[ImageSource, Labels] | None,
+    reference: Scorer,
     config: recipe.Quantize,
-    images: Tensor,
-    judge: Judge | None,
-) -> tuple[Scheme, dict[str, float]]:
-    """The scheme of least loss among those the recipe allows, and the loss of each."""
-    schemes = {}
-    for adaptive, correct in _ways(config, rules):
-        name = ("adaptive" if adaptive else "nearest") + (", biases corrected" if correct else "")
-        schemes[name] = nearest
-        if adaptive or correct:
-            with progress(f"round: {name}", len(nearest.layers)) as tick:
-                schemes[name] = recover(
-                    model, nearest, images, rules,
-                    adaptive=adaptive, correct_bias=correct, advance=tick.advance,
-                )  # fmt: skip
-    if len(schemes) == 1 or judge is None:
-        return next(iter(schemes.values())), {}
-    losses = {name: judge.loss(Simulated(model, scheme)) for name, scheme in schemes.items()}
-    best = min(losses, key=losses.__getitem__)
-    say(f"quantize: rounding {best} loses least on validation, {losses[best]:.4f} nats")
-    return schemes[best], losses
+) -> tuple[TargetSet, Tensor | None]:
+    """What choices are made by, and its labels, if there are any."""
+    if isinstance(validation, Images):
+        images = calibration_images(validation, images.prepare)
+    elif validation is not None:
+        images = calibration_images(validation[0], images.prepare, validation[1])
+    chosen = images.spread(config.scan_images if images.labels is not None else COUNTED)
+    prepared = images[chosen]
+    answers = TargetSet.of_network(prepared, reference)
+    if images.labels is None:
+        return answers, None
+    labels, outputs = images.labels[chosen], answers.targets.shape[1]
+    if not 0 <= int(labels.min()) <= int(labels.max()) < outputs:
+        raise DataError(
+            "labels that are not outputs of the network",
+            where="labels",
+            expected=f"0 to {outputs - 1}",
+            found=f"{int(labels.min())} to {int(labels.max())}",
+        )
+    return TargetSet.of_labels(prepared, labels, outputs), labels
 
 
-def _ways(config: recipe.Quantize, rules: Rules) -> list[tuple[bool, bool]]:
-    """Each way to round that the recipe allows: adaptive or not, biases corrected or not."""
-    narrow = any(rule.bits < 8 for rule in rules.values())
-    known = {"nearest": [False], "adaptive": [True], "auto": [False, True] if narrow else [False]}
-    corrections = [False, True] if config.correct_bias == "auto" else [config.correct_bias]
-    return [(adaptive, correct) for adaptive in known[config.rounding] for correct in corrections]
+def _describe(
+    graph: onnx.ModelProto,
+    images: CalibrationImages,
+    classes: Sequence[str] | None,
+    preparation: Preparation | None,
+) -> None:
+    """Store class names and preparation in ``graph``, beside what its file has."""
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    if preparation is not None:
+        metadata |= preparation.to_metadata()
+    names = classes if classes is not None else images.classes
+    if names is not None and (classes is not None or "classes" not in metadata):
+        metadata["classes"] = json.dumps([str(name) for name in names])
+    onnx.helper.set_model_props(graph, dict(sorted(metadata.items())))
 
 
-def weight_rule(config: recipe.Quantize, bits: int = 8) -> WeightRule:
-    """The rule of a weight of ``bits``."""
-    return WeightRule(bits, config.per_channel, config.saturation_free)
-
-
-def _rules(config: recipe.Quantize, bits: Bits) -> dict[str, WeightRule]:
-    every = config.bits if config.bits != "mixed" else 8
-    named = {name: weight_rule(config, width) for name, width in bits.items()}
-    return {"": weight_rule(config, every), **named}
-
-
-def _best_method(
-    model: onnx.ModelProto,
-    histograms: dict[str, Histogram],
-    config: recipe.Quantize,
-    rules: Rules,
-    judge: Judge,
-) -> tuple[Method, dict[str, float]]:
-    losses: dict[Method, float] = {}
-    for method in METHODS:
-        ranges = choose_ranges(histograms, method, config.percentile)
-        losses[method] = judge.loss(Simulated(model, make_scheme(model, ranges, rules)))
-    best = min(losses, key=losses.__getitem__)
-    say(f"quantize: {best} ranges lose least on validation, {losses[best]:.4f} nats")
-    return best, {str(name): loss for name, loss in losses.items()}
-
-
-def _mixed_bits(
-    model: onnx.ModelProto,
-    ranges: dict[str, Range],
-    config: recipe.Quantize,
-    judge: Judge | None,
-    points: Sequence[BitPoint],
-) -> Bits:
-    if config.size is not None or judge is None:
-        return choose_bits(points, size=config.size)
-    needed = judge.accuracy(Simulated(model)) - config.tolerance / 100
-
-    def acceptable(bits: Bits) -> bool:
-        scheme = make_scheme(model, ranges, _rules(config, bits))
-        return judge.accuracy(Simulated(model, scheme)) >= needed
-
-    return choose_bits(points, acceptable=acceptable)
-
-
-@torch.no_grad()
-def _images_that_fit(model: onnx.ModelProto, images: Tensor) -> int:
-    """How many images may be in memory at once, by the largest activation of one."""
-    network = Simulated(model)
-    values = network.start(images[:1])
-    largest = max(max(v.numel() for v in values.values()) for _ in network.walk(values))
-    return int(np.clip(_MEMORY // largest, 1, len(images)))
+def _check_outputs(graph: onnx.ModelProto, outputs: int, path: Path) -> None:
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    names = json.loads(metadata.get("classes", "null"))
+    if names and len(names) != outputs:
+        raise DataError(
+            "class names do not fit the network",
+            where=path.name,
+            expected=f"{outputs} names, one for each output",
+            found=f"{len(names)} names",
+        )

@@ -68,7 +68,7 @@ def recover(
     for node in network.walk(values):
         if node.name not in scheme.layers:
             continue
-        layer, x = scheme.layers[node.name], values[node.input[0]]
+        layer, x = scheme.layers[node.name], network.read(values, node)
         weight, bias = graph.constant(node.input[1]), graph.optional(node, 2)
         affine, integers, rule = layer.affine, layer.integers, rule_of(rules or {}, node.name)
         if rate is not None and node.name in rate.curvature:

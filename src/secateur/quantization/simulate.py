@@ -20,9 +20,17 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError
 from secateur.onnx_ir.model import Graph, attribute
 from secateur.quantization.affine import Affine
+from secateur.quantization.placement import Placement
 from secateur.quantization.scheme import Layer, Scheme, weighted_nodes
 
 Values = dict[str, Tensor]
+
+
+def unknown_operators(model: onnx.ModelProto) -> list[str]:
+    """Operators of ``model`` that cannot be simulated, sorted; the batch, where it is built in."""
+    unknown = {node.op_type for node in model.graph.node} - _OPERATORS.keys()
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    return sorted(unknown) + ([f"for batch {batch} only"] if batch else [])
 
 
 class Simulated(nn.Module):
@@ -56,6 +64,7 @@ class Simulated(nn.Module):
                     "scan and training: those run the graph here",
                 )
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
+        self._placement = Placement((), {})
         self.quantizers: dict[str, Quantizer] = {}
         self._shared = nn.ModuleList()
         for node in weighted_nodes(self.graph):
@@ -66,8 +75,9 @@ class Simulated(nn.Module):
             self.follow(scheme)
 
     def follow(self, scheme: Scheme) -> None:
-        """Round from now on as ``scheme`` says."""
+        """Round by ``scheme`` from now on."""
         self._shared, self.quantizers = nn.ModuleList(), {}
+        self._placement = scheme.placement
         for group in scheme.placement.groups:
             quantizer = Quantizer(scheme.activations[group[0]])
             self._shared.append(quantizer)
@@ -94,7 +104,7 @@ class Simulated(nn.Module):
     def start(self, images: Tensor) -> Values:
         """The values before the first node: the images, rounded."""
         name = self.graph.inputs[0]
-        return {name: self._rounded(name, images)}
+        return {name: self._result(name, images)}
 
     def walk(self, values: Values, first: int = 0) -> Iterator[onnx.NodeProto]:
         """Run the nodes from number ``first`` on, yielding each before it is run.
@@ -125,25 +135,38 @@ class Simulated(nn.Module):
     def _run(self, node: onnx.NodeProto, values: Values) -> None:
         inputs: list[Any]
         if node.name in self.weights:
-            inputs = [values[node.input[0]], *self.parameters_of(node.name)]
+            inputs = [self.read(values, node), *self.parameters_of(node.name)]
         else:
             inputs = [
-                values[name] if name in values else (self.graph.constant(name) if name else None)
-                for name in node.input
+                self.read(values, node, index)
+                if name in values
+                else (self.graph.constant(name) if name else None)
+                for index, name in enumerate(node.input)
             ]
         results = _OPERATORS[node.op_type](node, inputs, self.graph)
         if isinstance(results, Tensor):
             results = (results,)
         for name, result in zip(node.output, results, strict=True):
-            values[name] = self._rounded(name, result)
+            values[name] = self._result(name, result)
 
     def parameters_of(self, name: str) -> tuple[Tensor, Tensor | None]:
         """Weight and bias that node ``name`` computes with."""
         return self.weights[name], self.biases.get(name)
 
-    def _rounded(self, name: str, value: Tensor) -> Tensor:
+    def read(self, values: Values, node: onnx.NodeProto, index: int = 0) -> Tensor:
+        """Input ``index`` of ``node``, rounded where ``node`` reads it so."""
+        name = node.input[index]
+        rounds = name in self._placement.unrounded
+        if rounds and not self._placement.reads_unrounded(node, name):
+            return self.quantizers[name](values[name])
+        return values[name]
+
+    def _result(self, name: str, value: Tensor) -> Tensor:
+        """What is kept of a new tensor: rounded, unless some node reads it unrounded."""
         quantizer = self.quantizers.get(name)
-        return value if quantizer is None else quantizer(value)
+        if quantizer is None or name in self._placement.unrounded:
+            return value
+        return quantizer(value)
 
 
 class Quantizer(nn.Module):

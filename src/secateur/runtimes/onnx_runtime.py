@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 
@@ -52,14 +53,27 @@ class OnnxRuntime:
                 found=error,
                 remedy="export it again",
             ) from error
-        self._input = self._session.get_inputs()[0].name
+        image = self._session.get_inputs()[0]
+        self._input, batch = image.name, image.shape[0] if image.shape else None
+        self._batch = batch if isinstance(batch, int) else 0
 
     def run(self, images: Array) -> Array:
         """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R).
 
+        A file for one batch size is run as often as it takes, on repeated images at the end.
+
         Raises:
             SecateurError: ONNX Runtime cannot run the network on these images.
         """
+        size = self._batch
+        if size in (0, len(images)):
+            return self._run(images)
+        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, axis=0)])
+        starts = range(0, len(padded), size)
+        parts = [self._run(padded[start : start + size]) for start in starts]
+        return np.concatenate(parts)[: len(images)]
+
+    def _run(self, images: Array) -> Array:
         try:
             return self._session.run(None, {self._input: images})[0]
         except Exception as error:  # its exceptions share no public base
