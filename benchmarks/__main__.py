@@ -13,6 +13,7 @@ NAMES = (
     "int8",
     "int8_recovery",
     "ladder",
+    "networks",
     "peers",
     "pruning_grid",
     "quickstart",

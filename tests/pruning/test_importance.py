@@ -51,9 +51,25 @@ def test_taylor_is_the_squared_change_of_the_loss_of_each_filter() -> None:
         network[index].weight.grad = torch.full_like(network[index].weight, 0.5)
     # (0.5 * 3)^2 + (0.5 * 4 * 2)^2, and (0.5 * -1)^2 + 0.
     assert scores(network, "taylor")["0"] == [2.25 + 16, 0.25]
-    network[2].weight.grad = None
-    with pytest.raises(NetworkError, match=r"no gradients to judge by \(2.weight\); run the loss"):
+    network[2].weight.grad = None  # as of a frozen layer: the others decide
+    assert scores(network, "taylor")["0"] == [2.25, 0.25]
+    network[0].weight.grad = None
+    with pytest.raises(NetworkError, match=r"no gradients to judge by \(0.weight\); run the loss"):
         scores(network, "taylor")
+
+
+def test_fpgm_is_the_distance_to_all_other_filters() -> None:
+    network = nn.Sequential(conv(1, 3, 1), conv(3, 1))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([0.0, 1, 4]).view(3, 1, 1, 1))
+    assert scores(network, "fpgm")["0"] == [5, 4, 7]
+
+
+def test_lamp_is_a_square_over_all_that_are_as_large() -> None:
+    network = nn.Sequential(conv(1, 3, 1), conv(3, 1))
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([1.0, -2, 3]).view(3, 1, 1, 1))
+    assert scores(network, "lamp")["0"] == pytest.approx([1 / 14, 4 / 13, 1])
 
 
 def test_both_sides_of_an_addition_count() -> None:

@@ -82,7 +82,7 @@ def test_these_keep_channels_apart(call) -> None:
     [
         (lambda n, x: x.sort(1)[0], "sort at Net cannot be followed"),
         (lambda n, x: x.cumsum(1), "cumsum at Net cannot be followed"),
-        (lambda n, x: x[:, [5, 4, 3, 2, 1, 0]], "smaller, it does not run"),
+        (lambda n, x: x[:, [5, 4, 3, 2, 1, 0]], "index at Net cannot be followed"),
         (lambda n, x: F.unfold(x, 1).view_as(x), "im2col at Net cannot be followed"),
         (lambda n, x: torch.einsum("bchw,bdhw->bdhw", x, x), "mixes them all (product at Net)"),
         (lambda n, x: (x.flatten(2) @ x.flatten(2).mT)[..., None], "mixes them all (product"),
@@ -112,7 +112,7 @@ def test_what_is_not_known_protects_and_is_named(call, reason) -> None:
         (lambda n, x: x.view(len(x), 6, 8, 8), "shape '[1, 6, 8, 8]' is invalid"),
         (lambda n, x: torch.cat(x.split([2, 4], 1)[::-1], 1), "split_sizes"),
         (lambda n, x: x[:, 0:1] * x, "mul at Net spreads them over channels"),
-        (lambda n, x: x * x.shape[1] ** -0.5, "mul computes with 0.57735 instead of 0.408248"),
+        (lambda n, x: x.relu() * x.shape[1] ** -0.5, "mul computes with 0.57735 instead of 0.40"),
         (lambda n, x: x * torch.tensor(x.shape[1] / 6), "mul computes with 0.5 instead of 1"),
         (lambda n, x: x * torch.full((1,), x.shape[1]), "full computes with 3 instead of 6"),
         (lambda n, x: x.relu() if x.shape[1] == 6 else x, "runs other operations"),
@@ -123,16 +123,15 @@ def test_what_depends_on_all_channels_or_on_their_number_protects_them(call, rea
     assert reason in reasons(settle(between(call)))["a"]
 
 
-def test_a_write_into_a_view_loses_what_was_there() -> None:
+def test_a_write_into_a_view_is_followed() -> None:
     def call(network, x):
         y = network.a(x)
         y[:, :3] = network.c(x)
         return network.b(y)
 
     network = Net(call, a=conv(3, 6), b=conv(6, 2), c=conv(3, 3))
-    assert found(network).groups == ()
-    assert found(network).unfollowed == ("copy_ at Net",)
-    assert reasons(network)["a"] == reasons(network)["c"] == "copy_ at Net cannot be followed"
+    assert found(network).unfollowed == ()
+    assert "smaller, it does not run" in reasons(network)["a"]  # 3 is written into the code
 
 
 class Standardized(nn.Conv2d):
@@ -147,8 +146,6 @@ class Standardized(nn.Conv2d):
     ("layer", "own"),
     [
         (Standardized(4, 4, 1), "the network does not call it as a layer"),
-        (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), "its weights are computed"),
-        (nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)), "its weights are computed"),
     ],
 )
 def test_computed_weights_stay_with_what_they_read(layer, own) -> None:
@@ -160,7 +157,7 @@ def test_computed_weights_stay_with_what_they_read(layer, own) -> None:
     assert reasons(network)["2"] == own
 
 
-def test_attention_over_channels_and_tokens_stays() -> None:
+def test_attention_shrinks_with_the_channels_that_it_reads() -> None:
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -171,8 +168,9 @@ def test_attention_over_channels_and_tokens_stays() -> None:
             return self.head(self.layer(self.embed(x).flatten(2).mT).mean(1))
 
     prunable = found(Attention())
-    assert [group.name for group in prunable.groups] == ["layer.linear1"]
-    assert "matmul at layer.self_attn" in prunable.unfollowed
+    names = [group.name for group in prunable.groups]
+    assert names == ["embed", "layer.self_attn", "layer.linear1"]
+    assert prunable.unfollowed == ()
 
 
 def test_mixing_tokens_keeps_the_channels_but_not_the_hidden_tokens() -> None:
@@ -249,17 +247,14 @@ def test_a_patched_forward_and_a_train_that_returns_nothing_are_followed() -> No
 # ---- what cannot be followed at all
 
 
-def test_a_network_that_looks_at_values_is_refused_by_the_module_at_fault() -> None:
+def test_a_network_that_looks_at_values_runs_on_real_tensors() -> None:
     class Branching(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
     network = nn.Sequential(conv(3, 1), nn.Sequential(nn.ReLU(), Branching()))
-    message = r"^cannot trace network \(1\.1\): found .*; forward must not look at the values"
-    with pytest.raises(NetworkError, match=message):
-        found(network)
-    with pytest.raises(NetworkError, match=r"cannot trace network \(Net\)"):
-        found(Net(lambda n, x: x if n.a(x).max() > 0 else -x, a=conv(3, 1)))
+    assert found(network).values
+    assert not found(nn.Sequential(conv(3, 1))).values
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_width_that_is_none_is_refused(width) -> None:
 
 
 def test_a_network_that_computes_otherwise_when_smaller_is_found_out() -> None:
-    network = Net(lambda n, x: n.b(n.a(x) * n.gain), a=conv(3, 4), b=conv(4, 2)).double()
+    network = Net(lambda n, x: n.b(n.a(x).relu() * n.gain), a=conv(3, 4), b=conv(4, 2)).double()
     network.gain = 1.0
     prunable = find_prunable(network, IMAGES)
     network.gain = 2.0  # as if it had come from the width

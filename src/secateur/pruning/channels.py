@@ -210,8 +210,12 @@ class Units:
         visits = self.graph.visits
         numbers = np.random.default_rng(0).integers(0, 2**64, len(visits), np.uint64)
         tours = np.zeros(self.number, np.uint64)
+        seen: dict[bytes, Ints] = {}
         for number, nodes in zip(numbers, visits, strict=True):
-            tours[np.unique(self.of[nodes])] += number
+            key = nodes.tobytes()
+            if key not in seen:
+                seen[key] = np.unique(self.of[nodes])
+            tours[seen[key]] += number
         return tours
 
     def makes(self, unit: int) -> bool:
@@ -323,6 +327,13 @@ class Units:
             if not ours.isdisjoint(np.unique(self.of[coupled]).tolist()):
                 said[f"{what}: counts them by position"] = None
         return tuple(said)
+
+
+def units_of(graph: ChannelGraph) -> Units:
+    """The units of a graph, computed once; not to be changed."""
+    if graph.units is None:
+        graph.units = Units(graph)
+    return graph.units
 
 
 def protected_layers(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from secateur.pruning.channels import Group, Prunable, Units, protected_layers
+from secateur.pruning.channels import Group, Prunable, Units, protected_layers, units_of
 from secateur.pruning.realize import ChannelsDoNotFit, WidthsRejected, realize_exactly
 from secateur.pruning.tracing.trace import (
     Example,
@@ -97,7 +97,7 @@ def _works(model: nn.Module, prunable: Prunable, groups: Sequence[Group]) -> boo
     scores = {group.name: np.zeros(group.units) for group in groups}
     narrower = replace(prunable, groups=tuple(groups))
     try:
-        realize_exactly(model, narrower, Units(prunable.graph), widths, scores)
+        realize_exactly(model, narrower, units_of(prunable.graph), widths, scores)
     except WidthsRejected as why:
         return why.group is not None
     return True
@@ -129,7 +129,7 @@ def _refusal(model: nn.Module, prunable: Prunable, groups: Sequence[Group]) -> s
     """Why the network does not work with ``groups`` at half their width, or None where it does."""
     widths = {group.name: group.width(0.5) for group in groups}
     scores = {group.name: np.zeros(group.units) for group in groups}
-    large = Units(prunable.graph)
+    large = units_of(prunable.graph)
     while True:
         try:
             realize_exactly(model, prunable, large, widths, scores)

@@ -18,7 +18,7 @@ from torch import nn
 
 from secateur.errors import NetworkError
 from secateur.pruning.adapt import WidthsRejected, scales, settings
-from secateur.pruning.channels import Group, Ints, Prunable, Scores, Units
+from secateur.pruning.channels import Group, Ints, Prunable, Scores, Units, units_of
 from secateur.pruning.plan import Plan, Reindex, Setting
 from secateur.pruning.surgery import apply_plan
 from secateur.pruning.tracing.channel_graph import INPUTS, Axis, ChannelGraph
@@ -67,7 +67,7 @@ def realize_widths(
                 expected=f"1 to {group.steps} left",
                 found=width,
             )
-    large = Units(prunable.graph)
+    large = units_of(prunable.graph)
     while True:
         try:
             return realize_exactly(model, prunable, large, wide, scores)

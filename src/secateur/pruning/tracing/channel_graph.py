@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,7 @@ class ChannelGraph:
         outputs: Shape and type of everything the network returns.
         visits: For each computed result, in order, the nodes that it carries.
         unfollowed: Operations that could not be followed, as ``name at module``.
+        units: Its components, once they are computed.
         trains: Whether the network was seen in training too.
         count: Nodes so far.
     """
@@ -114,6 +115,7 @@ class ChannelGraph:
     visits: list[Nodes] = field(default_factory=list)
     unfollowed: dict[str, None] = field(default_factory=dict)
     trains: bool = False
+    units: Any = None
     _edges: list[Nodes] = field(default_factory=list)
     count: int = 0
 
@@ -135,7 +137,7 @@ class ChannelGraph:
         free = (pairs != FIXED).all(1)
         joined = pairs[free & (pairs[:, 0] != pairs[:, 1])]
         if joined.size:
-            self._edges.append(np.unique(np.sort(joined, axis=1), axis=0))
+            self._edges.append(_distinct_pairs(joined))
         self.protect(pairs[~free], why)
 
     def protect(self, nodes: Nodes, why: str) -> None:
@@ -168,10 +170,23 @@ class ChannelGraph:
         """Every pair, shape (pairs, 2), each once, sorted."""
         if not self._edges:
             return np.empty((0, 2), np.int64)
-        return np.unique(np.concatenate(self._edges), axis=0)
+        return _distinct_pairs(np.concatenate(self._edges))
+
+
+def _distinct_pairs(pairs: Nodes) -> Nodes:
+    """Each pair once, the smaller node first, sorted."""
+    low, high = pairs.min(1), pairs.max(1)
+    base = int(high.max()) + 1
+    codes = np.unique(low * base + high)
+    return np.stack([codes // base, codes % base], axis=1)
 
 
 def known(nodes: Nodes) -> Nodes:
     """The distinct nodes among labels, without FIXED."""
-    distinct = np.unique(nodes)
-    return distinct[distinct >= 0]
+    flat = nodes.ravel()
+    if flat.size < 256:
+        distinct = np.unique(flat)
+        return distinct[distinct >= 0]
+    here = np.zeros(max(int(flat.max()), 0) + 1, bool)  # faster than sorting many
+    here[flat[flat >= 0]] = True
+    return np.flatnonzero(here)

@@ -162,9 +162,9 @@ def meet(
             gates |= not isinstance(ledger.value(tensor), Weight)
         else:
             full.append(labels)
-    main = next((labels for labels in full if bool((thin(labels)[0] != FIXED).any())), None)
-    if main is None:
-        main = torch.tensor(FIXED).expand(tuple(shape))
+    made = [labels for labels in full if bool((thin(labels)[0] != FIXED).any())]
+    nothing = torch.tensor(FIXED).expand(tuple(shape))
+    main = min(made, key=lambda labels: len(varying(labels)), default=nothing)  # all become one
     for other in full:
         # One value, where there is one channel: it would be broadcast over any number of them.
         single = not wide and not bool((thin(other)[0] != FIXED).any())

@@ -1,0 +1,110 @@
+"""The page of networks that were halved, from their records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+EXACT = 1e-6
+"""Up to this a difference is rounding; a removal beyond it is wrong."""
+REDUCED = 0.45
+
+
+def page(records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    """The page as Markdown."""
+    order = sorted(names, key=lambda name: (name.startswith("timm "), name))
+    rows = {name: records[name] for name in order if name in records}
+    if not rows:
+        return "# Networks, halved\n\nNothing is measured yet.\n"
+    missing = [name for name in order if name not in rows]
+    any_record = next(iter(rows.values()))
+    versions = ", ".join(f"{k} {v}" for k, v in any_record["versions"].items())
+    lines = [
+        "# Networks, halved",
+        "",
+        "Made by `python -m benchmarks networks results/networks.jsonl docs/networks.md` from "
+        "[its records](../results/networks.jsonl); the command measures what is missing.",
+        "",
+        "Of each group half of the channels go, chosen at random, `round_to=1`; weights too. "
+        "*Error* is the largest difference between the network after the removal and the masked "
+        "one in float64, over the largest output. Torch-Pruning removes half with its own "
+        "defaults and random importance; the layer that makes the classes is left alone, and "
+        "attentions are given their number of heads. *Works* there means that the smaller network "
+        "runs and returns the same shape: its outputs are not compared with a mask's.",
+        "",
+        f"{any_record['processor']}, one thread; {versions}. Seconds are processor time of "
+        "planning alone, on a machine that did other work too.",
+        "",
+        *summary(rows),
+        "",
+        *([f"Not measured ({len(missing)}): {', '.join(missing)}.", ""] if missing else []),
+        "| Network | Parameters | left | MACs | left | Error | Plan, s | Torch-Pruning: left "
+        "| What stays, and why |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+        *(_row(name, record) for name, record in rows.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def left(record: Mapping[str, Any]) -> float | None:
+    """Share of the parameters that stays, None where there is no result."""
+    if "failure" in record:
+        return None
+    before, after = record["parameters"]
+    return after / before
+
+
+def summary(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Counts over all networks."""
+    ours = [record["secateur"] for record in rows.values()]
+    theirs = [record["torch_pruning"] for record in rows.values()]
+    done = [record for record in ours if "failure" not in record]
+    shares = [left(record) for record in done]
+    both = [(left(a), left(b)) for a, b in zip(ours, theirs, strict=True)]
+    further = sum(a is not None and b is not None and b < a - 0.01 for a, b in both)
+    facts = (
+        ("networks", len(rows), len(rows)),
+        ("run and return the same shape after the removal", len(done),
+         sum("failure" not in record for record in theirs)),
+        ("below 0.45 of the parameters", sum(share < REDUCED for share in shares),
+         sum((left(record) or 1) < REDUCED for record in theirs)),
+        ("nothing removed", sum(share == 1 for share in shares),
+         sum(left(record) == 1 for record in theirs)),
+        ("differ from the masked network by more than 1e-6",
+         sum(record["error"] > EXACT for record in done), "not compared"),
+        ("fail or are refused", len(ours) - len(done),
+         sum("failure" in record for record in theirs)),
+        ("removes at least 0.01 of the parameters more than the other",
+         sum(a is not None and (b is None or a < b - 0.01) for a, b in both), further),
+    )  # fmt: skip
+    worst = max((record["error"] for record in done), default=0.0)
+    return [
+        "| | Secateur | Torch-Pruning |",
+        "| --- | ---: | ---: |",
+        *(f"| {what} | {first} | {second} |" for what, first, second in facts),
+        "",
+        f"Largest error: {worst:.1e}.",
+    ]
+
+
+def _row(name: str, record: Mapping[str, Any]) -> str:
+    ours, theirs = record["secateur"], record["torch_pruning"]
+    other = left(theirs)
+    peer = f"crashes: {_short(theirs['failure'])}" if other is None else f"{other:.2f}"
+    if "failure" in ours:
+        return f"| {name} | | | | | | | {peer} | fails: {_short(ours['failure'])} |"
+    (before, _), (macs, fewer) = ours["parameters"], ours["macs"]
+    stays = "; ".join(
+        f"{count} layers (`{first}`): {_short(reason)}"
+        for reason, (count, first) in ours["protected"].items()
+        if reason != "they are the network's output"
+    )
+    return (
+        f"| {name} | {before:,} | {left(ours):.2f} | {macs / 1e6:,.0f} M | "
+        f"{fewer / macs:.2f} | {ours['error']:.0e} | {ours['seconds']:.1f} | {peer} | "
+        f"{stays or 'nothing'} |"
+    )
+
+
+def _short(text: str) -> str:
+    return text.replace("|", "/").replace("\n", " ")[:140]
