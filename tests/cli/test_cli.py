@@ -108,10 +108,12 @@ def test_the_whole_chain_twice(
         "net.sec",
     }
     _ships(folder, image_folder, tmp_path, monkeypatch, capsys)
-    # With the images gone the stored stages must do.
-    image_folder.rename(tmp_path / "gone")
-    image_folder.mkdir()
-    (tmp_path / "gone" / "train").rename(image_folder / "train")
+    # Images that are missing are noticed, though every stage is stored.
+    (image_folder / "test").rename(tmp_path / "gone")
+    code, out, err = _here(monkeypatch, capsys, *arguments)
+    assert code != 0
+    assert "no test images" in err
+    (tmp_path / "gone").rename(image_folder / "test")
     code, out, err = _here(monkeypatch, capsys, *arguments)
     assert code == 0, err
     assert "nothing to do" in err

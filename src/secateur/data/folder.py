@@ -12,7 +12,7 @@ Which images are which part (see :mod:`secateur.data.listing` for the two layout
 | train, val, test | train | val | test |
 | train, test | train less a part drawn by seed | that part | test |
 | train, val | train less a part drawn by seed | that part | val |
-| train, or classes alone | what two draws by seed leave | the second draw | the first |
+| classes alone | what two draws by seed leave | the second draw | the first |
 
 So validation, on which everything is chosen, is never the part that is opened once at the end.
 

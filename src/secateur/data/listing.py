@@ -2,7 +2,7 @@
 
 Two layouts are read:
 
-    ROOT/train/CLASS/*.png, and ROOT/val/ and ROOT/test/ likewise, each of which may be missing
+    ROOT/train/CLASS/*.png, and ROOT/val/ or ROOT/test/ or both likewise
     ROOT/CLASS/*.png                      one level of classes
 
 Class names and their order are those of the training part, sorted; every other part must have
@@ -101,6 +101,13 @@ def _parts(root: Path, inside: dict[str, Path]) -> dict[str, Path]:
             raise DataError("two folders for one part", where=root, found=" and ".join(there))
         if there:
             parts[part] = inside[there[0]]
+    if parts.keys() == {"train"}:
+        raise DataError(
+            "no test images",
+            where=root,
+            expected="test/CLASS/* or val/CLASS/* beside train/CLASS/*, or CLASS/* alone",
+            found="train/ alone",
+        )
     if "train" in parts:
         return parts
     if parts and len(parts) == len(inside):
