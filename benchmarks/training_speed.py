@@ -1,9 +1,10 @@
 """Time a training step on the processor: plain PyTorch, torch.compile, and Secateur's paths.
 
-Run: python -m benchmarks training_speed [--busy N] [--network NAME] [--ways WAY ...]
+Run: python -m benchmarks training_speed [--busy N] [--network NAME] [--stem STEM] [--ways WAY ...]
 With --busy, N other processes compute beside it. Each arm is a process of its own, because the
 allocator and OpenMP's waiting cannot be set back; the arms take turns.
-Prints one JSON line per arm: median, 10th and 90th percentile of images per second.
+Prints one JSON line per arm: median, 10th and 90th percentile of images per second, and images per
+second of processor time, which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ CASES = [
 ] + [("alexnet", "paper", 64)]
 WAYS = ("plain", "compiled", "fast", "sharded")
 """torch as it is; compiled by inductor; by faster layers; by those, in a shard for each core."""
-BATCH, STEPS, WARMUP, ROUNDS, SHARDS = 128, 10, 3, 2, 2
+BATCH, STEPS, WARMUP, ROUNDS, SHARDS = 128, 6, 2, 2, 2
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """How the command waits; plain and compiled arms wait as torch does by default."""
 
 
-def arm(name: str, stem: str, side: int, way: str) -> list[float]:
-    """Images per second of each of ``STEPS`` steps."""
+def arm(name: str, stem: str, side: int, way: str) -> list[tuple[float, float]]:
+    """Images per second, and per second of processor time, of each of ``STEPS`` steps."""
     own = way in ("fast", "sharded")
     if own:
         keep_freed_memory()
@@ -54,10 +55,11 @@ def arm(name: str, stem: str, side: int, way: str) -> list[float]:
     speeds = []
     with fast_layers(*trainer.networks) if own else nullcontext():
         for step in range(WARMUP + STEPS):
-            start = time.perf_counter()
+            start, start_work = time.perf_counter(), time.process_time()
             trainer.step(images, labels, 0.01)
+            seconds, work = time.perf_counter() - start, time.process_time() - start_work
             if step >= WARMUP:
-                speeds.append(BATCH / (time.perf_counter() - start))
+                speeds.append((BATCH / seconds, BATCH / work))
     return speeds
 
 
@@ -80,7 +82,7 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def measure(cases: list[tuple[str, str, int]], ways: list[str], busy: int) -> None:
     """Run every arm ``ROUNDS`` times, taking turns, and print the results."""
-    speeds: dict[tuple[str, str, int, str], list[float]] = {}
+    speeds: dict[tuple[str, str, int, str], list[tuple[float, float]]] = {}
     with busy_processes(busy):
         for _ in range(ROUNDS):
             for case in cases:
@@ -93,11 +95,13 @@ def measure(cases: list[tuple[str, str, int]], ways: list[str], busy: int) -> No
                     )
                     speeds.setdefault((*case, way), []).extend(json.loads(done.stdout))
     for (name, stem, side, way), values in speeds.items():
-        low, median, high = np.percentile(values, [10, 50, 90])
+        by_clock, by_work = np.array(values).T
+        low, median, high = np.percentile(by_clock, [10, 50, 90])
         record = {
             "network": name, "stem": stem, "resolution": side, "way": way, "busy": busy,
             "images_per_second": round(median, 1), "low": round(low, 1), "high": round(high, 1),
-            "n": len(values), "threads": torch.get_num_threads(),
+            "images_per_processor_second": round(float(np.median(by_work)), 1),
+            "n": len(values), "load": os.getloadavg()[0], "threads": torch.get_num_threads(),
             "processor": environment.processor(), "versions": environment.versions(),
             "commit": environment.commit(),
         }  # fmt: skip
@@ -109,6 +113,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--busy", type=int, default=0, metavar="N")
     parser.add_argument("--network", choices=sorted({name for name, *_ in CASES}))
+    parser.add_argument("--stem", choices=sorted({stem for _, stem, _ in CASES}))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--arm", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -116,5 +121,9 @@ def main(arguments: list[str]) -> None:
         name, stem, side, way = options.arm
         print(json.dumps(arm(name, stem, int(side), way)))
         return
-    cases = [case for case in CASES if options.network in (None, case[0])]
+    cases = [
+        case
+        for case in CASES
+        if options.network in (None, case[0]) and options.stem in (None, case[1])
+    ]
     measure(cases, options.ways, options.busy)

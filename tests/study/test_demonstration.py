@@ -36,7 +36,7 @@ def test_what_is_evaluated_is_the_network_without_masks(monkeypatch: pytest.Monk
     pipeline = SimpleNamespace(
         recipe=load_recipe("quickstart", ["scan.fractions=[0.2, 0.5]"]),
         load_network=lambda _: network,
-        train=SimpleNamespace(manifest=about),
+        stage=lambda _: SimpleNamespace(manifest=about),
         parts=(None, images),
         prepare=None,
         input_shape=SHAPE,
