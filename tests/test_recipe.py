@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from secateur.cli.recipe_fields import nested_part, recipe_tables
 from secateur.errors import RecipeError
 from secateur.recipe import Augment, Part, Recipe, builtin_recipes, load_recipe, parse_recipe
+from secateur.recipe.reference_table import nested_part, recipe_tables
 
 
 def test_four_presets_for_each_network_and_data_set_and_overfitting() -> None:

@@ -12,7 +12,7 @@ import typer
 
 import secateur
 from secateur.cli.app import app
-from secateur.cli.recipe_fields import recipe_markdown
+from secateur.recipe.reference_table import recipe_markdown
 
 PACKAGE = Path(secateur.__file__).parent
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from secateur.pruning.surgery import apply_masks, remove, shrink_optimizer
     from secateur.public import export, pack, scan, unpack
     from secateur.quantization.quantize import quantize
-    from secateur.recipe import load_recipe
+    from secateur.recipe.loading import load_recipe
 
 __all__ = [
     "Classifier",
@@ -64,7 +64,7 @@ _HOMES = {
     "export": "secateur.public",
     "find_prunable": "secateur.pruning.find",
     "load": "secateur.artifact.classifier",
-    "load_recipe": "secateur.recipe",
+    "load_recipe": "secateur.recipe.loading",
     "pack": "secateur.public",
     "plan_removal": "secateur.pruning.removal",
     "prune": "secateur.pruning.removal",

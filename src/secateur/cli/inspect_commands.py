@@ -27,7 +27,7 @@ def recipes(
         secateur recipes --fields
     """
     if fields:
-        from secateur.cli.recipe_fields import recipe_lines
+        from secateur.recipe.reference_table import recipe_lines
 
         options.print_lines(recipe_lines())
         return

@@ -123,7 +123,7 @@ def _values(entry: dict[str, Any]) -> str:
         return f"list of {_values(items)}"
     words = [{"boolean": "true or false"}.get(kind, kind)]
     for word, sign in _BOUNDS.items():
-        if word in entry:
+        if word in entry and entry[word] != _TECHNICAL:
             words.append(f"{sign} {_number(entry[word])}")
     return words[0] + (" " + ", ".join(words[1:]) if words[1:] else "")
 
@@ -131,5 +131,8 @@ def _values(entry: dict[str, Any]) -> str:
 def _number(bound: float) -> str:
     return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 
+
+_TECHNICAL = 2**31
+"""Bound of every count, which keeps numbers within 32 bits; not worth a word."""
 
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
