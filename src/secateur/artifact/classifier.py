@@ -14,6 +14,7 @@ import onnx
 
 from secateur.artifact.bounds import check_network
 from secateur.artifact.packing import LIMIT, unpack
+from secateur.disk import read_bytes
 from secateur.errors import ArtifactError, DataError
 from secateur.imaging import PIXEL_LIMIT, Preparation, squares
 from secateur.runtimes import OnnxRuntime
@@ -66,10 +67,13 @@ class Classifier:
 
         Raises:
             DataError: The images are not like that, or cannot be read.
+            ArtifactError: The network does not answer with finite numbers.
         """
         parts = []
         for some in _batches(squares(images, self.prepare, max_pixels), self._batch):
             logits = self._runtime.run(self.prepare.normalized(np.stack(some)))
+            if not np.isfinite(logits).all():
+                raise ArtifactError("a network that answers with NaN or infinity")
             parts.append(_softmax(logits))
         return np.concatenate(parts) if parts else np.empty((0, len(self.classes)), np.float32)
 
@@ -101,7 +105,7 @@ def load(path: str | Path, *, threads: int = 2, limit: int = LIMIT) -> Classifie
     Raises:
         ArtifactError: The file is damaged, newer than this Secateur, larger than ``limit``, or
             holds what is not run.
-        OSError: The file cannot be read.
+        StoreError: The file cannot be read.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
@@ -110,7 +114,7 @@ def load(path: str | Path, *, threads: int = 2, limit: int = LIMIT) -> Classifie
         >>> secateur.load(secateur.pack(path, "net.sec")).classes
         ('cat', 'dog')
     """
-    data = Path(path).read_bytes()
+    data = read_bytes(Path(path), limit)
     try:
         unpacked = unpack(data, limit)
         return Classifier(unpacked.onnx, unpacked.about, threads)

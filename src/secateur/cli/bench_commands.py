@@ -51,7 +51,9 @@ def bench(
         secateur bench quantized.onnx --against openvino
     """
     from secateur.benchmarking import comparison
+    from secateur.disk import check_output
 
+    check_output(out, files)
     sizes = tuple(sorted(set(batch or (1, 32))))
     result = comparison.benchmark(
         files, against or [], threads=threads, batches=sizes, repeats=repeats

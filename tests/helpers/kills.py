@@ -1,0 +1,175 @@
+"""Kill a run at random disk operations, over and over, and compare what comes out in the end.
+
+Run: PYTHONPATH=src:tests python -m helpers.kills --kills 200 --out results/kills
+
+A process forked from this one takes a tiny recipe down the whole chain. It is killed (SIGKILL) at a
+random one of its writes, renames and removals; the next one goes on in the same store. When a run
+ends, its records must be those of a run that nobody killed, but for times, and its ``net.sec`` must
+have the same bytes. Then the next store begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+RECIPE = """
+name = "tiny"
+data = { name = "folder", validation = 0.25 }
+network = { name = "shufflenet_v2_x1_0", resolution = 16 }
+train = { epochs = 2, batch_size = 8, learning_rate = 0.05, ema = 0.9 }
+scan = { fractions = [0.2, 0.5], layer_fractions = [0.5], images = 4, tolerance = 99 }
+prune = { rounds = 1, epochs = 1 }
+quantize = { images = 8 }
+bench = { threads = 1, warmup = 1, repeats = 3 }
+"""
+TIMES = ("seconds", "epoch_seconds", "latency_ms", "unpack_seconds")
+"""Metrics that differ from run to run."""
+
+_EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+_left: list[int] = []
+NEVER = 2**62
+
+
+def make_images(root: Path) -> None:
+    """Two classes that any network can tell apart, 12 and 6 images of each."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 6)):
+        for label, name in enumerate(("left", "right")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 60, (16, 16, 3))
+                pixels[:, 8 * label : 8 * label + 8] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+
+
+def outcome(out: Path) -> tuple[list[dict[str, Any]], bytes]:
+    """All records but those of times, and the packed file."""
+    (folder,) = out.glob("tiny-*")
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    return [r for r in records if r["metric"] not in TIMES], (folder / "net.sec").read_bytes()
+
+
+def attempt(recipe: Path, images: Path, out: Path, moment: int) -> int:
+    """Run the chain in a forked process that dies at disk operation ``moment``; its exit status."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            _left.append(moment)
+            from secateur.pipeline.run import run
+
+            run(str(recipe), data=images, out=out)
+            code = 0
+        except BaseException:
+            (out.parent / "error.txt").write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _left:
+        return
+    if event == "open" and isinstance(arguments[2], int):
+        writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    else:
+        writes = event in _EVENTS
+    if writes:
+        _left[0] -= 1
+        if _left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_often(kills: int, seed: int, folder: Path, minutes: float = 1e9) -> dict[str, Any]:
+    """Kill runs ``kills`` times, and finish the last one.
+
+    Args:
+        kills: How many, unless ``minutes`` are over before.
+        seed: Decides at which operations.
+        folder: An empty one.
+        minutes: After that no more kills; the last run is finished.
+
+    Returns:
+        Counts of kills by stage, of finished runs, and of those that differed.
+
+    Raises:
+        RuntimeError: A run failed otherwise.
+    """
+    sys.addaudithook(_watch)
+    recipe, images = folder / "tiny.toml", folder / "images"
+    recipe.write_text(RECIPE)
+    make_images(images)
+    if attempt(recipe, images, folder / "whole", NEVER):
+        raise RuntimeError((folder / "error.txt").read_text())
+    expected = outcome(folder / "whole")
+    rng, where = random.Random(seed), Counter[str]()
+    finished, different, begun = 0, 0, False
+    end = time.monotonic() + 60 * minutes
+    while (more := where.total() < kills and time.monotonic() < end) or begun:
+        out = folder / f"run-{finished}"
+        status = attempt(recipe, images, out, rng.randint(1, 40) if more else NEVER)
+        begun = True
+        if os.WIFSIGNALED(status):
+            partial = sorted(path.name for path in out.glob("stages/*.partial"))
+            where[partial[0].rpartition("-")[0] if partial else "between stages"] += 1
+            print(f"{where.total()} kills, {finished} runs", flush=True)
+        elif status:
+            raise RuntimeError((folder / "error.txt").read_text())
+        else:
+            different += outcome(out) != expected
+            finished, begun = finished + 1, False
+    return {
+        "kills": where.total(),
+        "by_stage": dict(sorted(where.items())),
+        "finished_runs": finished,
+        "different": different,
+        "records_compared": len(expected[0]),
+    }
+
+
+def main() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    from secateur import environment
+
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=1e9, help="then no more kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    start = time.monotonic()
+    with TemporaryDirectory() as folder:
+        figures = kill_often(options.kills, options.seed, Path(folder), options.minutes)
+    figures |= {
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "processor": environment.processor(),
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "measured.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures, indent=1))
+    assert not figures["different"]
+
+
+if __name__ == "__main__":
+    main()
