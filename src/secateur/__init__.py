@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from secateur.benchmarking.comparison import benchmark
     from secateur.compression.api import compress
     from secateur.errors import SecateurError
+    from secateur.imaging.preparation import Preparation
     from secateur.pipeline.run import run
     from secateur.profiling.explanation import explain
     from secateur.pruning.find import find_prunable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Classifier",
     "Plan",
+    "Preparation",
     "SecateurError",
     "apply_masks",
     "benchmark",
@@ -56,6 +58,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _HOMES = {
     "Classifier": "secateur.artifact.classifier",
     "Plan": "secateur.pruning.plan",
+    "Preparation": "secateur.imaging.preparation",
     "SecateurError": "secateur.errors",
     "apply_masks": "secateur.pruning.surgery",
     "benchmark": "secateur.benchmarking.comparison",

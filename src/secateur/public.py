@@ -14,7 +14,7 @@ from secateur import environment
 from secateur.artifact import packing
 from secateur.data import Images, Preparation
 from secateur.disk import write_bytes
-from secateur.errors import NetworkError
+from secateur.errors import DataError, NetworkError
 from secateur.onnx_ir.export import export_onnx
 from secateur.pruning.find import find_prunable
 from secateur.sensitivity.scan import ScanPoint, scan_layers
@@ -28,6 +28,7 @@ def export(
     classes: Sequence[str] = (),
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    preparation: Preparation | None = None,
 ) -> Path:
     """Export a classifier to one self-contained ONNX file.
 
@@ -41,11 +42,14 @@ def export(
         classes: Class names in the order of the outputs.
         mean: Mean per channel, of pixels in [0, 1].
         std: Standard deviation per channel, of pixels in [0, 1].
+        preparation: In place of ``mean`` and ``std``, all of it: resize, crop, mean and standard
+            deviation.
 
     Returns:
         ``path``.
 
     Raises:
+        DataError: ``preparation`` is of another input, or given together with ``mean``.
         NetworkError: The network cannot be exported.
         StoreError: The file cannot be written.
 
@@ -58,6 +62,15 @@ def export(
     for key, values in (("classes", classes), ("mean", mean), ("std", std)):
         if values:
             metadata[key] = json.dumps(list(values))
+    if preparation is not None:
+        expected = preparation.channels, preparation.resolution, preparation.resolution
+        if mean or std or input_shape != expected:
+            raise DataError(
+                "a preparation that does not fit",
+                expected=f"input_shape {expected}, neither mean nor std",
+                found=f"input_shape {input_shape}",
+            )
+        metadata |= preparation.to_metadata()
     export_onnx(model, input_shape, Path(path), metadata)
     return Path(path)
 

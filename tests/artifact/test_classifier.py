@@ -232,3 +232,20 @@ def test_predictions_name_classes(file, tmp_path):
     (line,) = predictions(file, [tmp_path / "x.png"], 2, 1)
     assert line.startswith(f"{tmp_path / 'x.png'}: class ")
     assert line.count("%") == 2
+
+
+def test_a_whole_preparation_travels_with_the_file(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+    prepare = secateur.Preparation((0.4,) * 3, (0.2,) * 3, 8, 11, "bicubic", order="BGR")
+    path = secateur.export(
+        network, tmp_path / "n.onnx", (3, 8, 8), classes=["a", "b"], preparation=prepare
+    )
+    packed = secateur.pack(path, tmp_path / "n.sec")
+    assert secateur.load(packed).prepare == prepare
+    image = Image.fromarray(pixels(1, 30, 50, 3)[0])
+    tensor = prepare(torch.from_numpy(prepare.fit(image)[None]))
+    expected = network(tensor).softmax(1).detach().numpy()
+    assert secateur.load(packed)(image) == pytest.approx(expected, abs=1e-5)
+    for shape, more in (((3, 9, 9), {}), ((1, 8, 8), {}), ((3, 8, 8), {"mean": [0.5] * 3})):
+        with pytest.raises(DataError, match="a preparation that does not fit"):
+            secateur.export(network, tmp_path / "m.onnx", shape, preparation=prepare, **more)

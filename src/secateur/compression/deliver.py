@@ -19,6 +19,7 @@ from secateur.compression.inputs import Inputs
 from secateur.compression.loaders import Prepared
 from secateur.compression.settings import Settings
 from secateur.data import Preparation
+from secateur.imaging import in_words, python_source
 from secateur.store import write_bytes, write_text
 
 
@@ -67,12 +68,7 @@ def _values(out: Path, stages: Stages, final: Final) -> dict[str, Any]:
         "known": known is not None,
     }
     if known is not None:
-        values |= known.to_dict() | {
-            "mean": [round(value, 4) for value in known.mean],
-            "std": [round(value, 4) for value in known.std],
-            "mean_exact": list(known.mean),
-            "std_exact": list(known.std),
-        }
+        values |= {"prepare_source": python_source(known), "steps": in_words(known)}
     return values
 
 

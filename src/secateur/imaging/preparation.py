@@ -47,15 +47,15 @@ class Preparation:
     Raises:
         DataError: A field does not fit.
 
-    Example:
-        >>> import numpy as np, torch
-        >>> prepare = Preparation((0.5,) * 3, (0.25,) * 3, resolution=224, resize=256)
+    Examples:
+        >>> import numpy as np, secateur, torch
+        >>> prepare = secateur.Preparation((0.5,) * 3, (0.25,) * 3, resolution=224, resize=256)
         >>> pixels = prepare.fit(np.zeros((480, 640, 3), np.uint8))
         >>> pixels.shape
         (3, 256, 256)
         >>> prepare(torch.from_numpy(pixels[None])).shape
         torch.Size([1, 3, 224, 224])
-        >>> Preparation.from_dict(prepare.to_dict()) == prepare
+        >>> secateur.Preparation.from_dict(prepare.to_dict()) == prepare
         True
     """
 
