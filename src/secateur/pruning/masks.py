@@ -113,7 +113,8 @@ def plan_masks(model: nn.Module, plan: Plan) -> Masks:
     """Masks of everything that ``plan`` removes: what makes each channel and what reads it.
 
     Because its readers are masked too, it does not matter what an activation function makes of a
-    channel's zeros. Running statistics have no masks.
+    channel's zeros. Running statistics have no masks. All parameters of a block that leaves are
+    masked.
 
     Raises:
         NetworkError: The plan does not fit the network.
@@ -125,6 +126,10 @@ def plan_masks(model: nn.Module, plan: Plan) -> Masks:
             kept = torch.zeros(parameters[axis.tensor].shape[axis.axis], dtype=torch.bool)
             kept[list(keep)] = True
             _narrow(tensors, parameters[axis.tensor], axis, kept)
+    gone = tuple(f"{block}." for block in plan.blocks)
+    for name, parameter in parameters.items():
+        if name.startswith(gone):
+            tensors[name] = torch.zeros(parameter.shape, dtype=torch.bool)
     return Masks(tensors)
 
 

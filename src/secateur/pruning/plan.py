@@ -104,13 +104,21 @@ class Reindex(BaseModel):
     values: tuple[int, ...]
 
 
-_OPTIONAL = ("scales", "settings", "indices")
+_OPTIONAL = ("blocks", "scales", "settings", "indices")
 
 
 class Plan(BaseModel):
-    """Everything that leaves a network: constants to fold first, in order, then cuts.
+    """Everything that leaves a network: constants to fold first, in order, then blocks, then cuts.
 
     Widths and indices are those before the removal. It holds no weights.
+
+    Attributes:
+        folds: Constants that move to a bias.
+        cuts: What stays of each tensor.
+        blocks: Modules that become identities; see :mod:`secateur.pruning.blocks`.
+        scales: Weights that are multiplied.
+        settings: Numbers of modules that change.
+        indices: Buffers of positions that change.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
@@ -125,6 +133,7 @@ class Plan(BaseModel):
     version: Literal[2] = 2
     folds: tuple[Fold, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    blocks: tuple[str, ...] = ()
     scales: tuple[Scale, ...] = ()
     settings: tuple[Setting, ...] = ()
     indices: tuple[Reindex, ...] = ()
@@ -181,11 +190,17 @@ class Plan(BaseModel):
                     if len(before) != cut.size:
                         raise misfit(path, f"{cut.size} entries on axis {cut.axis}", len(before))
                     keeps[axis] = tuple(before[index] for index in cut.keep)
+        blocks = tuple(dict.fromkeys((*self.blocks, *later.blocks)))
+        gone = tuple(f"{block}." for block in later.blocks)
+        keeps = {axis: keep for axis, keep in keeps.items() if not axis.tensor.startswith(gone)}
         settings = {(s.module, s.attribute): s for s in (*self.settings, *later.settings)}
         indices = {index.tensor: index for index in (*self.indices, *later.indices)}
-        return Plan.of(keeps, sizes).model_copy(
-            update={"settings": tuple(settings.values()), "indices": tuple(indices.values())}
-        )
+        update = {
+            "blocks": blocks,
+            "settings": tuple(settings.values()),
+            "indices": tuple(indices.values()),
+        }
+        return Plan.of(keeps, sizes).model_copy(update=update)
 
 
 def misfit(where: str, expected: object, found: object) -> NetworkError:

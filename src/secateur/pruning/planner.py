@@ -19,6 +19,7 @@ from secateur.pruning.allocation import (
     global_fractions,
     sensitivity_fractions,
 )
+from secateur.pruning.blocks import blocks_to_go, find_blocks, plan_blocks
 from secateur.pruning.channels import Group, Protected, Prunable, Scores
 from secateur.pruning.costs import Costs
 from secateur.pruning.find import find_prunable
@@ -26,6 +27,7 @@ from secateur.pruning.importance import channel_importance
 from secateur.pruning.latency import plan_latency
 from secateur.pruning.plan import Plan
 from secateur.pruning.realize import realize_widths
+from secateur.pruning.surgery import apply_plan
 from secateur.pruning.tracing.permanent import is_permanent, permanent_copy
 from secateur.pruning.tracing.trace import Example, refuse_compiled
 
@@ -40,15 +42,18 @@ class Start:
     Attributes:
         prunable: What could be taken out of it.
         network: Its architecture; weights do not matter.
+        blocks: Residual blocks that could leave, counted where some do.
     """
 
     prunable: Prunable
     network: nn.Module
+    blocks: int = 0
 
 
 def start_of(model: nn.Module, example_input: Example, options: recipe.Removal) -> Start:
     """Look at a network before anything leaves it."""
-    return Start(select_groups(model, example_input, options), model)
+    blocks = len(find_blocks(model, example_input)) if options.depth else 0
+    return Start(select_groups(model, example_input, options), model, blocks)
 
 
 def select_groups(model: nn.Module, example_input: Example, options: recipe.Removal) -> Prunable:
@@ -120,6 +125,40 @@ def plan_channels(
     refuse_compiled(model)
     if not is_permanent(model):
         model = permanent_copy(model)
+    blocks: tuple[str, ...] = ()
+    if options.depth:
+        blocks = _blocks_of(model, example_input, options, start, seed)
+        model = permanent_copy(model)
+        apply_plan(model, Plan(blocks=blocks))
+    plan, prunable = _plan(model, example_input, options, fraction, start, seed, curves, threads)
+    return plan.model_copy(update={"blocks": blocks}), prunable
+
+
+def _blocks_of(
+    model: nn.Module,
+    example_input: Example,
+    options: recipe.Removal,
+    start: Start | None,
+    seed: int,
+) -> tuple[str, ...]:
+    """Blocks that leave, so that ``options.depth`` of those at the start are gone."""
+    now = len(find_blocks(model, example_input))
+    first = now if start is None else start.blocks
+    count = blocks_to_go(first, options.depth) - (first - now)
+    return plan_blocks(model, example_input, count, options.importance, seed).blocks
+
+
+def _plan(
+    model: nn.Module,
+    example_input: Example,
+    options: recipe.Removal,
+    fraction: float,
+    start: Start | None,
+    seed: int,
+    curves: Mapping[str, Curve] | None,
+    threads: int | None,
+) -> tuple[Plan, Prunable]:
+    """Channels alone; see :func:`plan_channels`."""
     prunable = select_groups(model, example_input, options)
     scores = channel_importance(model, prunable, options.importance, seed)
     job = _Job(model, prunable, scores, options, start or Start(prunable, model), curves)
@@ -251,7 +290,7 @@ def explain_shortfall(plan: Plan, prunable: Prunable, fraction: float) -> str | 
     keeps = plan.keeps()
     made = {axis: prunable.graph.sizes[axis] for axis in prunable.graph.sources}
     lost = sum(size - len(keeps[axis]) for axis, size in made.items() if axis in keeps)
-    if fraction == 0 or (lost and lost >= 0.1 * fraction * sum(made.values())):
+    if plan.blocks or fraction == 0 or (lost and lost >= 0.1 * fraction * sum(made.values())):
         return None
     by: dict[str, list[str]] = {}
     for layer in prunable.protected:

@@ -42,6 +42,7 @@ def plan_removal(
     keep: Sequence[str | nn.Module] = (),
     fractions: Mapping[str, float] | None = None,
     attention: Literal["width", "heads"] = "width",
+    depth: float = 0.0,
     seed: int = 0,
     strict: bool = False,
 ) -> Plan:
@@ -69,6 +70,8 @@ def plan_removal(
         keep: Modules, their names, or patterns such as ``"head.*"``: all their outputs stay.
         fractions: For modules by name or pattern, a fraction of their own.
         attention: What attentions lose: channels within each head, or whole heads.
+        depth: Fraction of the residual blocks that leave first, in [0, 1), those that matter least;
+            see :func:`secateur.pruning.blocks.plan_blocks`. Fractions are of what is left then.
         seed: For ``random`` importance.
         strict: Raise where nothing, or nearly nothing, of what was asked leaves; a warning
             (:class:`NothingRemovedWarning`) otherwise.
@@ -103,6 +106,7 @@ def plan_removal(
         keep=_names(model, keep),
         fractions=dict(fractions or {}),
         attention=attention,
+        depth=depth,
     )
     share = fraction if target is None else 1 - target
     plan, prunable = plan_channels(

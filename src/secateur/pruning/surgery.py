@@ -105,7 +105,8 @@ def shrink_state(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     Raises:
         NetworkError: A tensor has not the width that the plan expects.
     """
-    smaller = dict(state)
+    gone = tuple(f"{block}." for block in plan.blocks)
+    smaller = {name: tensor for name, tensor in state.items() if not name.startswith(gone)}
     for cut in plan.cuts:
         for path in cut.paths:
             if path in smaller:
@@ -142,7 +143,7 @@ def shrink_optimizer(
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
     new = dict(smaller.named_parameters())
     groups = [
-        {**group, "params": [new[name_of[id(p)]] for p in group["params"]]}
+        {**group, "params": [new[n] for p in group["params"] if (n := name_of[id(p)]) in new]}
         for group in optimizer.param_groups
     ]
     taken = inspect.signature(type(optimizer)).parameters
@@ -154,6 +155,8 @@ def shrink_optimizer(
             cuts.setdefault(path, []).append(cut)
     for old, state in optimizer.state.items():
         name = name_of[id(old)]
+        if name not in new:
+            continue
         again.state[new[name]] = {
             key: _shrunk_moment(value, old, cuts.get(name, ())) for key, value in state.items()
         }
@@ -177,6 +180,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
     Raises:
         NetworkError: The plan does not fit.
     """
+    for name in plan.blocks:
+        _module(model, name)
+        model.set_submodule(name, nn.Identity())
     apply_cuts(model, plan.cuts)
     for setting in plan.settings:
         module = _module(model, setting.module)

@@ -47,6 +47,9 @@ class Removal(Part):
         default="width",
         description="What attentions lose: channels within each head, or whole heads.",
     )
+    depth: Fraction = Field(
+        default=0.0, description="Fraction of the residual blocks that leave before channels do."
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Self:
