@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 NAMES = (
+    "alexnet_engines",
     "artifact",
     "compress_networks",
     "differences",
