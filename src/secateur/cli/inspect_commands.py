@@ -121,3 +121,38 @@ def report(
 
     write_report(run)
     say(f"report: {run / 'report.html'}")
+
+
+@app.command(rich_help_panel="Inspect")
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write a page there.")
+    ] = None,
+) -> None:
+    """Compare what ships of several runs: accuracy, size, latency, and how the runs differ.
+
+    Cost: seconds.
+
+    Examples:
+        secateur compare runs/quickstart-0123456789ab out/
+
+        secateur compare runs/* --out comparison.html
+    """
+    from secateur.report.comparison_page import (
+        compare as compare_reports,
+    )
+    from secateur.report.comparison_page import (
+        comparison_table,
+        read_runs,
+        run_names,
+        write_comparison,
+    )
+
+    reports, names = read_runs(runs), run_names(runs)
+    options.show([comparison_table(names, compare_reports(reports))])
+    if out is not None:
+        write_comparison(names, reports, out)
+        say(f"comparison: {out}")

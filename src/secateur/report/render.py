@@ -43,7 +43,7 @@ def write_report(run: Path, changes: Changes | None = None) -> None:
         render_report(read_report(earlier), run)
         return
     records = read_records(run / "records.jsonl")
-    toml, name, description = _read_recipe(run / "recipe.toml")
+    toml, name, description = read_recipe(run / "recipe.toml")
     if changes is None:
         changes = _changes_of(read_report(earlier)) if earlier.is_file() else Changes()
     report = report_of(records, name, description, toml, changes, _downloads(run))
@@ -66,7 +66,7 @@ def render_report(report: Report, folder: Path) -> None:
     for chart in charts.values():
         write_text(folder / "figures" / f"{chart.name}.svg", chart.file)
     for name in ("report.html", "report.md"):
-        write_text(folder / name, _templates().get_template(f"{name}.j2").render(values))
+        write_text(folder / name, templates().get_template(f"{name}.j2").render(values))
     write_text(folder / "report.json", report.model_dump_json(exclude_defaults=True) + "\n")
 
 
@@ -84,8 +84,12 @@ def _downloads(run: Path) -> tuple[Download, ...]:
     )
 
 
-def _read_recipe(path: Path) -> tuple[str, str, str]:
-    """Text, name and description of a recipe, which may be of an older version."""
+def read_recipe(path: Path) -> tuple[str, str, str]:
+    """Read text, name and description of a recipe, which may be of an older version.
+
+    Raises:
+        RecipeError: It is missing or is not TOML with a name.
+    """
     try:
         toml = path.read_text(encoding="utf-8")
         recipe: dict[str, Any] = tomllib.loads(toml)
@@ -110,12 +114,17 @@ def _values(report: Report, charts: dict[str, Chart]) -> dict[str, Any]:
         "confusions": confusions(report.images),
         "stages": stage_rows(report.provenance.stages),
         "total_seconds": sum(seconds for _, seconds in report.provenance.stages),
-        "javascript": Markup(javascript()),  # noqa: S704 vl-convert's own
         "fence": "`" * max(3, 1 + backquotes),
-    }
+    } | page_script()
 
 
-def _templates() -> Environment:
+def page_script() -> dict[str, Markup]:
+    """The JavaScript that makes a page's charts interactive."""
+    return {"javascript": Markup(javascript())}  # noqa: S704 vl-convert's own
+
+
+def templates() -> Environment:
+    """The package's templates and their filters; HTML is escaped."""
     environment = Environment(
         loader=PackageLoader("secateur.report"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),

@@ -41,13 +41,14 @@ if (window.vegaEmbed) {
 
 // One candidate is picked in the curves, in the list and in words.
 function pick(name) {
+  const readout = document.querySelector(".trade-off .readout");
+  readout.textContent = name;
   for (const row of document.querySelectorAll("[data-candidate]")) {
     const own = row.dataset.candidate === name;
     row.classList.toggle("picked", own);
     if (own) {
       const [top1, size, latency] = Array.from(row.cells).slice(1).map((cell) => cell.firstChild.data);
-      document.querySelector(".trade-off .readout").textContent =
-        `${name}: ${top1} %, ${size}, ${latency} ms`;
+      readout.textContent = `${name}: ${top1} %, ${size}, ${latency} ms`;
     }
   }
   for (const [chart, view] of views) {
