@@ -125,9 +125,7 @@ def report(
 
 @app.command(rich_help_panel="Inspect")
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write a page there.")
     ] = None,
