@@ -21,7 +21,8 @@ from rich.console import Console
 
 from secateur.errors import RecipeError, StoreError
 from secateur.records import Record, write_records
-from secateur.report import numbers, summary_table, write_report
+from secateur.report import numbers, render_report, summary_table, write_report
+from secateur.report.contents import Estimate, Report, Step, Verdict, read_report
 from secateur.report.findings import Findings
 from secateur.report.summary import NAMES, headline, missing
 
@@ -526,6 +527,18 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)<script", prose)
     assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
     assert "\n# out" not in prose
+
+
+def test_a_report_needs_no_more_than_a_title_and_a_verdict(tmp_path: Path) -> None:
+    latency = Estimate(value=0.4, low=0.3, high=0.5, n=200)
+    steps = tuple(Step(name=name, latency=latency) for name in ("before", "after"))
+    for report in (
+        Report(title="bare", verdict=Verdict(sentence="Nothing is measured yet")),
+        Report(title="bare", verdict=Verdict(sentence="0.4 ms"), ladder=steps),
+    ):
+        render_report(report, tmp_path)
+        assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).open == []
+        assert read_report(tmp_path / "report.json") == report
 
 
 # ---- numbers as words
