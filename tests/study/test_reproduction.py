@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from helpers import study
+from helpers.browser import accessibility_faults, layout_faults, needs_browser, open_page
 from secateur.records import read_records, write_records
 from secateur.report import numbers
 from secateur.statistics import across_seeds, drop_across_seeds, rates_across_seeds
@@ -26,10 +27,11 @@ from secateur.study.curves import scan_points
 from secateur.study.formats import Column, Entry, Table
 from secateur.study.outcome import missing, outcome
 from secateur.study.page import write_reproduction
-from secateur.study.plots import draw_sensitivity
+from secateur.study.plots import Sensitivity, draw_accuracies, draw_sensitivity
 from secateur.study.tables import make_tables
 
 MOBILE, SHUFFLE = "mobilenet_v2-fashionmnist-paper", "shufflenet_v2-fashionmnist-paper"
+SVG = "{http://www.w3.org/2000/svg}"
 OTHER = "Other CPU, 8 cores"
 
 
@@ -296,10 +298,9 @@ def test_numbers_are_the_same_in_every_format(tables: tuple[Table, ...]) -> None
         lines = list(csv.DictReader(io.StringIO(table.to_csv())))
         markdown = [line for line in table.to_markdown().splitlines() if line.startswith("| ")][2:]
         latex = re.findall(r"^(?!&)(.* & .*) \\\\$", table.to_latex(), re.MULTILINE)[2:]
-        html = re.findall(r"<tr>(<t.*?)</tr>", table.to_html().split("<tbody>", 1)[1])
-        html = [row for row in html if 'scope="rowgroup"' not in row]
-        assert len(lines) == len(markdown) == len(latex) == len(html) == len(table.rows)
-        for row, line, *texts in zip(table.rows, lines, markdown, latex, html, strict=True):
+        assert len(lines) == len(markdown) == len(latex) == len(table.rows)
+        assert html_rows(table.to_html()) == [spoken_in_html(table, row) for row in table.rows]
+        for row, line, *texts in zip(table.rows, lines, markdown, latex, strict=True):
             for column, found in zip(table.columns, row, strict=True):
                 if column.who == "label":
                     assert line[column.key] == found.text
@@ -312,7 +313,43 @@ def test_numbers_are_the_same_in_every_format(tables: tuple[Table, ...]) -> None
                     assert line[f"{stem}_seeds"] == str(found.seeds or "")
             assert cells_of_markdown(texts[0]) == spoken(row)
             assert cells_of_latex(texts[1]) == spoken(row)
-            assert cells_of_html(texts[2]) == spoken(row[2:])
+
+
+def html_rows(html: str) -> list[str]:
+    """The text of each row, of the first table and then of the one with more quantities."""
+    tables = [part.split("</table>")[0] for part in html.split("<tbody>", 1)[1].split("<thead>")]
+    texts = [
+        [
+            re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", row))).strip()
+            for row in re.findall(r"<tr>(<t.*?)</tr>", part)
+            if 'scope="rowgroup"' not in row and '<th scope="col"' not in row
+        ]
+        for part in tables
+    ]
+    return [" ".join(parts) for parts in zip(*texts, strict=True)]
+
+
+def spoken_in_html(table: Table, row: tuple[Entry, ...]) -> str:
+    """Variant, how it was made, and each quantity: measured, then printed."""
+    made = [entry.text for entry in row[3 : table.labels] if entry.text not in ("not run", "–")]
+    head = " ".join([row[2].text, *made])
+    spans = list(table._spans())
+    parts = [head, *(quantity(table, row, columns) for _, columns in spans[:6])]
+    if spans[6:]:
+        parts += [head, *(quantity(table, row, columns) for _, columns in spans[6:])]
+    return " ".join(parts)
+
+
+def quantity(table: Table, row: tuple[Entry, ...], columns: list[Column]) -> str:
+    entries = {column.who: row[table.columns.index(column)] for column in columns}
+    measured = entries.get("ours", Entry("–"))
+    printed = []
+    for who in ("paper", "report"):
+        if who in entries and entries[who].text != "–":
+            marks = "".join(f" †{k}" for k in entries[who].marks)
+            printed.append(f"{who} {entries[who].text}{marks}")
+    text = " , ".join(printed) if "†" in "".join(printed[:1]) else ", ".join(printed)
+    return " ".join(filter(None, [measured.text, measured.note, text]))
 
 
 def spoken(row: tuple[Entry, ...]) -> list[str]:
@@ -328,11 +365,6 @@ def cells_of_latex(line: str) -> list[str]:
     line = re.sub(r"\$\^\{\\dagger (\d+)\}\$", r"†\1", line)
     line = line.replace("$-$", "−").replace(r"$\times$", "×").replace("--", "–")
     return [re.sub(r"\\(.)", r"\1", cell.strip()) for cell in line.split(" & ")]
-
-
-def cells_of_html(line: str) -> list[str]:
-    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", line)
-    return [unescape(re.sub(r"<[^>]+>", "", cell)) for cell in cells]
 
 
 HOSTILE = '"><script>alert(1)</script> | a*b* 50% $x$ {y} \\z ~^ _u_ & # `c`'
@@ -356,44 +388,65 @@ def test_hostile_text_stays_text_in_every_format() -> None:
 # ---- figures
 
 
+def drawn_points(figure: Sensitivity) -> dict[str, list[dict]]:
+    """Curve to the points of its line, from the figure's specification."""
+    return {
+        f"{layer['data']['values'][0]['network']}{' dashed' * ('strokeDash' in layer['mark'])}":
+            layer["data"]["values"]
+        for layer in figure.chart.spec["layer"] if layer["mark"]["type"] == "line"
+    }  # fmt: skip
+
+
 def test_a_figure_has_one_curve_for_each_network(cells: Cells) -> None:
     one, two, three, four = draw_sensitivity(cells)
     assert [curve.network for curve in two.curves] == ["mobilenet_v2", "shufflenet_v2"]
     assert two.curves == four.curves
     assert one.curves == three.curves == ()
     assert two.networks_without == ["AlexNet"]
-    root = ElementTree.fromstring(two.figure.inline)
-    drawn = root.findall(".//g[@class='curve']")
-    assert [curve.get("aria-label") for curve in drawn] == ["MobileNetV2", "ShuffleNetV2"]
-    titles = [title.text for title in drawn[0].findall(".//title")]
-    assert len(titles) == 4
+    drawn = drawn_points(two)
+    assert list(drawn) == ["MobileNetV2", "ShuffleNetV2"]
+    assert len(drawn["MobileNetV2"]) == 4
     mean = rates_across_seeds(np.array([0.910, 0.912, 0.914]), 12_000)
     value, low, high = (numbers.fixed(100 * bound) for bound in mean)
-    assert titles[0] == (
+    assert drawn["MobileNetV2"][0]["words"] == (
         f"MobileNetV2, 0 % pruned: {value} % [{low}, {high}], 3 seeds, 12,000 validation images"
     )
-    alone = drawn[1].findall(".//title")[1].text
-    assert alone == (
+    assert drawn["ShuffleNetV2"][1]["words"] == (
         "ShuffleNetV2, 30 % pruned: 83.00 % [82.50, 83.50], 1 seed, 12,000 validation images"
     )
 
 
-def test_points_lie_on_their_curve(cells: Cells) -> None:
-    root = ElementTree.fromstring(draw_sensitivity(cells)[1].figure.inline)
-    dots = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in root.iter("circle")
-            if c.get("class") == "dot"][:4]  # fmt: skip
-    paths = [p.get("d", "") for p in root.iter("path") if "var(--curve)" in p.get("style", "")]
-    walks = [re.findall(r"[ML] ([\d.]+) ([\d.]+)", path) for path in paths]
-    line = next(walk for walk in walks if len(walk) == 4)
-    assert dots == pytest.approx(np.array(line, float), abs=0.02)
+def test_points_are_those_of_their_curve(cells: Cells) -> None:
+    figure = draw_sensitivity(cells)[1]
+    points = drawn_points(figure)["MobileNetV2"]
+    assert [(p["x"], p["y"], p["low"], p["high"]) for p in points] == [
+        (100 * point.fraction, *point.percent) for point in figure.curves[0].points
+    ]
 
 
 def test_published_thresholds_stand_in_every_figure(cells: Cells) -> None:
     for drawn, words in zip(draw_sensitivity(cells), (("40", "30", "50"), ("70", "35", "90")) * 2,
                             strict=True):  # fmt: skip
-        texts = [text.text for text in ElementTree.fromstring(drawn.figure.inline).iter("text")]
+        texts = [text.text for text in ElementTree.fromstring(drawn.chart.svg).iter(f"{SVG}text")]
         assert set(words) <= set(texts)
-        assert f"{drawn.source} settled on" in texts
+
+
+def test_measured_accuracies_are_next_to_both_publications(tables: tuple[Table, ...]) -> None:
+    chart = draw_accuracies(tables[0])
+    assert chart is not None
+    rows = chart.spec["data"]["values"]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    measured = [row for row in tables[0].rows if row[at(tables[0], "ours")].value is not None]
+    assert len(names) == len(measured)
+    for row in measured:
+        for who, label in (("ours", "measured"), ("paper", "paper"), ("report", "report")):
+            value = row[at(tables[0], who)].value
+            drawn = [r["x"] for r in rows if r["who"] == label]
+            assert value is None or value in drawn
+
+
+def at(table: Table, who: str) -> int:
+    return [(c.key, c.who) for c in table.columns].index(("top1_percent", who))
 
 
 def test_masks_not_in_force_are_a_demonstration_and_called_one(tmp_path: Path) -> None:
@@ -450,8 +503,9 @@ def test_page_is_sound_and_loads_nothing(written: Path) -> None:
     beside = {load for load in page.loads if not load.startswith(("#", "data:,"))}
     assert beside
     assert all((written / name).is_file() for name in beside)
-    assert not re.search(r"https?://|@import|url\((?!#)|fetch\(|import\(", html)
-    assert html.count("<script>") == 1
+    without_scripts = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    without_names = without_scripts.replace("http://www.w3.org/", "")
+    assert not re.search(r"https?://|@import|url\((?!#)", without_names)
 
 
 def test_every_file_is_written_and_writing_again_changes_none(out: Path, written: Path) -> None:
@@ -459,6 +513,8 @@ def test_every_file_is_written_and_writing_again_changes_none(out: Path, written
     tables = {f"tables/{name}.{end}" for name in ("pruning", "quantization", "overfitting")
               for end in ("md", "csv", "tex", "html")}  # fmt: skip
     figures = {f"figures/figure-{number}.svg" for number in range(1, 5)}
+    figures |= {f"figures/accuracies-{table}.svg"
+                for table in ("pruning", "quantization", "overfitting")}  # fmt: skip
     assert names == tables | figures | {"report.html", "report.md"}
     before = {name: (written / name).read_bytes() for name in names}
     write_reproduction(out, ["planned-cell"])
@@ -487,13 +543,13 @@ def test_both_pages_say_what_is_missing_and_where_it_was_made(written: Path) -> 
 
 def test_outcome_counts_each_accuracy_once(tables: tuple[Table, ...], cells: Cells) -> None:
     claim, proof = outcome(tables)
-    assert claim.startswith("Beside 24 accuracies that the paper prints, ours: ")
-    counts = dict(reversed(part.split(" ", 1)) for part in claim.split("ours: ")[1].split(", "))
+    assert claim.startswith("Of the paper's 24 accuracies, measured here: ")
+    counts = dict(reversed(part.split(" ", 1)) for part in claim.split("here: ")[1].split(", "))
     # MobileNetV2: reference, pruned, quantized and two of overfitting; ShuffleNetV2: three.
     assert int(counts.pop("not run")) == 24 - 8
     assert sum(map(int, counts.values())) == 8
-    assert any(said.startswith("2 of ours are made otherwise") for said in proof)
-    assert proof[0].startswith("Beside the 24 that the report prints: ")
+    assert any(said.startswith("2 of them were measured with another recipe") for said in proof)
+    assert proof[0].startswith("Of the report's 24 accuracies: ")
 
 
 def test_higher_and_lower_need_the_whole_interval() -> None:
@@ -506,9 +562,9 @@ def test_higher_and_lower_need_the_whole_interval() -> None:
         row = (*names, Entry("90", 90.0), Entry("90", 90.0), ours)
         return outcome([Table("t", "t", tuple(columns), (row,), {}, ())]).claim
 
-    assert said(90.1, 91).endswith("ours: 1 higher")
-    assert said(89, 89.9).endswith("ours: 1 lower")
-    assert said(89, 91).endswith("ours: 1 level")
+    assert said(90.1, 91).endswith("here: 1 higher")
+    assert said(89, 89.9).endswith("here: 1 lower")
+    assert said(89, 91).endswith("here: 1 level")
 
 
 def test_without_cells_the_page_says_that_nothing_is_run(tmp_path: Path) -> None:
@@ -535,7 +591,7 @@ def test_hostile_cells_stay_text(tmp_path: Path) -> None:
     study.a_cell(tmp_path, MOBILE, 1, name="a<b>&|c")
     html = write_reproduction(tmp_path).read_text(encoding="utf-8")
     assert Page(html).open == []
-    assert html.count("<script>") == 1
+    assert html.count("<script>") == 2
     assert "alert(1)</script>" not in html
     assert "a<b>" not in html
     text = (tmp_path / "reproduction/report.md").read_text(encoding="utf-8")
@@ -552,3 +608,28 @@ def test_needs_no_torch(out: Path, tmp_path: Path) -> None:
     shutil.copytree(out / "cells", tmp_path / "cells")
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_nothing_overflows_overlaps_or_violates_axe(written: Path, width: int, scheme: str) -> None:
+    page = open_page((written / "report.html").as_uri(), width=width, scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    assert layout_faults(page) == []
+    assert accessibility_faults(page) == []
+    assert page.problems == []
+    if width == 1280:
+        wide = "(e) => e.scrollWidth > e.clientWidth"
+        tables = page.locator(".scroll:has(.measured)")
+        assert not any(table.evaluate(wide) for table in tables.all())
+
+
+@needs_browser
+def test_pointing_at_a_curve_reads_it(written: Path) -> None:
+    page = open_page((written / "report.html").as_uri())
+    figure = page.locator("[data-chart=figure-2]")
+    figure.scroll_into_view_if_needed()
+    page.wait_for_selector("[data-chart=figure-2][data-live=yes]")
+    figure.locator(".mark-symbol path").nth(2).hover()
+    assert "% pruned" in figure.locator(".readout").inner_text()

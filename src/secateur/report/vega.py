@@ -15,8 +15,12 @@ from typing import Any
 
 import vl_convert
 
-INK, CURVE, MARK, FAINT = "currentColor", "var(--curve)", "var(--mark)", "var(--rule)"
-STANDALONE = {INK: "#747b85", CURVE: "#2f8f6b", MARK: "#c0702a", FAINT: "#9aa1a9"}
+INK, CURVE, MARK, THIRD, FAINT = (
+    "currentColor", "var(--curve)", "var(--mark)", "var(--third)", "var(--rule)",
+)  # fmt: skip
+STANDALONE = {
+    INK: "#747b85", CURVE: "#2f8f6b", MARK: "#c0702a", THIRD: "#6a6fd0", FAINT: "#9aa1a9",
+}  # fmt: skip
 """Tones for a file that has no page around it."""
 
 WIDTH, HEIGHT = 340, 210

@@ -44,6 +44,9 @@ NOTHING = Entry(NONE)
 NOT_RUN = Entry("not run")
 """There is such a number, and it was not measured yet."""
 
+MOST_COLUMNS = 6
+"""Quantities of a table on the page; more would be wider than a window of 1,280 pixels."""
+
 Who = Literal["label", "paper", "report", "ours"]
 
 
@@ -152,22 +155,26 @@ class Table:
         )
 
     def to_html(self) -> str:
-        """A ``table`` in a box that scrolls, with its footnotes; everything escaped."""
+        """Measured numbers first, what is printed below each; footnotes and notes folded.
+
+        Quantities beyond the first six, which no publication prints, have a folded table of their
+        own. Everything is escaped.
+        """
         if self.csv_only:
             return self.for_people.to_html()
-        head = "".join(self._html_head())
-        body = "\n".join(self._html_block(block) for block in self._blocks())
+        spans = list(self._spans())
+        first, rest = spans[:MOST_COLUMNS], spans[MOST_COLUMNS:]
         marks = "".join(
             f'<li id="{self.name}-{k}"><span class="mark">{_mark((k,))}</span> {escape(text)}</li>'
             for k, text in self.footnotes.items()
         )
         notes = "".join(f'<p class="quiet">{escape(note)}</p>\n' for note in self.notes)
+        more = f"<details><summary>More quantities</summary>\n{self._html_table(rest)}</details>\n"
         return (
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(self.title)}">\n'
-            f'<table class="beside">\n<caption>{escape(self.title)}</caption>\n'
-            f"<thead>{head}</thead>\n{body}\n</table>\n</div>\n"
+            self._html_table(first)
+            + (more if rest else "")
             + (f'<ul class="marks">{marks}</ul>\n' if marks else "")
-            + notes
+            + f"<details><summary>How to read it</summary>\n{notes}</details>\n"
         )
 
     # ---- parts
@@ -198,38 +205,55 @@ class Table:
     def _latex_rows(rows: Iterable[tuple[Entry, ...]]) -> str:
         return "\n".join(rf"{' & '.join(_latex_entry(entry) for entry in row)} \\" for row in rows)
 
-    def _html_head(self) -> Iterator[str]:
-        yield "<tr>"
-        for column in self.columns[2 : self.labels]:
-            yield f'<th scope="col" rowspan="2">{escape(column.heading)}</th>'
-        for heading, columns in self._spans():
-            yield f'<th scope="colgroup" colspan="{len(columns)}">{escape(heading)}</th>'
-        yield "</tr>\n<tr>"
-        for column in self.columns[self.labels :]:
-            yield f'<th scope="col" class="{column.who}">{column.who}</th>'
-        yield "</tr>"
+    def _html_table(self, spans: list[tuple[str, list[Column]]]) -> str:
+        title = escape(f"{self.title}: {', '.join(heading for heading, _ in spans)}")
+        heads = "".join(
+            f'<th scope="col">{escape(heading)}</th>' for heading in ("Variant", *dict(spans))
+        )
+        body = "\n".join(self._html_block(block, spans) for block in self._blocks())
+        return (
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">\n'
+            f'<table class="measured">\n<caption>{title}</caption>\n'
+            f"<thead><tr>{heads}</tr></thead>\n{body}\n</table>\n</div>\n"
+        )
 
-    def _html_block(self, rows: list[tuple[Entry, ...]]) -> str:
+    def _html_block(
+        self, rows: list[tuple[Entry, ...]], spans: list[tuple[str, list[Column]]]
+    ) -> str:
         name = escape(f"{rows[0][1].text} on {rows[0][0].text}")
-        lines = [f'<tr><th scope="rowgroup" colspan="{len(self.columns) - 2}">{name}</th></tr>']
+        lines = [f'<tr><th scope="rowgroup" colspan="{len(spans) + 1}">{name}</th></tr>']
         for row in rows:
-            cells = zip(self.columns[2:], row[2:], strict=True)
-            lines.append(f"<tr>{''.join(self._html_cell(*cell) for cell in cells)}</tr>")
+            made = "".join(
+                f'<span class="note">{escape(entry.text)}</span>'
+                for entry in row[3 : self.labels]
+                if entry not in (NOT_RUN, NOTHING)
+            )
+            cells = [self._html_cell(heading, columns, row) for heading, columns in spans]
+            head = f'<th scope="row">{escape(row[2].text)}{made}</th>'
+            lines.append(f"<tr>{head}{''.join(cells)}</tr>")
         return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
 
-    def _html_cell(self, column: Column, entry: Entry) -> str:
-        text = escape(entry.text)
-        for k in entry.marks:
-            title = escape(self.footnotes[k])
-            text += f'<a class="mark" href="#{self.name}-{k}" title="{title}">{_mark((k,))}</a>'
-        if entry.note:
-            text += f' <span class="note">{escape(entry.note)}</span>'
-        if column.who == "label":
-            scope = ' scope="row"' if column.key == "variant" else ""
-            tag = "th" if scope else "td"
-            return f'<{tag}{scope} class="label">{text}</{tag}>'
-        kind = column.who + (" absent" if entry.value is None else "")
-        return f'<td class="{kind}">{text}</td>'
+    def _html_cell(self, heading: str, columns: list[Column], row: tuple[Entry, ...]) -> str:
+        """A quantity: measured, and below it what each publication prints."""
+        measured, printed = NOTHING, []
+        for column in columns:
+            entry = row[self.columns.index(column)]
+            if column.who == "ours":
+                measured = entry
+            elif entry != NOTHING:
+                printed.append(f"{column.who} {escape(entry.text)}{self._html_marks(entry)}")
+        kind = "absent" if measured.value is None else "measured"
+        note = f'<span class="note">{escape(measured.note)}</span>' if measured.note else ""
+        below = f'<span class="printed">{", ".join(printed)}</span>' if printed else ""
+        value = f'<span class="{kind}">{escape(measured.text)}</span>'
+        return f'<td data-label="{escape(heading)}">{value}{note}{below}</td>'
+
+    def _html_marks(self, entry: Entry) -> str:
+        return "".join(
+            f'<a class="mark" href="#{self.name}-{k}" title="{escape(self.footnotes[k])}">'
+            f"{_mark((k,))}</a>"
+            for k in entry.marks
+        )
 
 
 def _heading(column: Column) -> str:

@@ -41,17 +41,17 @@ def outcome(tables: Sequence[Table]) -> Outcome:
         return Outcome(claim, ())
     elsewhere = sum(made != "as published" for how, made in paper if how != ABSENT)
     proof = [
-        f"Beside the {len(report)} that the report prints: {_tally(report)}.",
-        "Higher or lower is where our whole 95 % interval, over seeds and test images, lies above "
-        "or below the printed number, which has no interval of its own; else they are level.",
+        f"Of the report's {len(report)} accuracies: {_tally(report)}.",
+        "Higher or lower means that the 95 % interval measured here, over seeds and test images, "
+        "lies above or below the printed number, which has no interval; otherwise it is level.",
     ]
     if elsewhere:
         proof.append(
-            f"{elsewhere} of ours {'is' if elsewhere == 1 else 'are'} made otherwise than "
-            "published, in a way that the tables name; there a difference may be due to that."
+            f"{elsewhere} of them {'was' if elsewhere == 1 else 'were'} measured with another recipe "
+            "than the published one, which the tables name; that may explain a difference."
         )
     return Outcome(
-        f"Beside {len(paper)} accuracies that the paper prints, ours: {_tally(paper)}",
+        f"Of the paper's {len(paper)} accuracies, measured here: {_tally(paper)}",
         tuple(proof),
     )
 

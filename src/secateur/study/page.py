@@ -11,12 +11,12 @@ from markupsafe import Markup
 
 from secateur.disk import write_text
 from secateur.report import numbers
-from secateur.report.render import markdown
+from secateur.report.render import markdown, page_script
 from secateur.study.cells import Cells, read_cells
 from secateur.study.contribution import contributions, verdict
 from secateur.study.formats import Table
 from secateur.study.outcome import missing, outcome, provenance
-from secateur.study.plots import Sensitivity, draw_sensitivity, say
+from secateur.study.plots import Sensitivity, draw_accuracies, draw_sensitivity, say
 from secateur.study.published import TITLES, contradictions
 from secateur.study.tables import make_tables
 
@@ -26,7 +26,7 @@ def write_reproduction(out: Path, planned: Iterable[str] = ()) -> Path:
 
     The folder receives ``report.html`` (self-contained), ``report.md``,
     ``tables/{pruning,quantization,overfitting}.{md,csv,tex,html}`` and
-    ``figures/figure-{1,2,3,4}.svg``. Each file is whole or not there. With no cell at all the
+    ``figures/*.svg``. Each file is complete or missing. With no cell at all the
     pages hold what is published and say that nothing is run.
 
     Args:
@@ -38,16 +38,19 @@ def write_reproduction(out: Path, planned: Iterable[str] = ()) -> Path:
     """
     cells = read_cells(out)
     tables, figures = make_tables(cells), draw_sensitivity(cells)
+    accuracies = {table.name: draw_accuracies(table) for table in tables}
+    charts = {drawn.chart.name: drawn.chart for drawn in figures}
+    charts |= {chart.name: chart for chart in accuracies.values() if chart is not None}
     folder = out / "reproduction"
     for part in ("tables", "figures"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for table in tables:
         _write_table(folder / "tables", table)
-    for drawn in figures:
-        write_text(folder / "figures" / f"{drawn.figure.name}.svg", drawn.figure.alone)
-    says = _says(cells, tables, figures, list(planned))
+    for chart in charts.values():
+        write_text(folder / "figures" / f"{chart.name}.svg", chart.file)
+    values = _values(cells, tables, figures, list(planned)) | {"charts": charts} | page_script()
     for end in ("html", "md"):
-        page = _templates().get_template(f"reproduction.{end}.j2").render(says)
+        page = _templates().get_template(f"reproduction.{end}.j2").render(values)
         write_text(folder / f"report.{end}", page)
     return folder / "report.html"
 
@@ -62,10 +65,10 @@ def _write_table(folder: Path, table: Table) -> None:
         write_text(folder / f"{table.name}.{end}", text)
 
 
-def _says(
+def _values(
     cells: Cells, tables: tuple[Table, ...], figures: list[Sensitivity], planned: list[str]
 ) -> dict[str, Any]:
-    """Everything the templates speak of."""
+    """Everything the templates use."""
     return {
         "outcome": outcome(tables),
         "tables": tables,
@@ -94,7 +97,8 @@ def _templates() -> Environment:
         "fixed": numbers.fixed,
         "percent": numbers.percent,
         "count": numbers.count,
-        "svg": lambda figure: Markup(figure.inline),  # noqa: S704 ours, its text escaped
+        "svg": lambda chart: Markup(chart.svg),  # noqa: S704 Vega's own, its text escaped
+        "spec": lambda chart: Markup(chart.json),  # noqa: S704 escaped for scripts
         "table": lambda table: Markup(table.to_html()),  # noqa: S704 escaped where it is made
         "md": markdown,
     }

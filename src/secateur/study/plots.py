@@ -1,24 +1,15 @@
-"""The four sensitivity figures: our curves over the fractions that the publications settled on.
-
-A point of a curve can be pointed at, or reached with the keyboard, and says what it is.
-"""
+"""The study's charts: accuracies of ours and of both publications, and the sensitivity figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.lines import Line2D
-
-from secateur.report import figures as style
 from secateur.report import numbers
-from secateur.report.figures import Figure, cleaned, colored, standing_alone
+from secateur.report.vega import CURVE, INK, MARK, THIRD, Chart, Spec, chart
 from secateur.study.cells import Cells
 from secateur.study.curves import IN_FORCE, NOT_IN_FORCE, Curve, Point, scan_points
+from secateur.study.formats import Table
 from secateur.study.published import (
     NETWORKS,
     PRUNING,
@@ -32,20 +23,7 @@ FIGURES = ((1, "paper", "cifar10"), (2, "paper", "fashionmnist"),
            (3, "report", "cifar10"), (4, "report", "fashionmnist"))  # fmt: skip
 """Number in its publication, source and data set."""
 
-MARKERS = {"mobilenet_v2": "#040506", "shufflenet_v2": "#070809", "alexnet": "#0a0b0c"}
-INLINE = {
-    style.INK: "currentColor",
-    MARKERS["mobilenet_v2"]: "var(--curve)",
-    MARKERS["shufflenet_v2"]: "var(--mark)",
-    MARKERS["alexnet"]: "var(--third)",
-}
-ALONE = {
-    style.INK: "#747b85",
-    MARKERS["mobilenet_v2"]: "#2f8f6b",
-    MARKERS["shufflenet_v2"]: "#c0702a",
-    MARKERS["alexnet"]: "#6a6fd0",
-}
-SIZE = (6.4, 4.0)
+COLORS = {"mobilenet_v2": CURVE, "shufflenet_v2": MARK, "alexnet": THIRD}
 
 
 class Sensitivity(NamedTuple):
@@ -55,15 +33,15 @@ class Sensitivity(NamedTuple):
         number: Of the published figure, 1 to 4.
         source: ``paper`` or ``report``.
         dataset: As published.
-        curves: Ours, at most one of a network and one more where its demonstration was asked for.
-        figure: Drawn.
+        curves: At most one of a network, and one more where its demonstration was asked for.
+        chart: The figure.
     """
 
     number: int
     source: str
     dataset: str
     curves: tuple[Curve, ...]
-    figure: Figure
+    chart: Chart
 
     @property
     def networks_without(self) -> list[str]:
@@ -73,7 +51,7 @@ class Sensitivity(NamedTuple):
 
 
 def draw_sensitivity(cells: Cells) -> list[Sensitivity]:
-    """The four figures in the order of their numbers, those without any curve of ours included."""
+    """The four figures in the order of their numbers, those without any curve included."""
     return [_sensitivity(cells, *which) for which in FIGURES]
 
 
@@ -106,19 +84,11 @@ def _sensitivity(cells: Cells, number: int, source: str, dataset: str) -> Sensit
     curves = curves_of(cells, dataset)
     title = f"Figure {number} of the {source}, {TITLES[dataset]}"
     alt = f"{title}: validation top-1, %, against the fraction pruned without retraining. " + (
-        " ".join(f"{_in_words(curve)}." for curve in curves) or "No curve of ours yet."
+        " ".join(f"{_in_words(curve)}." for curve in curves) or "No curve is measured yet."
     )
-    with mpl.rc_context(style.STYLE):
-        # At 72 dots an inch a pixel of matplotlib's is a unit of its SVG.
-        canvas = Canvas(figsize=SIZE, dpi=72, layout="constrained")
-        axes = canvas.add_subplot()
-        _plot(axes, curves, source, dataset)
-        drawing = cleaned(canvas, f"figure-{number}", alt)
-        drawing = _pointable(drawing, axes, curves)
-    figure = Figure(
-        f"figure-{number}", title, alt, colored(drawing, INLINE), standing_alone(drawing, ALONE)
-    )
-    return Sensitivity(number, source, dataset, tuple(curves), figure)
+    layers = [*_curves(curves), *_published(source, dataset)]
+    drawn = chart(f"figure-{number}", title, alt, {"layer": layers}, height=250)
+    return Sensitivity(number, source, dataset, tuple(curves), drawn)
 
 
 def _in_words(curve: Curve) -> str:
@@ -131,91 +101,141 @@ def _in_words(curve: Curve) -> str:
     )
 
 
-def _plot(axes: Axes, curves: Sequence[Curve], source: str, dataset: str) -> None:
+_X = {"field": "x", "type": "quantitative", "title": "pruned without retraining, %",
+      "scale": {"domain": [0, 100]}}  # fmt: skip
+_Y = {"field": "y", "type": "quantitative", "title": None, "scale": {"domain": [0, 100]}}
+_COLOR = {
+    "field": "network",
+    "type": "nominal",
+    "scale": {
+        "domain": [TITLES[network] for network in NETWORKS],
+        "range": [COLORS[network] for network in NETWORKS],
+    },
+}
+
+
+def _curves(curves: Sequence[Curve]) -> Iterator[Spec]:
+    """Bands and lines; a demonstration is dashed."""
     for curve in curves:
-        _curve(axes, curve)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(0, 100)
-    axes.set_xlabel("pruned without retraining, %")
-    axes.set_ylabel("validation top-1, %")
+        data = {"values": [_row(curve, point) for point in curve.points]}
+        yield {
+            "data": data,
+            "mark": {"type": "area", "opacity": 0.16},
+            "encoding": {"x": _X, "y": _Y | {"field": "low"}, "y2": {"field": "high"},
+                         "color": _COLOR},
+        }  # fmt: skip
+        mark = {"type": "line", "point": {"filled": True, "size": 26}}
+        yield {
+            "data": data,
+            "mark": mark | ({"strokeDash": [4, 3]} if curve.demonstration else {}),
+            "encoding": {"x": _X, "y": _Y, "color": _COLOR,
+                         "tooltip": [{"field": "words", "title": "point"}]},
+        }  # fmt: skip
+        if curve.demonstration:
+            words = "demonstration: masks not in force"
+            text = {"type": "text", "align": "right", "dx": -4, "dy": -8, "text": words}
+            last = {"values": data["values"][-1:]}
+            yield {"data": last, "mark": text, "encoding": {"x": _X, "y": _Y, "color": _COLOR}}
+
+
+def _row(curve: Curve, point: Point) -> Spec:
+    return {
+        "network": TITLES[curve.network],
+        "x": 100 * point.fraction,
+        "y": point.percent.value,
+        "low": point.percent.low,
+        "high": point.percent.high,
+        "words": say(curve, point),
+    }
+
+
+def _published(source: str, dataset: str) -> Iterator[Spec]:
+    """The fraction each network settled on, and the accuracy printed there after retraining."""
+    rows = []
     for network in NETWORKS:
-        _published(axes, source, dataset, network)
-    axes.legend(
-        handles=_legend(curves, source),
-        loc="lower left",
-        bbox_to_anchor=(0, 1.07),
-        ncols=3,
-        frameon=False,
-        fontsize=9,
-        borderaxespad=0,
-        handlelength=1.6,
-        columnspacing=1.4,
-    )
+        at = 100 * thresholds()[dataset, network]
+        row = row_of(PRUNING, source, dataset, network, "pruned")
+        printed = row.top1_percent.value if row and row.top1_percent else None
+        rows.append({"network": TITLES[network], "x": at, "y": printed, "label": f"{at:g}"})
+    data = {"values": rows}
+    rule = {"type": "rule", "strokeDash": [1, 2]}
+    yield {"data": data, "mark": rule, "encoding": {"x": _X, "color": _COLOR}}
+    text = {"type": "text", "baseline": "bottom", "dy": -2}
+    place = {"x": _X, "y": {"value": 0}, "text": {"field": "label"}, "color": _COLOR}
+    yield {"data": data, "mark": text, "encoding": place}
+    diamond = {"type": "point", "shape": "diamond", "size": 60}
+    shown = {"x": _X, "y": _Y, "color": _COLOR}
+    yield {
+        "data": data,
+        "transform": [{"filter": "isValid(datum.y)"}],
+        "mark": diamond,
+        "encoding": shown,
+    }
 
 
-def _curve(axes: Axes, curve: Curve) -> None:
-    color, xs = MARKERS[curve.network], [100 * point.fraction for point in curve.points]
-    dashes = (0, (4, 3)) if curve.demonstration else "-"
-    axes.plot(xs, [point.percent.value for point in curve.points], color=color, linestyle=dashes)
-    lows = [point.percent.low for point in curve.points]
-    highs = [point.percent.high for point in curve.points]
-    axes.fill_between(xs, lows, highs, color=color, alpha=0.16, linewidth=0)
-
-
-def _published(axes: Axes, source: str, dataset: str, network: str) -> None:
-    """The fraction settled on, and what the table prints there after retraining."""
-    at, color = 100 * thresholds()[dataset, network], MARKERS[network]
-    axes.axvline(at, color=color, linewidth=1, linestyle=(0, (1, 2)))
-    over = axes.get_xaxis_transform()
-    axes.text(at, 1.01, f"{at:g}", transform=over, color=color, ha="center", fontsize=9)
-    row = row_of(PRUNING, source, dataset, network, "pruned")
-    if row is not None and row.top1_percent is not None:
-        diamond = axes.plot([at], [row.top1_percent.value], "D", color=color, markersize=5)
-        diamond[0].set_markerfacecolor("none")
-
-
-def _legend(curves: Sequence[Curve], source: str) -> list[Line2D]:
-    """Networks in the first row, what belongs to all of them under it; filled column by column."""
-    ink = style.INK
-    common = [
-        Line2D([], [], color=ink, linewidth=1, linestyle=(0, (1, 2)), label=f"{source} settled on"),
-        Line2D([], [], color=ink, linestyle="", marker="D", markersize=5, markerfacecolor="none"),
-    ]
-    common[1].set_label(f"{source}, retrained")
-    if any(curve.demonstration for curve in curves):
-        words = "demonstration: masks not in force"
-        common.append(Line2D([], [], color=ink, linestyle=(0, (4, 3)), label=words))
-    else:
-        common.append(Line2D([], [], linestyle="", label=" "))
-    networks = [Line2D([], [], color=MARKERS[name], label=TITLES[name]) for name in NETWORKS]
-    return [handle for pair in zip(networks, common, strict=True) for handle in pair]
-
-
-def _pointable(drawing: str, axes: Axes, curves: Sequence[Curve]) -> str:
-    """Lay over each curve a group of points that say what they are."""
-    height = SIZE[1] * 72
-    groups = []
-    for curve in curves:
-        points = []
-        for nth, point in enumerate(curve.points):
-            x, y = axes.transData.transform((100 * point.fraction, point.percent.value))
-            points.append(_target(x, height - y, say(curve, point), first=nth == 0))
-        color = MARKERS[curve.network]
-        name = escape(TITLES[curve.network])
-        kind = " demonstration" if curve.demonstration else ""
-        groups.append(
-            f'<g class="curve{kind}" role="group" aria-label="{name}{kind}" fill="{color}">'
-            f"{''.join(points)}</g>"
-        )
-    # What is inside an image cannot be reached; a group of images can.
-    drawing = drawing.replace('role="img"', 'role="group"', 1)
-    return drawing.removesuffix("</svg>") + "".join(groups) + "</svg>"
-
-
-def _target(x: float, y: float, text: str, *, first: bool) -> str:
-    said, place = escape(text), f'cx="{x:.2f}" cy="{y:.2f}"'
+def say(curve: Curve, point: Point) -> str:
+    """Describe a point in one line."""
+    value, low, high = (numbers.fixed(bound) for bound in point.percent)
+    seeds = f"{point.seeds} seed{'s' * (point.seeds != 1)}"
+    kind = ", demonstration: masks not in force" if curve.demonstration else ""
     return (
-        f'<g class="point" role="img" tabindex="{0 if first else -1}" aria-label="{said}">'
-        f'<title>{said}</title><circle {place} r="8" fill-opacity="0"/>'
-        f'<circle class="dot" {place} r="2.6"/></g>'
+        f"{TITLES[curve.network]}{kind}, {numbers.percent(point.fraction)} pruned: "
+        f"{value} % [{low}, {high}], {seeds}, {numbers.count(point.images)} validation images"
     )
+
+
+# ---- accuracies at a glance
+
+SHAPES = {"measured": "circle", "paper": "diamond", "report": "square"}
+
+
+def draw_accuracies(table: Table) -> Chart | None:
+    """Top-1 of each measured row next to what both publications print; None where none is."""
+    keys = [(column.key, column.who) for column in table.columns]
+    at = {who: keys.index(("top1_percent", who)) for who in ("ours", "paper", "report")}
+    made = keys.index(("ours", "label"))
+    rows, names = [], []
+    for row in table.rows:
+        measured = row[at["ours"]]
+        if measured.value is None:
+            continue
+        dataset, network, variant = (entry.text for entry in row[:3])
+        name = f"{network} on {dataset}, {variant}, {row[made].text}"
+        names.append(name)
+        for who, label in (("ours", "measured"), ("paper", "paper"), ("report", "report")):
+            entry = row[at[who]]
+            if entry.value is not None:
+                low, high = entry.low, entry.high
+                value = entry.value
+                rows.append({"name": name, "who": label, "x": value,
+                             "low": value if low is None else low,
+                             "high": value if high is None else high})  # fmt: skip
+    if not rows:
+        return None
+    title = "Top-1 on the test images, %: measured here, in the paper, in the report"
+    alt = f"{title}; {len(names)} rows of the table below."
+    return chart(f"accuracies-{table.name}", title, alt, _accuracies(rows, names),
+                 height=22 * len(names) + 60)  # fmt: skip
+
+
+def _accuracies(rows: list[Spec], names: list[str]) -> Spec:
+    short = {"labelExpr": "split(datum.label, ',')[0] + ',' + split(datum.label, ',')[1]"}
+    y = {"field": "name", "type": "nominal", "sort": names, "title": None,
+         "axis": {"labelLimit": 210, "labelOverlap": False, "grid": False} | short}  # fmt: skip
+    x = {"field": "x", "type": "quantitative", "title": None, "scale": {"zero": False}}
+    who = {"field": "who", "type": "nominal", "scale": {"domain": list(SHAPES)}}
+    shape = {"scale": {"domain": list(SHAPES), "range": list(SHAPES.values())}}
+    color = {"scale": {"domain": list(SHAPES), "range": [CURVE, INK, MARK]}}
+    tips = [{"field": "name", "title": "row"}, {"field": "who", "title": "from"},
+            {"field": "x", "title": "top-1, %", "format": ".2f"}]  # fmt: skip
+    return {
+        "data": {"values": rows},
+        "width": 430,
+        "layer": [
+            {"mark": {"type": "rule", "color": CURVE, "strokeWidth": 3, "opacity": 0.5},
+             "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y}},
+            {"mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+             "encoding": {"x": x, "y": y, "shape": who | shape, "color": who | color,
+                          "tooltip": tips}},
+        ],
+    }  # fmt: skip
