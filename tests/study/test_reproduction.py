@@ -631,5 +631,5 @@ def test_pointing_at_a_curve_reads_it(written: Path) -> None:
     figure = page.locator("[data-chart=figure-2]")
     figure.scroll_into_view_if_needed()
     page.wait_for_selector("[data-chart=figure-2][data-live=yes]")
-    figure.locator(".mark-symbol path").nth(2).hover()
+    figure.locator(".mark-symbol path[fill='var(--mark)']").nth(1).hover()
     assert "% pruned" in figure.locator(".readout").inner_text()

@@ -47,8 +47,8 @@ def outcome(tables: Sequence[Table]) -> Outcome:
     ]
     if elsewhere:
         proof.append(
-            f"{elsewhere} of them {'was' if elsewhere == 1 else 'were'} measured with another recipe "
-            "than the published one, which the tables name; that may explain a difference."
+            f"{elsewhere} of them {'was' if elsewhere == 1 else 'were'} measured with another "
+            "recipe than the published one, which the tables name; that may explain a difference."
         )
     return Outcome(
         f"Of the paper's {len(paper)} accuracies, measured here: {_tally(paper)}",

@@ -69,17 +69,6 @@ def curves_of(cells: Cells, dataset: str) -> list[Curve]:
     return curves
 
 
-def say(curve: Curve, point: Point) -> str:
-    """What a point is, in one line."""
-    value, low, high = (numbers.fixed(bound) for bound in point.percent)
-    seeds = f"{point.seeds} seed{'s' * (point.seeds != 1)}"
-    kind = ", demonstration: masks not in force" if curve.demonstration else ""
-    return (
-        f"{TITLES[curve.network]}{kind}, {numbers.percent(point.fraction)} pruned: "
-        f"{value} % [{low}, {high}], {seeds}, {numbers.count(point.images)} validation images"
-    )
-
-
 def _sensitivity(cells: Cells, number: int, source: str, dataset: str) -> Sensitivity:
     curves = curves_of(cells, dataset)
     title = f"Figure {number} of the {source}, {TITLES[dataset]}"
