@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,8 +11,10 @@ import pytest
 import torchvision.models
 
 import secateur.cli.app as cli
+from helpers.onnx_files import graph
 from helpers.onnx_graphs import pointwise
 from helpers.tiny_networks import NETWORKS, images, settled
+from secateur.artifact.packing import pack
 from secateur.errors import SecateurError
 from secateur.onnx_ir.export import export_onnx
 from secateur.profiling import Node, Width, explain, float_islands, optimized_graph, render
@@ -237,8 +240,8 @@ def test_open_sides_want_a_size(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "part"),
-    [("text", "cannot read an ONNX file"), ("domain", "cannot load an ONNX file"),
-     ("flat", "found image of (3, 2)")],
+    [("text", "not an ONNX file"), ("domain", "ONNX Runtime cannot run the file"),
+     ("flat", "found image of (n, 3)")],
 )  # fmt: skip
 def test_bad_files_are_one_line(kind, part, tmp_path):
     path = tmp_path / "bad.onnx"
@@ -246,17 +249,46 @@ def test_bad_files_are_one_line(kind, part, tmp_path):
     model = onnx.load(path)
     if kind == "domain":
         model.graph.node[0].op_type = "Unheard"
-    if kind == "flat":
-        del model.graph.input[0].type.tensor_type.shape.dim[2:]
-        for dim, side in zip(model.graph.input[0].type.tensor_type.shape.dim, (3, 2), strict=True):
-            dim.dim_value = side
     onnx.save(model, path)
+    if kind == "flat":
+        linear, weight = onnx.helper.make_node("Gemm", ["image", "w"], ["logits"]), np.ones((3, 4))
+        graph([linear], path, inputs={"image": ("n", 3)}, constants={"w": weight.astype("f4")})
     if kind == "text":
         path.write_text("not a network")
     with pytest.raises(SecateurError) as caught:
         explain(path, 1, 2)
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+
+
+@pytest.mark.skipif(not LIGHT.is_dir(), reason="this onnx comes without its test files")
+@pytest.mark.parametrize("name", ["shufflenet", "squeezenet"])
+def test_files_whose_weights_the_graph_computes(name):
+    explanation = explain(LIGHT / f"light_{name}.onnx", 1, 1)
+    assert explanation.nodes
+    assert "Widths that miss" in said(explanation)
+
+
+def test_a_packed_file_is_explained_as_the_network_in_it(tmp_path):
+    path = quantized(written(tmp_path / "float.onnx", RELU))
+    packed = tmp_path / "net.sec"
+    packed.write_bytes(pack(path.read_bytes(), {}))
+    explanation = explain(packed, 1, 2)
+    assert (explanation.file, explanation.size_bytes) == (str(packed), packed.stat().st_size)
+    assert [node.name for node in explanation.nodes] != []
+    assert explanation.operators().keys() == explain(path, 1, 2).operators().keys()
+
+
+def test_weights_may_be_in_a_file_beside(tmp_path):
+    path = written(tmp_path / "float.onnx", RELU)
+    beside = tmp_path / "beside.onnx"
+    onnx.save(
+        onnx.load(path), beside, save_as_external_data=True, location="weights", size_threshold=0
+    )
+    assert explain(beside, 1, 2).operators().keys() == explain(path, 1, 2).operators().keys()
 
 
 def test_the_command_says_all_parts_or_json(tmp_path, capsys):

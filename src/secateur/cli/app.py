@@ -18,6 +18,7 @@ from secateur.cli import (
     demo_commands,
     file_commands,
     inspect_commands,
+    quantize_command,
     study_commands,
 )
 from secateur.cli.signals import INTERRUPTED, exit_code, interrupt_on_signals
@@ -35,10 +36,12 @@ app = typer.Typer(
 _FAMILIES = (
     compress_command,
     chain_commands,
+    quantize_command,
     file_commands,
     demo_commands,
     bench_commands,
     inspect_commands,
+    quantize_command,
     study_commands,
 )
 for _family in _FAMILIES:

@@ -52,15 +52,6 @@ _COMMANDS = {
         "One pass over `quantize.scan_images` validation images per layer and number of bits.",
         "secateur scan-bits my.toml\nsecateur scan-bits my.toml --set quantize.scan_images=0",
     ),
-    "quantize": (
-        "quantize",
-        "Quantize the pruned network to int8 ONNX.",
-        "Seconds for the defaults; minutes with a price, mixed bits or training.",
-        "secateur quantize my.toml --set quantize.images=1000 --set quantize.method=auto\n"
-        "secateur quantize my.toml --set quantize.bits=mixed --set quantize.tolerance=0.2\n"
-        "secateur quantize my.toml --set quantize.bits=4 --set quantize.epochs=2\n"
-        "secateur quantize my.toml --set quantize.price=auto --set quantize.scan_images=0",
-    ),
     "measure": (
         "bench",
         "Measure accuracy, size and latency of a recipe's files.",
@@ -69,6 +60,34 @@ _COMMANDS = {
     ),
 }
 """Command name to its last stage, summary, cost and examples."""
+
+
+def run_chain(
+    last_stage: str,
+    recipe: str,
+    data: Path | None,
+    out: Path,
+    device: str,
+    seed: int | None,
+    overrides: list[str] | None,
+    json: bool,
+) -> None:
+    """Run the chain as far as ``last_stage`` and print what came of it."""
+    options.wait_without_spinning()
+    from secateur.pipeline.run import run  # torch is slow to import: not for --help
+
+    with options.resumable():
+        result = run(
+            recipe, last_stage, data=data, out=out, device=device, seed=seed, sets=overrides
+        )
+    if json:
+        sys.stdout.writelines(record.to_json() + "\n" for record in result.records)
+    else:
+        result.print_summary()
+    if result.packed is not None:
+        say(f"packed: {result.packed}")
+    report = result.folder / "report.html"
+    say(f"report: {report}" if result.fresh else f"nothing to do: all is done; report: {report}")
 
 
 def _command(last_stage: str, summary: str, cost: str, examples: str) -> Callable[..., None]:
@@ -83,23 +102,7 @@ def _command(last_stage: str, summary: str, cost: str, examples: str) -> Callabl
         overrides: options.Overrides = None,
         json: options.Json = False,
     ) -> None:
-        options.wait_without_spinning()
-        from secateur.pipeline.run import run  # torch is slow to import: not for --help
-
-        with options.resumable():
-            result = run(
-                recipe, last_stage, data=data, out=out, device=device, seed=seed, sets=overrides
-            )
-        if json:
-            sys.stdout.writelines(record.to_json() + "\n" for record in result.records)
-        else:
-            result.print_summary()
-        if result.packed is not None:
-            say(f"packed: {result.packed}")
-        report = result.folder / "report.html"
-        say(
-            f"report: {report}" if result.fresh else f"nothing to do: all is done; report: {report}"
-        )
+        run_chain(last_stage, recipe, data, out, device, seed, overrides, json)
 
     lines = "\n\n".join(f"    {line}" for line in examples.splitlines())
     command.__doc__ = f"{summary}\n\nCost: {cost}\n\nExamples:\n\n{lines}"

@@ -73,7 +73,7 @@ def groups(recipe: options.RecipeName = "quickstart", overrides: options.Overrid
 
 @app.command(rich_help_panel="Inspect")
 def explain(
-    file: Annotated[Path, typer.Argument(help="An ONNX file, float or quantized.")],
+    file: Annotated[Path, typer.Argument(help="An ONNX or .sec file, float or quantized.")],
     threads: options.Threads = 2,
     repeats: Annotated[int, typer.Option("--repeats", help="Runs that are timed.", min=1)] = 50,
     size: Annotated[

@@ -84,10 +84,14 @@ def _stem(name: str) -> str:
 
 
 def _weight(graph: Graph, conv: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The constant weight of a convolution, behind its dequantizer where it has one."""
+    """The constant weight of a convolution, behind its dequantizer where it has one.
+
+    None where the graph computes it.
+    """
     name = conv.input[1]
-    if name in graph.producer:
-        name = graph.producer[name].input[0]
+    producer = graph.producer.get(name)
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        name = producer.input[0]
     return graph.constants.get(name)
 
 

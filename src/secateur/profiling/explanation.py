@@ -1,9 +1,10 @@
-"""All that is found of one file, as data."""
+"""Where the time of one file goes, as data."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 
 from secateur import environment
+from secateur.artifact.packing import unpack
 from secateur.artifact.screening import screen
 from secateur.benchmarking.timing import latencies
 from secateur.errors import SecateurError
@@ -25,7 +27,7 @@ from secateur.runtimes.onnx_runtime import is_saturation_free
 
 @dataclass(frozen=True)
 class Explanation:
-    """What :func:`explain` found; plain data.
+    """The result of :func:`explain`; plain data.
 
     Attributes:
         file: Path of the file.
@@ -78,10 +80,11 @@ class Explanation:
 def explain(
     path: str | Path, threads: int = 2, repeats: int = 50, size: int | None = None
 ) -> Explanation:
-    """Run a file under ONNX Runtime and say where its time goes.
+    """Run a file under ONNX Runtime and measure where its time goes.
 
     Args:
-        path: An ONNX file with one float32 image as input.
+        path: An ONNX file with one float32 image as input, its weights inside or beside it; or a
+            packed file, ``.sec``.
         threads: Threads inside one operator.
         repeats: Runs to take the median of, with the profiler and as many without.
         size: Height and width of the image, where the file leaves them open.
@@ -98,6 +101,16 @@ def explain(
         ('float', True)
     """
     path = Path(path)
+    if path.suffix == ".sec":
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder) / f"{path.stem}.onnx"
+            unpacked.write_bytes(unpack(path.read_bytes()).onnx)
+            explanation = _explain(unpacked, threads, repeats, size)
+        return replace(explanation, file=str(path), size_bytes=path.stat().st_size)
+    return _explain(path, threads, repeats, size)
+
+
+def _explain(path: Path, threads: int, repeats: int, size: int | None) -> Explanation:
     screen(path, run=True, size=size)
     model = read_model(path)
     image = _image(model, size, path)
@@ -140,7 +153,7 @@ def _image(model: onnx.ModelProto, size: int | None, path: Path) -> Array:
             "not an image classifier",
             where=path,
             expected="one float32 input of shape (N, C, H, W)",
-            found=", ".join(f"{value.name} of {_said(value)}" for value in inputs) or "no input",
+            found=", ".join(f"{value.name} of {_shape(value)}" for value in inputs) or "no input",
         )
     shape[0] = shape[0] or 1
     shape[2:] = [side or size or 0 for side in shape[2:]]
@@ -148,12 +161,12 @@ def _image(model: onnx.ModelProto, size: int | None, path: Path) -> Array:
         raise SecateurError(
             "the file leaves its input's shape open",
             where=path,
-            found=_said(inputs[0]),
+            found=_shape(inputs[0]),
             remedy="give the image's side with --size" if shape[1] else "export it with a shape",
         )
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def _said(value: onnx.ValueInfoProto) -> str:
+def _shape(value: onnx.ValueInfoProto) -> str:
     sides = [str(d.dim_param or d.dim_value or "?") for d in value.type.tensor_type.shape.dim]
     return f"({', '.join(sides)})"

@@ -63,10 +63,13 @@ def optimized_graph(path: Path) -> onnx.ModelProto:
     Raises:
         SecateurError: The file is not ONNX.
     """
-    options = session_options(threads=1, saturation_free=is_saturation_free(read_model(path)))
+    model = read_model(path)
+    options = session_options(threads=1, saturation_free=is_saturation_free(model))
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = f"{folder}/optimized.onnx"
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        # With all tensors inside: the optimized file would look for others in its own folder.
+        content = model.SerializeToString()
+        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return onnx.load(f"{folder}/optimized.onnx")
 
 
