@@ -22,9 +22,10 @@ def compress(
         str,
         typer.Argument(
             metavar="[NETWORK]",
-            help="torchvision:NAME, timm:NAME, file.py:function (runs that file), program.pt2, "
-            "weights of --network, or recipe.toml of an earlier run. Default: the trained network "
-            "in the package, on the excerpt of FashionMNIST in it.",
+            help="torchvision:NAME, timm:NAME, file.py:function (runs that file), weights of "
+            "--network, net.onnx or program.pt2 (quantized and packed only), or recipe.toml of an "
+            "earlier run. Default: the trained network in the package, on the excerpt of "
+            "FashionMNIST in it.",
         ),
     ] = "",
     description: Annotated[
@@ -87,6 +88,8 @@ def compress(
         secateur compress resnet18.pt --network torchvision:resnet18 --data images/ --max-drop 0.5
 
         secateur compress my_model.py:build --weights best.safetensors --data images/ --within 30m
+
+        secateur compress net.onnx --data images/ --max-drop 0.5
     """
     from secateur.compression.command import Arguments, compress_command
 

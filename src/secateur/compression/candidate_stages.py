@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
 from secateur.artifact.packing import pack
-from secateur.benchmarking.cost import macs, parameters
 from secateur.benchmarking.timing import latencies
 from secateur.compression.candidate import Candidate, Measured, Removal
 from secateur.compression.loaders import train_with_loader
+from secateur.compression.onnx_network import OnnxNetwork, count
 from secateur.compression.problem import Problem
 from secateur.compression.settings import Settings
 from secateur.compression.verdict import Right
 from secateur.data import Images, batches
 from secateur.onnx_ir.export import export_onnx
+from secateur.onnx_ir.model import write_model
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import plan_removal
 from secateur.pruning.surgery import rebuild, remove
@@ -73,17 +75,23 @@ class Stages:
         return self.store.stage("reference", says, {}, self._make_reference)
 
     def _make_reference(self, folder: Path) -> None:
-        network = copy.deepcopy(self.problem.network).cpu()
         path = folder / "net.onnx"
-        export_onnx(network, self.problem.input_shape, path, self.metadata)
+        self._export(self.problem.network, path)
         right = evaluate(self._open(path), self.problem.validation, self.problem, "validation")
         save_tensors(folder / "right.safetensors", {"right": torch.from_numpy(right)})
-        counted = {
-            "macs": macs(network, self.problem.input_shape),
-            "parameters": parameters(network),
-            "onnx_bytes": path.stat().st_size,
-        }
-        write_json(folder / "reference.json", counted)
+        counted, elements = count(self.problem.network, self.problem.input_shape)
+        facts = {"macs": counted, "parameters": elements, "onnx_bytes": path.stat().st_size}
+        write_json(folder / "reference.json", facts)
+
+    def _export(self, network: nn.Module, path: Path) -> None:
+        """Write a network as a float file; an ONNX file keeps its own graph."""
+        if not isinstance(network, OnnxNetwork):
+            export_onnx(network, self.problem.input_shape, path, self.metadata)
+            return
+        graph = onnx.ModelProto()
+        graph.CopyFrom(network.graph)
+        onnx.helper.set_model_props(graph, dict(sorted(self.metadata.items())))
+        write_model(graph, path)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -213,10 +221,8 @@ class Stages:
             seconds = tuned.manifest["seconds"]
             given_up = tuned.json("tune.json")["given_up"]
             if given_up:
-                network, shape = self.network(candidate), self.problem.input_shape
-                return Measured.without_files(
-                    candidate, given_up, macs(network, shape), parameters(network), seconds
-                )
+                counted = count(self.network(candidate), self.problem.input_shape)
+                return Measured.without_files(candidate, given_up, *counted, seconds)
         config = candidate.quantize
         says = {
             "quantize": None if config is None else config.model_dump(mode="json"),
@@ -243,7 +249,7 @@ class Stages:
 
     def _make_files(self, folder: Path, candidate: Candidate) -> None:
         network, path = self.network(candidate), folder / "net.onnx"
-        export_onnx(network, self.problem.input_shape, path, self.metadata)
+        self._export(network, path)
         if candidate.quantize is not None:
             self._quantize(path, candidate)
         packed = pack(path.read_bytes(), self.provenance(candidate))
@@ -254,13 +260,14 @@ class Stages:
         samples = latencies(runtimes, image, bench.warmup, bench.repeats)
         right = evaluate(runtimes["net"], self.problem.validation, self.problem, "validation")
         save_tensors(folder / "right.safetensors", {"right": torch.from_numpy(right)})
+        counted, elements = count(network, self.problem.input_shape)
         facts: dict[str, Any] = {
             "onnx_bytes": path.stat().st_size,
             "packed_bytes": len(packed),
             "latencies_ms": samples["net"].round(5).tolist(),
             "reference_latencies_ms": samples["reference"].round(5).tolist(),
-            "macs": macs(network, self.problem.input_shape),
-            "parameters": parameters(network),
+            "macs": counted,
+            "parameters": elements,
         }
         write_json(folder / "candidate.json", facts)
 

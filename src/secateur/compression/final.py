@@ -14,6 +14,7 @@ import torch
 from secateur.benchmarking.timing import latencies
 from secateur.compression.candidate import Measured
 from secateur.compression.candidate_stages import Stages, evaluate
+from secateur.compression.onnx_network import is_file
 from secateur.compression.verdict import Right, Verdict, decide
 from secateur.console import progress
 from secateur.data import Images, batches
@@ -70,14 +71,16 @@ class Final:
     @property
     def summary(self) -> str:
         """What became smaller and faster, in one sentence."""
-        times = {name: self.latency(name).value for name in TIMED}
+        times = {name: self.latency(name).value for name in self.samples_ms}
         smaller = self.bytes_before / self.packed_bytes
-        eager, runtime = times["eager"] / times["net"], times["reference"] / times["net"]
+        runtime = f"{times['reference'] / times['net']:.1f} times"
+        faster = f"{runtime} faster than ONNX Runtime in float32"
+        if "eager" in times:
+            eager = f"{times['eager'] / times['net']:.1f} times faster than eager PyTorch"
+            faster = f"{eager}, {runtime} than ONNX Runtime in float32"
         return (
             f"{smaller:.1f} times smaller ({self.bytes_before / 1e3:,.0f} to "
-            f"{self.packed_bytes / 1e3:,.1f} kB packed); {eager:.1f} times faster than eager "
-            f"PyTorch, {runtime:.1f} times than ONNX Runtime in float32 "
-            f"({times['net']:.3g} ms an image)"
+            f"{self.packed_bytes / 1e3:,.1f} kB packed); {faster} ({times['net']:.3g} ms an image)"
         )
 
 
@@ -132,7 +135,8 @@ def _measure(stages: Stages, path: Path, folder: Path) -> None:
             tick.advance()
     image = next(batches(problem.validation, problem.prepare, 1))
     before = torch.get_num_threads()
-    runtimes["eager"] = Eager(copy.deepcopy(problem.network).cpu(), bench.threads)
+    if not is_file(problem.network):
+        runtimes["eager"] = Eager(copy.deepcopy(problem.network).cpu(), bench.threads)
     samples = latencies(runtimes, image, bench.warmup, 2 * bench.repeats)
     torch.set_num_threads(before)
     facts: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -13,6 +14,12 @@ from PIL import Image
 from torch import nn
 
 from secateur.compression.loaders import UserLoop
+from secateur.compression.onnx_network import (
+    OnnxNetwork,
+    file_of_program,
+    is_file,
+    preparation_of_file,
+)
 from secateur.compression.parts import (
     EXCERPT,
     Parts,
@@ -34,6 +41,9 @@ SHIPPED = "small_resnet"
 """The trained network inside the package."""
 
 _IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 256)
+THREADS = 2
+"""Inside one operator, where a file is run to be evaluated."""
+
 _SAMPLED = 50  # image files whose size is looked at
 
 
@@ -83,8 +93,9 @@ def read_problem(
     """
     parts, prepare = _images(inputs, network is not None, named or {}, loop)
     if network is None:
-        network = _network(inputs, len(parts.training.classes), prepare.channels)
-    network = network.to(device=device).to(memory_format=torch.channels_last).eval()
+        network = _network(inputs, len(parts.training.classes), prepare)
+    if not is_file(network):
+        network = network.to(device=device).to(memory_format=torch.channels_last).eval()
     _check_outputs(network, prepare, parts.training, device)
     return Problem(
         name=inputs.network,
@@ -140,6 +151,8 @@ def preparation(inputs: Inputs, root: Path, own: bool) -> Preparation:
     if advice is None:
         side = _common_side(root)
         advice = _IMAGENET if side is None else replace(_IMAGENET, resolution=side, resize=None)
+    if inputs.network.endswith(".onnx"):
+        advice = preparation_of_file(Path(inputs.network), advice)
     return _adjusted(advice, inputs)
 
 
@@ -170,7 +183,10 @@ def _common_side(root: Path) -> int | None:
     return sides.pop() if len(sides) == 1 else None
 
 
-def _network(inputs: Inputs, classes: int, channels: int) -> nn.Module:
+def _network(inputs: Inputs, classes: int, prepare: Preparation) -> nn.Module:
+    channels = prepare.channels
+    if inputs.network.endswith((".onnx", ".pt2")):
+        return _file(inputs, prepare)
     if inputs.network != SHIPPED:
         return load_described(inputs.network, inputs.weights, classes, channels)
     network = small_resnet(classes, channels)
@@ -181,6 +197,16 @@ def _network(inputs: Inputs, classes: int, channels: int) -> nn.Module:
     with resources.as_file(file) as path:
         load_weights(network, read_weights(path), SHIPPED)
     return network
+
+
+def _file(inputs: Inputs, prepare: Preparation) -> nn.Module:
+    if inputs.weights is not None:
+        raise RecipeError("a file that has its weights", where="--weights", found=inputs.weights)
+    path = Path(inputs.network)
+    if path.suffix == ".onnx":
+        return OnnxNetwork(path, prepare, THREADS)
+    with tempfile.TemporaryDirectory() as folder:
+        return OnnxNetwork(file_of_program(path, Path(folder) / "net.onnx"), prepare, THREADS)
 
 
 @torch.inference_mode()

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from secateur.benchmarking.cost import macs, parameters
 from secateur.compression.estimate import Estimate, duration
+from secateur.compression.onnx_network import REASON, count, is_file
 from secateur.compression.problem import Problem
 from secateur.compression.search import METHODS
 from secateur.compression.settings import Settings
@@ -38,7 +38,7 @@ def check(problem: Problem, settings: Settings, estimate: Estimate, out: Path) -
             found=f"{100 * right.mean():.1f} %",
             remedy="check the weights, the classes' order, --image-size, --mean and --std",
         )  # fmt: skip
-    needed = COPIES * 4 * parameters(problem.network)
+    needed = COPIES * 4 * count(problem.network, problem.input_shape)[1]
     free = shutil.disk_usage(out).free
     if free < needed:
         raise StoreError(
@@ -59,9 +59,10 @@ def plan_lines(
     """Yield the plan: what is compressed, towards what, by which tries, in how long."""
     network, goal = problem.network, settings.goal
     shape = "x".join(map(str, problem.input_shape))
+    counted, elements = count(network, problem.input_shape)
     yield (
-        f"network  {problem.name}: {parameters(network):,} parameters, "
-        f"{macs(network, problem.input_shape) / 1e6:,.1f} M MACs, input {shape}"
+        f"network  {problem.name}: {elements:,} parameters, {counted / 1e6:,.1f} M MACs, "
+        f"input {shape}"
     )
     yield (
         f"images   {len(problem.training):,} to train, {len(problem.validation):,} to validate, "
@@ -75,6 +76,10 @@ def plan_lines(
             f"warning  {problem.test_images:,} test images cannot show {goal.max_drop:g} points; "
             f"about {needed:,} are needed"
         )
+    if is_file(network):
+        yield f"tries    int8 without training: {REASON}"
+        yield f"takes    about {duration(estimate.total(0, 0, 0))}"
+        return
     yield (
         f"tries    int8 without training; {len(METHODS)} ways to choose channels; then up to "
         f"{settings.tries} widths, {epochs} epochs each, chosen on validation"

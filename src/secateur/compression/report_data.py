@@ -67,6 +67,7 @@ def write_page(
         ladder=tuple(
             Step(name=words, latency=_estimate(final.latency(name), len(final.samples_ms[name])))
             for name, words in TIMED.items()
+            if name in final.samples_ms
         ),
         layers=final.changes.layers,
         images=final.changes.images,
@@ -123,7 +124,7 @@ def _variants(stages: Stages, chosen: Measured, final: Final) -> tuple[Variant, 
             "top1": _percent(final.accuracy("net"), n),
             "drop": Estimate(value=value, low=low, high=high, n=n),
             "parameters": chosen.parameters,
-            "nonzero_parameters": nonzero_parameters(network),
+            "nonzero_parameters": nonzero_parameters(network) or None,
             "macs": chosen.macs,
             "size_bytes": final.bytes_after,
             "latency": _estimate(final.latency("net"), len(final.samples_ms["net"])),

@@ -11,6 +11,7 @@ import torch
 from secateur.compression.candidate import OBJECTIVES, Candidate, Measured, Method, Removal
 from secateur.compression.candidate_stages import Hopeless, Stages
 from secateur.compression.estimate import Estimate
+from secateur.compression.onnx_network import REASON, is_file
 from secateur.compression.settings import Goal, Settings
 from secateur.compression.verdict import assurance
 from secateur.console import say
@@ -155,6 +156,8 @@ class Search:
     def _refusal(self) -> str:
         """Why nothing can be pruned; empty where something can."""
         problem = self.stages.problem
+        if is_file(problem.network):
+            return REASON
         try:
             prunable = find_prunable(problem.network, problem.example)
         except NetworkError as error:

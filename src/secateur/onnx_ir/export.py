@@ -52,7 +52,7 @@ def export_onnx(
     # Two images, because torch.export takes a batch of one for a constant.
     images = torch.zeros(2, *input_shape)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             exported = _export(_simplified(network, images), images)
     except Exception as error:  # the tracer and the exporter raise whatever their layers raise
         found = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -197,7 +197,7 @@ def _export(network: nn.Module, images: torch.Tensor) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's prints, warnings and log lines to itself; errors still come through."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
