@@ -64,6 +64,8 @@ def resolve(arguments: Arguments) -> tuple[Inputs, Settings]:
         recipe = _read_toml(Path(arguments.network))
     inputs = recipe.pop("inputs", {}) | _inputs(arguments)
     settings = recipe
+    if not recipe and not inputs:
+        settings = {"tune": {"epochs": 2}, "tries": 3, "smallest": 0.4}  # under three minutes
     for part, key, value in _settings(arguments):
         target = settings.setdefault(part, {}) if part else settings
         target[key] = value

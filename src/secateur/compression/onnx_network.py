@@ -68,7 +68,7 @@ def is_file(network: nn.Module) -> bool:
 def count(network: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
     """MACs of one image of a shape (C, H, W), and parameters, as everywhere: see the cost module.
 
-    Of an ONNX file, its Conv and Gemm nodes and all of its constants count.
+    Of an ONNX file, its Conv and Gemm nodes and all of its float constants count.
     """
     if not isinstance(network, OnnxNetwork):
         return macs(network, shape), parameters(network)
@@ -91,7 +91,8 @@ def count(network: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
         if node.op_type in ("Conv", "Gemm") and node.input[1] in weights:
             # Each output is a sum over what one row of the weight holds.
             total += sizes.get(node.output[0], 0) * math.prod(weights[node.input[1]][1:])
-    return total, sum(math.prod(dims) for dims in weights.values())
+    floats = (t.dims for t in inferred.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    return total, sum(math.prod(dims) for dims in floats)
 
 
 def file_of_program(path: Path, target: Path) -> Path:
