@@ -146,8 +146,8 @@ class Store:
                 return _verified(name, identity, folder)
             partial = folder.with_name(folder.name + ".partial")
             partial.mkdir(exist_ok=True)
-            for unfinished in partial.glob(f".*{TEMPORARY}"):
-                unfinished.unlink()
+            for unfinished in (partial / MANIFEST, *partial.glob(f".*{TEMPORARY}")):
+                unfinished.unlink(missing_ok=True)
             start, threads = time.monotonic(), environment.threads()
             make(partial)
             facts = {"seconds": round(time.monotonic() - start, 3), "threads": threads}

@@ -19,6 +19,8 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,23 +66,38 @@ def outcome(out: Path) -> tuple[list[dict[str, Any]], bytes]:
     return [r for r in records if r["metric"] not in TIMES], (folder / "net.sec").read_bytes()
 
 
-def attempt(recipe: Path, images: Path, out: Path, moment: int) -> int:
-    """Run the chain in a forked process that dies at disk operation ``moment``; its exit status."""
+def die_at(moment: int, work: Callable[[], object], error: Path) -> int:
+    """Do ``work`` in a forked process that is killed at disk operation ``moment``.
+
+    Args:
+        moment: 1 for the first operation; :data:`NEVER` lets it finish.
+        work: What to do.
+        error: Receives the traceback where ``work`` raises.
+
+    Returns:
+        Its exit status: 0 where it finished, ``os.WIFSIGNALED`` where it was killed.
+    """
     child = os.fork()
     if child == 0:
         code = 1
         try:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
             _left.append(moment)
-            from secateur.pipeline.run import run
-
-            run(str(recipe), data=images, out=out)
+            work()
             code = 0
         except BaseException:
-            (out.parent / "error.txt").write_text(traceback.format_exc())
+            error.write_text(traceback.format_exc())
         finally:
             os._exit(code)
     return os.waitpid(child, 0)[1]
+
+
+def attempt(recipe: Path, images: Path, out: Path, moment: int) -> int:
+    """Run the chain as :func:`die_at` does."""
+    from secateur.pipeline.run import run
+
+    work = partial(run, str(recipe), data=images, out=out)
+    return die_at(moment, work, out.parent / "error.txt")
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -94,6 +111,9 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         _left[0] -= 1
         if _left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+sys.addaudithook(_watch)
 
 
 def kill_often(kills: int, seed: int, folder: Path, minutes: float = 1e9) -> dict[str, Any]:
@@ -111,7 +131,6 @@ def kill_often(kills: int, seed: int, folder: Path, minutes: float = 1e9) -> dic
     Raises:
         RuntimeError: A run failed otherwise.
     """
-    sys.addaudithook(_watch)
     recipe, images = folder / "tiny.toml", folder / "images"
     recipe.write_text(RECIPE)
     make_images(images)
@@ -126,8 +145,8 @@ def kill_often(kills: int, seed: int, folder: Path, minutes: float = 1e9) -> dic
         status = attempt(recipe, images, out, rng.randint(1, 40) if more else NEVER)
         begun = True
         if os.WIFSIGNALED(status):
-            partial = sorted(path.name for path in out.glob("stages/*.partial"))
-            where[partial[0].rpartition("-")[0] if partial else "between stages"] += 1
+            begun_stages = sorted(path.name for path in out.glob("stages/*.partial"))
+            where[begun_stages[0].rpartition("-")[0] if begun_stages else "between stages"] += 1
             print(f"{where.total()} kills, {finished} runs", flush=True)
         elif status:
             raise RuntimeError((folder / "error.txt").read_text())
