@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import random
 import shutil
 import tracemalloc
 from dataclasses import replace
@@ -15,8 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torchvision.datasets import CIFAR10
 
+from helpers.fuzz import mutated
 from secateur.data import geometry, load, open_data
 from secateur.data.official import check_files
 from secateur.datasets import FACTS
@@ -138,6 +142,25 @@ def test_a_gzip_bomb_is_not_unpacked(fashion: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 20 * 2**24 / 2
     finally:
         tracemalloc.stop()
+
+
+@given(name=st.sampled_from(["images-idx3", "labels-idx1"]), rng=st.randoms(use_true_random=False))
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_mutated_file_is_refused_or_the_same_content(
+    fashion: Path, name: str, rng: random.Random
+) -> None:
+    path = fashion / RAW / f"t10k-{name}-ubyte.gz"
+    expected = load("fashionmnist-mini", None, train=False).fingerprint
+    intact = path.read_bytes()
+    path.write_bytes(mutated(intact, rng))
+    try:
+        result = load("fashionmnist", fashion, train=False).fingerprint
+    except DataError as error:
+        result = str(error)
+    path.write_bytes(intact)
+    assert result == expected or str(path) in result
 
 
 def test_cifar10_is_read_in_the_order_of_its_files(

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from secateur.errors import DataError
-from secateur.imaging import read_image
+from secateur.imaging import read_image, read_size
 
 GRADIENT = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
@@ -132,6 +132,15 @@ def test_the_limit_of_pixels_is_checked_before_decoding() -> None:
     bomb += struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 0) + b"IDAT"
     with pytest.raises(DataError, match="image too large"):
         read_image(io.BytesIO(bomb), 1)
+
+
+def test_the_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
+    cut = saved(Image.new("L", (300, 200))).getvalue()[:60]
+    assert read_size(io.BytesIO(cut)) == (300, 200)
+    for content, error in ((b"no image", "cannot read image"), (cut, "image too large")):
+        (tmp_path / "x.png").write_bytes(content)
+        with pytest.raises(DataError, match=rf"{error} \(.*x\.png\)"):
+            read_size(tmp_path / "x.png", limit=1000)
 
 
 def test_what_is_no_image_is_named(tmp_path: Path) -> None:

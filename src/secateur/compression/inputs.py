@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 
 from secateur.compression.loaders import UserLoop
@@ -32,7 +31,8 @@ from secateur.compression.parts import (
 from secateur.compression.problem import Problem
 from secateur.data import Images, Preparation
 from secateur.data.listing import list_folder
-from secateur.errors import NetworkError, RecipeError
+from secateur.errors import DataError, NetworkError, RecipeError
+from secateur.imaging import read_size
 from secateur.models.networks import load_described, published_preparation
 from secateur.models.small_resnet import small_resnet
 from secateur.models.weight_files import load_weights, read_weights
@@ -175,9 +175,8 @@ def _common_side(root: Path) -> int | None:
     sizes = set()
     for path in files[:: max(1, len(files) // _SAMPLED)]:
         try:
-            with Image.open(path) as image:
-                sizes.add(image.size)
-        except (OSError, ValueError):
+            sizes.add(read_size(path))
+        except DataError:
             return None  # refused by name once it is decoded
     sides = {side for size in sizes for side in size}
     return sides.pop() if len(sides) == 1 else None

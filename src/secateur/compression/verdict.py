@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from secateur import statistics
 from secateur.statistics import Interval, paired_drop, proportion
 
 CONFIDENCE = 0.95
@@ -112,19 +113,17 @@ def assurance(reference: Right, candidate: Right, max_drop: float, test_images: 
 
 def can_show(max_drop: float, test_images: int) -> bool:
     """Whether the test can be met at all: where reference and result agree on every image."""
-    same = np.ones(max(1, test_images), bool)
-    return 100 * paired_drop(same, same, 2 * CONFIDENCE - 1).high <= max_drop
+    return test_images >= statistics.images_needed(max_drop / 100, 0.0, confidence=CONFIDENCE)
 
 
 def images_needed(max_drop: float, changed: float = 0.02, power: float = 0.8) -> int:
-    """Test images that show an allowed loss with probability ``power`` where nothing is lost.
+    """As :func:`secateur.statistics.images_needed` where nothing is lost, in two digits.
 
     Args:
         max_drop: In percentage points.
         changed: Share of images on which the two networks differ in being right.
         power: In (0, 1).
     """
-    quantiles = float(stats.norm.ppf(CONFIDENCE) + stats.norm.ppf(power))
-    needed = changed * (quantiles / (max_drop / 100)) ** 2
+    needed = statistics.images_needed(max_drop / 100, changed, confidence=CONFIDENCE, power=power)
     digits = 10 ** max(0, math.floor(math.log10(max(needed, 1))) - 1)
     return math.ceil(needed / digits) * digits

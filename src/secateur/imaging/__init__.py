@@ -1,6 +1,6 @@
 """From an image file to the array that a network takes, with NumPy and Pillow alone (no torch)."""
 
-from secateur.imaging.decode import FORMATS, PIXEL_LIMIT, SUFFIXES, decode, read_image
+from secateur.imaging.decode import FORMATS, PIXEL_LIMIT, SUFFIXES, decode, read_image, read_size
 from secateur.imaging.preparation import Preparation
 from secateur.imaging.snippet import in_words, python_source
 from secateur.imaging.user_images import squares
@@ -14,5 +14,6 @@ __all__ = [
     "in_words",
     "python_source",
     "read_image",
+    "read_size",
     "squares",
 ]

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -74,11 +76,36 @@ def decode(
     Python's warning filters belong to the process, so that threads must not change them; whoever
     starts the threads does.
     """
+    with _named_errors(source) as where, _open(source) as image:
+        _check_header(image, where, limit)
+        return converted(image, channels, where)
+
+
+def read_size(source: str | Path | IO[bytes], *, limit: int = PIXEL_LIMIT) -> tuple[int, int]:
+    """Read the width and height of an image file from its header; no pixel is decoded.
+
+    Args:
+        source: Path, or a binary file object.
+        limit: Largest width times height.
+
+    Returns:
+        Width and height as stored, before an EXIF orientation is applied.
+
+    Raises:
+        DataError: As :func:`read_image`.
+    """
+    with warnings.catch_warnings(), _named_errors(source) as where, _open(source) as image:
+        warnings.simplefilter("ignore")
+        _check_header(image, where, limit)
+        return image.size
+
+
+@contextmanager
+def _named_errors(source: str | Path | IO[bytes]) -> Iterator[object]:
+    """Turn whatever reading a file raises into an error that names it; yields its name."""
     where = source if isinstance(source, str | Path) else "image"
     try:
-        with _open(source) as image:
-            _check_header(image, where, limit)
-            return converted(image, channels, where)
+        yield where
     except DataError:
         raise
     except FileNotFoundError as error:
