@@ -38,6 +38,7 @@ def build(name):
     return network.eval(), images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_half_of_a_network(name):
     network, images = build(name)

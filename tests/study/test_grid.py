@@ -59,6 +59,7 @@ def timeless(records: list[Record]) -> list[str]:
     return [record.model_copy(update={"commit": ""}).to_json() for record in kept]
 
 
+@pytest.mark.slow
 def test_cells_run_side_by_side_alike_and_merge_by_copying(
     tiny: list[Cell], image_folder: Path, tmp_path: Path
 ) -> None:
