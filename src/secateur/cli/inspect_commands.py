@@ -109,6 +109,9 @@ def explain(
 @app.command(rich_help_panel="Inspect")
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder, with records.jsonl in it.")],
+    scripts: Annotated[
+        bool, typer.Option(help="Make charts interactive; adds 0.9 MB of Vega to the page.")
+    ] = True,
 ) -> None:
     """Rewrite report.html and report.md from a run's records.
 
@@ -116,10 +119,12 @@ def report(
 
     Examples:
         secateur report runs/quickstart-0123456789ab
+
+        secateur report results/quickstart --no-scripts
     """
     from secateur.report import write_report
 
-    write_report(run)
+    write_report(run, scripts=scripts)
     say(f"report: {run / 'report.html'}")
 
 

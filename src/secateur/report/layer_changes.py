@@ -247,5 +247,5 @@ def _microseconds(path: Path, threads: int, repeats: int) -> dict[str, float]:
 
 
 def _time(layer: _Layer, times: dict[str, float]) -> float | None:
-    found = [times[name] for name in sorted(layer.aliases) if name in times]
-    return round(math.fsum(found), 3) if found else None
+    own = [times[name] for name in sorted(layer.aliases) if name in times]
+    return round(math.fsum(own), 3) if own else None

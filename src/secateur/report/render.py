@@ -23,7 +23,7 @@ from secateur.report.summary import HEADINGS, bounds, signed_bounds, summary_row
 from secateur.report.vega import Chart, javascript
 
 
-def write_report(run: Path, changes: Changes | None = None) -> None:
+def write_report(run: Path, changes: Changes | None = None, *, scripts: bool = True) -> None:
     """Write a run's report from its ``records.jsonl`` and ``recipe.toml``.
 
     A folder that has a ``report.json`` and no records, such as one of ``secateur compress``, is
@@ -33,6 +33,7 @@ def write_report(run: Path, changes: Changes | None = None) -> None:
         run: Folder of the run; receives ``report.html`` (self-contained), ``report.md``,
             ``report.json`` and the figures of the Markdown. Each file is complete or missing.
         changes: Layers, images and timings; those of an earlier ``report.json`` where None.
+        scripts: As in :func:`render_report`.
 
     Raises:
         StoreError: The records are missing, damaged, none, or of more than one run.
@@ -40,28 +41,30 @@ def write_report(run: Path, changes: Changes | None = None) -> None:
     """
     earlier = run / "report.json"
     if earlier.is_file() and not (run / "records.jsonl").exists():
-        render_report(read_report(earlier), run)
+        render_report(read_report(earlier), run, scripts=scripts)
         return
     records = read_records(run / "records.jsonl")
     toml, name, description = read_recipe(run / "recipe.toml")
     if changes is None:
         changes = _changes_of(read_report(earlier)) if earlier.is_file() else Changes()
     report = report_of(records, name, description, toml, changes, _downloads(run))
-    render_report(report, run)
+    render_report(report, run, scripts=scripts)
 
 
-def render_report(report: Report, folder: Path) -> None:
+def render_report(report: Report, folder: Path, *, scripts: bool = True) -> None:
     """Write a report's data, its page, the same in Markdown, and the Markdown's figures.
 
     Args:
         report: Everything the page shows.
         folder: Exists; receives ``report.json``, ``report.html``, ``report.md`` and ``figures/``.
+        scripts: Whether the page holds the 0.9 MB of Vega that make its charts interactive; the
+            charts are static otherwise.
 
     Raises:
         StoreError: A file cannot be written.
     """
     charts = draw(report)
-    values = _values(report, charts)
+    values = _values(report, charts) | page_script(scripts)
     (folder / "figures").mkdir(exist_ok=True)
     for chart in charts.values():
         write_text(folder / "figures" / f"{chart.name}.svg", chart.file)
@@ -115,12 +118,12 @@ def _values(report: Report, charts: dict[str, Chart]) -> dict[str, Any]:
         "stages": stage_rows(report.provenance.stages),
         "total_seconds": sum(seconds for _, seconds in report.provenance.stages),
         "fence": "`" * max(3, 1 + backquotes),
-    } | page_script()
+    }
 
 
-def page_script() -> dict[str, Markup]:
-    """The JavaScript that makes a page's charts interactive."""
-    return {"javascript": Markup(javascript())}  # noqa: S704 vl-convert's own
+def page_script(scripts: bool = True) -> dict[str, Markup]:
+    """The JavaScript that makes a page's charts interactive; none where ``scripts`` is False."""
+    return {"javascript": Markup(javascript() if scripts else "")}  # noqa: S704 vl-convert's own
 
 
 def templates() -> Environment:

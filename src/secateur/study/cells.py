@@ -113,8 +113,8 @@ class Group:
 
     def values(self, variant: str, metric: str) -> list[Record]:
         """One record a seed that has it, by rising seed."""
-        found = (cell.get(variant, metric) for cell in self.cells)
-        return [record for record in found if record is not None]
+        records = (cell.get(variant, metric) for cell in self.cells)
+        return [record for record in records if record is not None]
 
     def pairs(self, variant: str, metric: str) -> list[tuple[Record, Record]]:
         """(reference, variant) of every seed that has both."""
@@ -124,7 +124,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Cells:
-    """Everything that was found.
+    """All cells of a study.
 
     Attributes:
         groups: The closest to the publication first.
@@ -150,13 +150,13 @@ class Cells:
             geometry: The published one, which comes first.
             overfitting: Whether to return those on overfitting instead of the others.
         """
-        found = [
+        own = [
             group
             for group in self.groups
             if (group.setting.dataset, group.setting.network) == (dataset, network)
             and group.overfitting == overfitting
         ]
-        return sorted(found, key=lambda g: (g.setting.geometry != geometry, *_closeness(g)))
+        return sorted(own, key=lambda g: (g.setting.geometry != geometry, *_closeness(g)))
 
 
 def read_cells(out: Path) -> Cells:
@@ -169,13 +169,13 @@ def read_cells(out: Path) -> Cells:
         out: Folder of the study; without ``cells`` there are none.
     """
     folder = out / "cells"
-    found, unread = [], {}
+    cells, unread = [], {}
     for path in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
         try:
-            found.append(_read_cell(path))
+            cells.append(_read_cell(path))
         except SecateurError as why:
             unread[path.name] = str(why).replace(f"{path}/", "")
-    return Cells(_grouped(found, unread), unread)
+    return Cells(_grouped(cells, unread), unread)
 
 
 def _read_cell(folder: Path) -> FinishedCell:
@@ -217,29 +217,29 @@ def _check_single(records: list[Record]) -> None:
 
 
 def _conditions(records: list[Record]) -> tuple[tuple[str, float], ...]:
-    found = {
+    conditions = {
         tuple((key, float(r.at[key])) for key in CONDITIONS if key in r.at)
         for r in records
         if r.variant.startswith(OVERFITTED)
     } - {()}
-    if len(found) > 1:
+    if len(conditions) > 1:
         raise StoreError("more than one way to overfit in one cell", where="records.jsonl")
-    return found.pop() if found else ()
+    return conditions.pop() if conditions else ()
 
 
 def _recipe_without_seed(path: Path, seed: int) -> str:
     try:
         text = path.read_text(encoding="utf-8")
-        said: dict[str, Any] = tomllib.loads(text)
+        recipe: dict[str, Any] = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StoreError("cannot read recipe", where=path.name, found=error) from error
-    if said.get("seed", 0) != seed:
-        raise StoreError("recipe of another seed", expected=seed, found=said.get("seed", 0))
+    if recipe.get("seed", 0) != seed:
+        raise StoreError("recipe of another seed", expected=seed, found=recipe.get("seed", 0))
     try:
         return without_seed(parse_recipe(text, path.name))
     except RecipeError:  # of an older version, or with more in it than a recipe has
         no_matter = ("seed", "name", "description", "preset")
-        return content_id({key: value for key, value in said.items() if key not in no_matter})
+        return content_id({key: value for key, value in recipe.items() if key not in no_matter})
 
 
 def without_seed(recipe: Recipe) -> str:

@@ -31,19 +31,19 @@ def contributions(cells: Cells) -> list[str]:
     titles: dict[str, str] = {
         published_recipe("fashionmnist", n).network.name: TITLES[n] for n in NETWORKS
     }
-    found = [group for group in cells.groups if group.overfitting]
+    groups = [group for group in cells.groups if group.overfitting]
     order = list(titles)
-    found = [group for group in found if group.setting.network in titles]
-    found.sort(key=lambda g: (order.index(g.setting.network), g.setting.conditions))
-    said = ((titles[g.setting.network], _conditions(g), contribution(g)) for g in found)
-    return [f"{title}, {how}: {sentence}" for title, how, sentence in said if sentence]
+    groups = [group for group in groups if group.setting.network in titles]
+    groups.sort(key=lambda g: (order.index(g.setting.network), g.setting.conditions))
+    sentences = ((titles[g.setting.network], _conditions(g), contribution(g)) for g in groups)
+    return [f"{title}, {how}: {sentence}" for title, how, sentence in sentences if sentence]
 
 
 def contribution(group: Group) -> str:
     """What pruning itself contributes to the test accuracy of one overfitted network.
 
-    Pruned is held against dense, retrained as long, because against the overfitted network it would
-    take credit for its retraining. Where an interval covers 0, nothing is claimed.
+    The pruned network is compared with the dense one, retrained as long. Compared with the
+    overfitted network, pruning would take credit for the retraining. Where an interval covers 0, nothing is claimed.
 
     Args:
         group: Of one network, over its seeds.
@@ -64,17 +64,17 @@ def contribution(group: Group) -> str:
 
 def _gain(group: Group, better: str, than: str) -> Interval | None:
     """Accuracy of ``better`` minus that of ``than`` on the same images, in percentage points."""
-    found = group.right(better, than)
-    if not found:
+    pair = group.right(better, than)
+    if not pair:
         return None
-    return Interval(*(100 * bound for bound in drop_across_seeds(found[0], found[1])))
+    return Interval(*(100 * bound for bound in drop_across_seeds(pair[0], pair[1])))
 
 
 def _conditions(group: Group) -> str:
-    said = dict(group.setting.conditions)
-    wrong = f"{100 * said.get('label_noise', 0):.0f} % wrong labels"
+    conditions = dict(group.setting.conditions)
+    wrong = f"{100 * conditions.get('label_noise', 0):.0f} % wrong labels"
     seeds = f"{len(group.seeds)} seed{'s' * (len(group.seeds) != 1)}"
-    return f"{wrong}, {said['training_images']:,.0f} training images, {seeds}"
+    return f"{wrong}, {conditions['training_images']:,.0f} training images, {seeds}"
 
 
 def _said(gain: Interval) -> str:

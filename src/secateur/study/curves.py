@@ -60,12 +60,12 @@ def scan_points(group: Group, layer: str = IN_FORCE) -> tuple[Point, ...]:
         group: Whose scans.
         layer: ``IN_FORCE`` or ``NOT_IN_FORCE``.
     """
-    found: dict[float, list[Record]] = defaultdict(list)
+    by_fraction: dict[float, list[Record]] = defaultdict(list)
     for cell in group.cells:
         for record in cell.records:
             if record.metric == "scan_top1_percent" and record.at.get("layer") == layer:
-                found[float(record.at["fraction"])].append(record)
-    return tuple(_point(fraction, found[fraction]) for fraction in sorted(found))
+                by_fraction[float(record.at["fraction"])].append(record)
+    return tuple(_point(fraction, by_fraction[fraction]) for fraction in sorted(by_fraction))
 
 
 def _point(fraction: float, records: list[Record]) -> Point:

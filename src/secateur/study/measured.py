@@ -22,19 +22,19 @@ Form = Callable[[float], str]
 
 def accuracy(group: Group, variant: str) -> Entry:
     """Top-1 in percent on the test images."""
-    found = group.right(variant)
-    if not found:
+    right = group.right(variant)
+    if not right:
         return NOT_RUN
-    return _entry(_percent(across_seeds(found[0])), len(found[0]), numbers.fixed)
+    return _entry(_percent(across_seeds(right[0])), len(right[0]), numbers.fixed)
 
 
 def difference(group: Group, first: str, second: str) -> Entry:
     """Top-1 of ``first`` minus that of ``second`` on the same images, in percentage points."""
-    found = group.right(first, second)
-    if not found:
+    pair = group.right(first, second)
+    if not pair:
         return NOT_RUN
-    drop = drop_across_seeds(found[0], found[1])
-    return _entry(_percent(drop), len(found[0]), numbers.signed)
+    drop = drop_across_seeds(pair[0], pair[1])
+    return _entry(_percent(drop), len(pair[0]), numbers.signed)
 
 
 def mean(
@@ -119,8 +119,8 @@ def _spread(values: list[float], form: Form) -> Entry:
     return _entry(Interval(fmean(values), min(values), max(values)), len(values), form)
 
 
-def _entry(found: Interval, seeds: int, form: Form) -> Entry:
-    value, low, high = found
+def _entry(interval: Interval, seeds: int, form: Form) -> Entry:
+    value, low, high = interval
     counted = f"({seeds} seed{'s' * (seeds != 1)})"
     bounds = f"[{form(low)}, {form(high)}] " if form(low) != form(high) else ""
     return Entry(form(value), value, low, high, seeds, bounds + counted)

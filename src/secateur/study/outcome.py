@@ -58,7 +58,7 @@ def outcome(tables: Sequence[Table]) -> Outcome:
 
 def _standings(tables: Sequence[Table], source: str) -> list[tuple[str, str]]:
     """For each accuracy of ``source`` how ours stands to it, and how ours was made."""
-    found: dict[tuple[str, ...], tuple[str, str]] = {}
+    standings: dict[tuple[str, ...], tuple[str, str]] = {}
     for table in tables:
         keys = [(column.key, str(column.who)) for column in table.columns]
         at = [keys.index(("top1_percent", who)) for who in (source, "ours")]
@@ -67,8 +67,8 @@ def _standings(tables: Sequence[Table], source: str) -> list[tuple[str, str]]:
             theirs, ours = (row[index] for index in at)
             if theirs.value is not None:
                 place = tuple(entry.text for entry in row[:3])
-                found.setdefault(place, (_standing(theirs.value, ours), row[made].text))
-    return list(found.values())
+                standings.setdefault(place, (_standing(theirs.value, ours), row[made].text))
+    return list(standings.values())
 
 
 def _standing(theirs: float, ours: Entry) -> str:
@@ -144,9 +144,9 @@ def _is_scanned(cells: Cells, dataset: str, network: str) -> bool:
 
 def provenance(cells: Cells) -> dict[str, dict[str, list[str]]]:
     """Field to each of its values and the cells that had it: processors, threads, versions, ..."""
-    found: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
+    fields: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells.cells:
-        found["Seeds"][str(cell.seed)][cell.name] = None
+        fields["Seeds"][str(cell.seed)][cell.name] = None
         for record in cell.records:
             versions = ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items()))
             for field, value in (
@@ -156,8 +156,8 @@ def provenance(cells: Cells) -> dict[str, dict[str, list[str]]]:
                 ("Versions", versions),
                 ("Commit", record.commit),
             ):
-                found[field][value][cell.name] = None
+                fields[field][value][cell.name] = None
     return {
         field: {value: list(names) for value, names in values.items()}
-        for field, values in found.items()
+        for field, values in fields.items()
     }

@@ -21,7 +21,7 @@ from secateur.study.published import TITLES, contradictions
 from secateur.study.tables import make_tables
 
 
-def write_reproduction(out: Path, planned: Iterable[str] = ()) -> Path:
+def write_reproduction(out: Path, planned: Iterable[str] = (), *, scripts: bool = True) -> Path:
     """Write ``out/reproduction/`` from the finished cells of ``out/cells/``, and nothing else.
 
     The folder receives ``report.html`` (self-contained), ``report.md``,
@@ -32,6 +32,7 @@ def write_reproduction(out: Path, planned: Iterable[str] = ()) -> Path:
     Args:
         out: Folder of the study.
         planned: Names of the cells that were to be made; those that are not there are named.
+        scripts: As in :func:`secateur.report.render.render_report`.
 
     Returns:
         The page, ``out/reproduction/report.html``.
@@ -48,7 +49,9 @@ def write_reproduction(out: Path, planned: Iterable[str] = ()) -> Path:
         _write_table(folder / "tables", table)
     for chart in charts.values():
         write_text(folder / "figures" / f"{chart.name}.svg", chart.file)
-    values = _values(cells, tables, figures, list(planned)) | {"charts": charts} | page_script()
+    values = (
+        _values(cells, tables, figures, list(planned)) | {"charts": charts} | page_script(scripts)
+    )
     for end in ("html", "md"):
         page = _templates().get_template(f"reproduction.{end}.j2").render(values)
         write_text(folder / f"report.{end}", page)

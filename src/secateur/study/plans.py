@@ -104,11 +104,11 @@ def _printed_difference(first: PublishedRow | None, second: PublishedRow | None)
 
 def _printed_rate(theirs: Theirs, column: str) -> Entry:
     """How many times less than the reference, from two printed numbers."""
-    whole = getattr(theirs.reference, column) if theirs.reference else None
+    before = getattr(theirs.reference, column) if theirs.reference else None
     rest = getattr(theirs.row, column)
-    if whole is None or rest is None or theirs.row == theirs.reference:
+    if before is None or rest is None or theirs.row == theirs.reference:
         return NOTHING
-    return Entry(numbers.times(whole.value / rest.value), whole.value / rest.value)
+    return Entry(numbers.times(before.value / rest.value), before.value / rest.value)
 
 
 # ---- the three tables

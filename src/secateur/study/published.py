@@ -167,19 +167,19 @@ class Contradiction:
 @functools.cache
 def published_rows() -> tuple[PublishedRow, ...]:
     """Every row that is published, in the order of the tables."""
-    return tuple(_row(said) for said in _read("results.csv"))
+    return tuple(_row(row) for row in _read("results.csv"))
 
 
-def _row(said: dict[str, str]) -> PublishedRow:
+def _row(row: dict[str, str]) -> PublishedRow:
     def number(column: str) -> Printed | None:
-        return Printed.of(said[column]) if said[column] else None
+        return Printed.of(row[column]) if row[column] else None
 
     return PublishedRow(
-        table=int(said["table"]),
-        source=said["source"],
-        dataset=said["dataset"],
-        network=said["network"],
-        variant=said["variant"],
+        table=int(row["table"]),
+        source=row["source"],
+        dataset=row["dataset"],
+        network=row["network"],
+        variant=row["variant"],
         top1_percent=number("top1_percent"),
         parameters=number("parameters"),
         compression_rate=number("compression_rate"),
@@ -192,8 +192,7 @@ def _row(said: dict[str, str]) -> PublishedRow:
 def thresholds() -> dict[tuple[str, str], float]:
     """(dataset, network) to the fraction in [0, 1) that the publications settled on."""
     return {
-        (said["dataset"], said["network"]): float(said["fraction"])
-        for said in _read("thresholds.csv")
+        (row["dataset"], row["network"]): float(row["fraction"]) for row in _read("thresholds.csv")
     }
 
 
@@ -239,36 +238,36 @@ def _wrong_rates(rows: list[PublishedRow]) -> Iterator[Contradiction]:
     """A compression rate that is not the ratio of the parameters printed."""
     references = {_place(row): row for row in rows if row.variant == "reference"}
     for row in rows:
-        whole = references.get(_place(row))
-        if not (whole and row.compression_rate and row.parameters and whole.parameters):
+        unpruned = references.get(_place(row))
+        if not (unpruned and row.compression_rate and row.parameters and unpruned.parameters):
             continue
-        ratio = whole.parameters.range.over(row.parameters.range)
+        ratio = unpruned.parameters.range.over(row.parameters.range)
         if not ratio.meets(row.compression_rate.range):
             yield Contradiction(
                 "compression_rate",
                 "compression_rate",
                 (row,),
                 f"a compression rate of {row.compression_rate.text}",
-                f"{whole.parameters.text} over {row.parameters.text} parameters is "
+                f"{unpruned.parameters.text} over {row.parameters.text} parameters is "
                 + _between(ratio, 2),
             )
 
 
 def _two_references(rows: list[PublishedRow]) -> Iterator[Contradiction]:
     """One network on one data set, in one source, with more than one reference accuracy."""
-    found: dict[tuple[str, str, str], list[PublishedRow]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[PublishedRow]] = defaultdict(list)
     for row in rows:
         if row.variant == "reference" and row.top1_percent:
-            found[row.source, row.dataset, row.network].append(row)
-    for same in found.values():
-        said = {row.top1_percent.text: row for row in same if row.top1_percent}
-        ranges = [row.top1_percent.range for row in said.values() if row.top1_percent]
+            groups[row.source, row.dataset, row.network].append(row)
+    for same in groups.values():
+        by_text = {row.top1_percent.text: row for row in same if row.top1_percent}
+        ranges = [row.top1_percent.range for row in by_text.values() if row.top1_percent]
         if any(not one.meets(other) for one in ranges for other in ranges):
             yield Contradiction(
                 "reference_accuracy",
                 "top1_percent",
                 tuple(same),
-                " and ".join(f"{text} %" for text in said),
+                " and ".join(f"{text} %" for text in by_text),
                 "one network has one reference accuracy",
             )
 
@@ -279,12 +278,12 @@ def _sizes_of_the_unpruned(rows: list[PublishedRow]) -> Iterator[Contradiction]:
     counted = {(row.source, row.dataset, row.network, row.variant): row for row in pruning}
     for row in rows:
         where = (row.source, row.dataset, row.network)
-        whole, rest = (counted.get((*where, variant)) for variant in ("reference", "pruned"))
-        if row.variant != "quantized" or not (row.size_mb and whole and rest):
+        reference, rest = (counted.get((*where, variant)) for variant in ("reference", "pruned"))
+        if row.variant != "quantized" or not (row.size_mb and reference and rest):
             continue
-        assert whole.parameters is not None
+        assert reference.parameters is not None
         assert rest.parameters is not None
-        if _a_byte_each(row.size_mb, whole.parameters) and not _a_byte_each(
+        if _a_byte_each(row.size_mb, reference.parameters) and not _a_byte_each(
             row.size_mb, rest.parameters
         ):
             yield Contradiction(
@@ -292,8 +291,8 @@ def _sizes_of_the_unpruned(rows: list[PublishedRow]) -> Iterator[Contradiction]:
                 "size_mb",
                 (row,),
                 f"{row.size_mb.text} MB for the quantized pruned network",
-                f"at one byte each that is its {whole.parameters.text} unpruned parameters "
-                f"({_between(_mib(whole.parameters), 1)} MiB), not the {rest.parameters.text} "
+                f"at one byte each that is its {reference.parameters.text} unpruned parameters "
+                f"({_between(_mib(reference.parameters), 1)} MiB), not the {rest.parameters.text} "
                 f"that pruning leaves ({_between(_mib(rest.parameters), 1)} MiB)",
             )
 

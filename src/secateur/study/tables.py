@@ -36,8 +36,8 @@ def best_group(
     cells: Cells, dataset: str, network: str, *, overfitting: bool = False
 ) -> Group | None:
     """Of the groups of a published network and data set the one closest to the publication."""
-    found = groups_of(cells, dataset, network, overfitting=overfitting)
-    return found[0] if found else None
+    groups = groups_of(cells, dataset, network, overfitting=overfitting)
+    return groups[0] if groups else None
 
 
 def groups_of(
@@ -90,10 +90,10 @@ def _condition(key: str, value: float) -> str:
 
 def labels_of(groups: list[Group], network: str) -> list[str]:
     """A label for each group that tells it from the others."""
-    said = [label_of(group.setting, network) for group in groups]
+    labels = [label_of(group.setting, network) for group in groups]
     return [
-        f"{label}, recipe {group.setting.recipe}" if said.count(label) > 1 else label
-        for group, label in zip(groups, said, strict=True)
+        f"{label}, recipe {group.setting.recipe}" if labels.count(label) > 1 else label
+        for group, label in zip(groups, labels, strict=True)
     ]
 
 
@@ -157,7 +157,7 @@ class _Marks:
 
     @property
     def footnotes(self) -> dict[int, str]:
-        return {number: str(found) for number, found in enumerate(self._met, start=1)}
+        return {number: str(one) for number, one in enumerate(self._met, start=1)}
 
 
 def _rows(
@@ -211,5 +211,5 @@ def _numbers(
 
 def _printed(quantity: Quantity, theirs: Theirs, marks: _Marks) -> Entry:
     assert quantity.printed is not None
-    found = quantity.printed(theirs)
-    return replace(found, marks=marks.of(theirs.row, quantity.column)) if found.value else found
+    entry = quantity.printed(theirs)
+    return replace(entry, marks=marks.of(theirs.row, quantity.column)) if entry.value else entry
