@@ -43,7 +43,8 @@ def contribution(group: Group) -> str:
     """What pruning itself contributes to the test accuracy of one overfitted network.
 
     The pruned network is compared with the dense one, retrained as long. Compared with the
-    overfitted network, pruning would take credit for the retraining. Where an interval covers 0, nothing is claimed.
+    overfitted network, pruning would take credit for the retraining. Where an interval covers 0,
+    nothing is claimed.
 
     Args:
         group: Of one network, over its seeds.
