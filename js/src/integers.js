@@ -21,6 +21,7 @@ const EXPECTED = Array.from(
 const OVERALL = [0.25, 0.5, 1, 2, 4, 8];
 const CONTEXTS = (EXPECTED.length + 1) * (OVERALL.length + 1);
 
+const LARGEST_TILE = 4096;
 const SEEN = 16;
 const MEMORY = 65536;
 
@@ -92,7 +93,7 @@ function decodeDense(coder, bank, rows, columns) {
   if (!size) return new Int32Array(0);
   const buckets = new Uint8Array(size);
   const means = new Means(rows, columns);
-  const area = Math.min(Math.max(Math.floor(size / 256), 64), 4096);
+  const area = Math.min(Math.max(Math.floor(size / 256), 64), LARGEST_TILE);
   const height = Math.min(Math.floor(Math.sqrt(area)), rows);
   const width = Math.min(Math.floor(area / height), columns);
   for (let top = 0; top < rows; top += height) {
@@ -119,33 +120,50 @@ class Means {
     this.columnCounts = new Float64Array(columns);
     this.sum = 0;
     this.count = 0;
+    // Of one tile, overwritten by the next.
+    this.ratios = new Float64Array(LARGEST_TILE);
+    this.contexts = new Uint8Array(LARGEST_TILE);
+    this.order = new Int32Array(LARGEST_TILE);
+    this.starts = new Int32Array(CONTEXTS + 1);
+    this.next = new Int32Array(CONTEXTS);
   }
 
   /**
-   * Places of a tile by context, each in the order of the rows.
+   * Sort the places of a tile by context, and within a context by rows: `order` holds them, those
+   * of a context from `starts[context]` to `starts[context + 1]`.
    *
    * @param {[number, number, number, number]} tile Top, bottom, left and right.
-   * @returns {number[][]}
    */
-  placesByContext([top, bottom, left, right]) {
+  sort([top, bottom, left, right]) {
     const overall = (this.sum + 4 * 0.5) / (this.count + 4);
     const second = OVERALL.filter((bound) => bound < overall).length;
-    const columns = new Float64Array(right - left);
+    this.starts.fill(0);
     for (let j = left; j < right; j++) {
-      columns[j - left] = (this.columnSums[j] + 2 * overall) / (this.columnCounts[j] + 2) / overall;
+      this.ratios[j - left] =
+        (this.columnSums[j] + 2 * overall) / (this.columnCounts[j] + 2) / overall;
     }
-    /** @type {number[][]} */
-    const places = [];
+    let k = 0;
     for (let i = top; i < bottom; i++) {
       const row = (this.rowSums[i] + 2 * overall) / (this.rowCounts[i] + 2);
-      for (let j = left; j < right; j++) {
-        const expected = row * columns[j - left];
+      for (let j = 0; j < right - left; j++) {
+        const expected = row * this.ratios[j];
         let first = 0;
         while (first < EXPECTED.length && EXPECTED[first] < expected) first++;
-        (places[7 * first + second] ??= []).push(i * this.columns + j);
+        const context = 7 * first + second;
+        this.contexts[k++] = context;
+        this.starts[context + 1]++;
       }
     }
-    return places;
+    for (let context = 0; context < CONTEXTS; context++) {
+      this.starts[context + 1] += this.starts[context];
+      this.next[context] = this.starts[context];
+    }
+    k = 0;
+    for (let i = top; i < bottom; i++) {
+      for (let j = left; j < right; j++) {
+        this.order[this.next[this.contexts[k++]]++] = i * this.columns + j;
+      }
+    }
   }
 
   /**
@@ -175,16 +193,21 @@ class Means {
  * @param {[number, number, number, number]} tile
  */
 function decodeTile(coder, bank, buckets, means, tile) {
-  const byContext = means.placesByContext(tile);
-  byContext.forEach((places, context) => {
+  means.sort(tile);
+  const { order, starts } = means;
+  for (let context = 0; context < CONTEXTS; context++) {
+    if (starts[context] === starts[context + 1]) continue;
     cumulate(bank.counts[context], bank.cumulative);
-    for (const place of places) buckets[place] = coder.counted(bank.cumulative);
-  });
-  byContext.forEach((places, context) => {
+    for (let k = starts[context]; k < starts[context + 1]; k++) {
+      buckets[order[k]] = coder.counted(bank.cumulative);
+    }
+  }
+  for (let context = 0; context < CONTEXTS; context++) {
+    if (starts[context] === starts[context + 1]) continue;
     const counts = bank.counts[context];
-    for (const place of places) counts[buckets[place]] += SEEN;
+    for (let k = starts[context]; k < starts[context + 1]; k++) counts[buckets[order[k]]] += SEEN;
     Bank.forget(counts);
-  });
+  }
   means.see(buckets, tile);
 }
 

@@ -22,6 +22,8 @@ export class RangeCoder {
     this.rangeHigh = WORD - 1;
     this.rangeLow = WORD - 1;
     this.scale = 2 ** 40 - 1;
+    this.productHigh = 0;
+    this.productLow = 0;
   }
 
   word() {
@@ -48,21 +50,23 @@ export class RangeCoder {
    * @param {number} times At most 2^24 + 1.
    */
   isBelow(times) {
-    const [high, low] = this.product(times);
-    return this.high < high || (this.high === high && this.low < low);
+    this.multiply(times);
+    return (
+      this.high < this.productHigh || (this.high === this.productHigh && this.low < this.productLow)
+    );
   }
 
   /**
-   * `scale * times`, in two halves.
+   * Set the two halves of `scale * times`.
    *
    * @param {number} times
-   * @returns {[number, number]}
    */
-  product(times) {
+  multiply(times) {
     const scaleLow = this.scale % 65536;
     const upper = ((this.scale - scaleLow) / 65536) * times;
     const lower = (upper % 65536) * 65536 + scaleLow * times;
-    return [Math.floor(upper / 65536) + Math.floor(lower / WORD), lower % WORD];
+    this.productHigh = Math.floor(upper / 65536) + Math.floor(lower / WORD);
+    this.productLow = lower % WORD;
   }
 
   /**
@@ -72,18 +76,18 @@ export class RangeCoder {
    * @param {number} frequency Of it.
    */
   take(start, frequency) {
-    const [high, low] = this.product(start);
-    this.low -= low;
-    this.high -= high;
+    this.multiply(start);
+    this.low -= this.productLow;
+    this.high -= this.productHigh;
     if (this.low < 0) {
       this.low += WORD;
       this.high--;
     }
-    const [rangeHigh, rangeLow] = this.product(frequency);
-    this.rangeHigh = rangeHigh;
-    this.rangeLow = rangeLow;
-    if (rangeHigh === 0) {
-      this.rangeHigh = rangeLow;
+    this.multiply(frequency);
+    this.rangeHigh = this.productHigh;
+    this.rangeLow = this.productLow;
+    if (this.rangeHigh === 0) {
+      this.rangeHigh = this.rangeLow;
       this.rangeLow = 0;
       this.high = this.low;
       this.low = this.word();
