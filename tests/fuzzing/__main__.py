@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import re
 import subprocess
@@ -43,13 +42,6 @@ def seeds(target: str) -> Iterator[bytes]:
         from secateur.recipe import load_recipe
 
         yield load_recipe("quickstart").to_toml().encode()
-    elif target == "image":
-        from PIL import Image
-
-        for kind, mode in (("PNG", "RGBA"), ("JPEG", "RGB"), ("TIFF", "L"), ("WEBP", "RGB")):
-            file = io.BytesIO()
-            Image.new(mode, (9, 7)).save(file, kind)
-            yield file.getvalue()
 
 
 def fuzz(target: str, seconds: int, out: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.fuzz import mutated
-from helpers.fuzz_images import outcome, seeds
+from helpers.image_files import outcome, seeds
 
 SEEDS = seeds()
 REFUSED = {"float.tif", "frames.png", "frames.webp", "another.gif", "another.avif"}
