@@ -1,4 +1,4 @@
-"""Check the wheel: build it, install it into a clean environment, and run a small job from it.
+"""Check the wheel: build it twice alike, install it into a clean environment, run a small job.
 
 Run: python -m tools check_wheel
 
@@ -96,6 +96,8 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         wheel = build(root)
+        again = build(root / "again")
+        assert wheel.read_bytes() == again.read_bytes(), "two builds differ"
         check_metadata(wheel)
         run_job(install(wheel, root / "environment"), root)
         print(f"{wheel.name}: installed alone, ran {' '.join(JOB[:2])} and verified its file")

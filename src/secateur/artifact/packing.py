@@ -29,6 +29,9 @@ LIMIT = 2**28
 """Bytes that an unpacked file may have unless the caller allows more. Decoding takes twice as much
 memory at most, and some 50 MB."""
 
+LARGER = "if you trust the file, allow more with --limit"
+"""What to do about a file that is larger than allowed."""
+
 _ABOUT, _REST, _CODE = TAGS = ("ABOU", "REST", "CODE")
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**20}]
 
@@ -141,7 +144,7 @@ def _check_size(size: int, limit: int) -> None:
             "larger than allowed",
             expected=f"at most {limit:,} bytes once unpacked",
             found=f"{size:,}",
-            remedy="if you trust the file, allow more with --limit",
+            remedy=LARGER,
         )
 
 

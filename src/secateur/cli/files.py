@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur import environment
-from secateur.artifact.packing import LIMIT, pack, unpack
+from secateur.artifact.packing import LARGER, LIMIT, pack, unpack
 from secateur.disk import check_output, read_bytes, write_bytes
 from secateur.errors import DataError, UsageError
 from secateur.escaping import csv_text, printable
@@ -62,7 +62,7 @@ def pack_into(
     elif labels is not None:
         raise UsageError("class names, mean and std", where=source, expected="an .onnx file")
     elif (source / "net.sec").is_file():
-        content = read_bytes(source / "net.sec", limit)
+        content = read_bytes(source / "net.sec", limit, LARGER)
     elif (source / "recipe.toml").is_file():
         from secateur.pipeline.run import run
 
@@ -140,7 +140,7 @@ def unpack_into(path: Path, out: Path | None = None, limit: int = LIMIT) -> Iter
     if out is None and target.exists():
         raise UsageError("the file is there already", where=target, remedy="name one with -o")
     check_output(target, [path])
-    unpacked = unpack(read_bytes(path, limit), limit)
+    unpacked = unpack(read_bytes(path, limit, LARGER), limit)
     write_bytes(target, unpacked.onnx, [path])
     yield f"{target}: {len(unpacked.onnx):,} bytes, SHA-256 {unpacked.about['onnx_sha256']}"
 
