@@ -142,7 +142,7 @@ def test_a_cell_killed_after_its_recipe_changed_is_not_done(
     folder.mkdir(parents=True)
     (folder / "records.jsonl").touch()
     (folder / "recipe.toml").write_text(tiny[1].recipe.to_toml())
-    with pytest.raises(SecateurError, match="no such data folder"):
+    with pytest.raises(SecateurError, match="no such image folder"):
         run_cell(tiny[0], tmp_path, tmp_path / "missing", "cpu")
     assert not tiny[0].is_done(tmp_path)
 
@@ -153,7 +153,7 @@ def test_one_failure_stops_no_other(tiny: list[Cell], tmp_path: Path) -> None:
         tiny, tmp_path, tmp_path / "missing", ["cpu"], lambda c, e: ended.__setitem__(c.name, e)
     )
     assert list(ended) == ["tiny-seed0", "tiny-seed1"]
-    assert all(error and "no such data folder" in error for error in ended.values())
+    assert all(error and "no such image folder" in error for error in ended.values())
     assert not any(cell.is_done(tmp_path) for cell in tiny)
 
 
