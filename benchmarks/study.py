@@ -46,9 +46,14 @@ def groups(cells: Cells, dataset: str = DATASET) -> dict[str, Group]:
 
 
 def shown(found: list[Group]) -> Group | None:
-    """The group of the preset ``accurate`` with the most epochs, else the first; None of none."""
+    """The group of the preset ``accurate`` trained longest, else the first; None of none."""
     accurate = [group for group in found if group.setting.preset == "accurate"]
-    return max(accurate, key=epochs, default=next(iter(found), None))
+    return max(accurate, key=all_epochs, default=next(iter(found), None))
+
+
+def all_epochs(group: Group) -> int:
+    """Epochs of the reference's training and of all retraining."""
+    return sum(record.metric == "train_loss" for record in group.cells[0].records)
 
 
 def epochs(group: Group) -> int:
