@@ -159,7 +159,7 @@ def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Resu
     for line in plan_lines(problem, settings, estimate, epochs):
         say(line)
     stages = Stages(problem, settings, store)
-    search = Search(stages, settings, estimate, epochs)
+    search = Search(stages, settings, estimate, epochs, start)
     chosen = search.run()
     final = measure_final(stages, chosen)
     final = replace(final, packed_bytes=write_network(out, stages, chosen, final))

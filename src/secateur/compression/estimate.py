@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ class Estimate:
         evaluated: Images that a candidate is calibrated and measured on.
         tested: Test images.
         within: Limit of the search in seconds; None without one.
+        pace: What candidates took, as a multiple of what was expected.
     """
 
     step: float
@@ -38,20 +39,21 @@ class Estimate:
     evaluated: int
     tested: int
     within: float | None
+    pace: float = 1.0
 
     @property
     def fixed(self) -> float:
         """Seconds of a candidate without its fine-tuning."""
-        return FIXED_SECONDS + PER_QUANTIZED_IMAGE * self.forward * self.evaluated
+        return self.pace * (FIXED_SECONDS + PER_QUANTIZED_IMAGE * self.forward * self.evaluated)
 
     @property
     def verdict(self) -> float:
         """Seconds of the verdict and of writing the results."""
-        return FIXED_SECONDS + 2 * self.forward * self.tested
+        return self.pace * (FIXED_SECONDS + 2 * self.forward * self.tested)
 
     def epoch(self, kept: float) -> float:
         """Seconds of an epoch with that share of the network; the teacher's part stays."""
-        return self.training * ((self.step - self.forward) * kept + self.forward)
+        return self.pace * self.training * ((self.step - self.forward) * kept + self.forward)
 
     def candidate(self, epochs: int, kept: float) -> float:
         """Seconds of a candidate."""
@@ -63,6 +65,15 @@ class Estimate:
             return epochs
         free = self.within - elapsed - self.verdict - self.fixed
         return max(0, min(epochs, int(free / self.epoch(kept))))
+
+    def fits(self, elapsed: float, more: float) -> bool:
+        """Whether ``more`` seconds and the verdict are left of the limit."""
+        return self.within is None or elapsed + more + self.verdict <= self.within
+
+    def after(self, epochs: int, kept: float, seconds: float) -> Estimate:
+        """The estimate once a candidate took so many seconds: never faster than the slowest."""
+        pace = self.pace * seconds / self.candidate(epochs, kept)
+        return replace(self, pace=max(self.pace, pace))
 
     def total(self, epochs: int, tries: int, trials: int) -> float:
         """Seconds of everything, about; half of the network in the mean."""

@@ -30,6 +30,9 @@ METHODS = (
 )
 """Ways to choose channels that a short trial compares."""
 
+PRICED_COST = 3
+"""Times as long as another quantization that pricing takes, about."""
+
 PRICED_SHARES = (0.8, 0.4)
 """Shares of the allowed loss that smaller integers may cost, the first acceptable one counts."""
 
@@ -43,6 +46,14 @@ SLACK = 2.0
 """Points beyond the allowed loss, the best gain so far included, that end a candidate early."""
 
 
+LATE = 1.5
+"""A candidate goes on as long as the rest is expected to take at most this times what is left."""
+
+
+class _TimeUpError(Exception):
+    """The limit would be exceeded before the candidate is finished."""
+
+
 class Search:
     """Tries candidates until the share that must stay is known, or time is up.
 
@@ -51,13 +62,21 @@ class Search:
         settings: Goal and limits.
         estimate: How long things take.
         epochs: Of fine-tuning, for each candidate of the bisection.
+        start: When the run began, by ``time.monotonic``.
     """
 
-    def __init__(self, stages: Stages, settings: Settings, estimate: Estimate, epochs: int) -> None:
+    def __init__(
+        self,
+        stages: Stages,
+        settings: Settings,
+        estimate: Estimate,
+        epochs: int,
+        start: float,
+    ) -> None:
         self.stages, self.settings, self.goal = stages, settings, settings.goal
         self.estimate, self.epochs = estimate, epochs
         self.tried: list[Measured] = []
-        self._start = time.monotonic()
+        self._start = start
         self._histories: list[list[Epoch]] = []
 
     def run(self) -> Measured:
@@ -97,7 +116,7 @@ class Search:
         finished = [one for one in self.tried if one.folder is not None]
         if is_absolute(self.goal):
             within = [one for one in finished if meets_cost(one, self.goal)]
-            return max(within or finished, key=self._assurance)
+            return max(within or finished, key=self._likely_and_wide)
         acceptable = [one for one in finished if self.acceptable(one)]
         if not acceptable:
             return max(finished, key=self._assurance)
@@ -105,11 +124,15 @@ class Search:
         alike = [one for one in acceptable if one.cost(self.goal.target) <= ALIKE * least]
         return min(alike, key=lambda one: one.packed_bytes)
 
+    def _likely_and_wide(self, measured: Measured) -> tuple[float, float]:
+        return self._assurance(measured), measured.candidate.kept
+
     # ---- trying
 
     def _try(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Measured:
         measured = self.stages.measured(candidate, hopeless)
         self.tried.append(measured)
+        self.estimate = self.estimate.after(candidate.epochs, candidate.kept, measured.seconds)
         say(f"{len(self.tried):2}. {self._line(measured)}")
         return measured
 
@@ -134,7 +157,7 @@ class Search:
         """The quantization that every pruned candidate gets."""
         config = self.settings.quantize
         first = self._try(Candidate(quantize=config))
-        if self.acceptable(first):
+        if self.acceptable(first) or not self.estimate.fits(self._elapsed, self.estimate.fixed):
             return first.candidate
         careful = config.model_copy(update={"method": "auto", "equalize": True})
         second = self._try(Candidate(quantize=careful))
@@ -146,6 +169,8 @@ class Search:
         if config is None or config.price or not self.acceptable(best):
             return
         for share in PRICED_SHARES:
+            if not self.estimate.fits(self._elapsed, PRICED_COST * self.estimate.fixed):
+                return
             priced = config.model_copy(
                 update={"price": "auto", "tolerance": share * self.goal.max_drop, "scan_images": 0}
             )
@@ -191,7 +216,10 @@ class Search:
         removal = Removal(kept=kept, objective=OBJECTIVES[self.goal.target], method=method)
         candidate = quantized.model_copy(update={"removal": removal, "epochs": epochs})
         try:
-            measured = self._try(candidate, self._hopeless(epochs))
+            measured = self._try(candidate, self._hopeless(epochs, kept))
+        except _TimeUpError:
+            say(f"{candidate.name}: time is up; the best candidate so far ships")
+            return None
         except NetworkError as error:  # no width reaches that share
             say(f"{candidate.name}: {error}")
             return Measured.without_files(candidate, str(error))
@@ -252,8 +280,11 @@ class Search:
 
     # ---- giving up
 
-    def _hopeless(self, epochs: int) -> Hopeless:
-        """Give a candidate up that no gain seen so far can bring within the allowed loss."""
+    def _hopeless(self, epochs: int, kept: float) -> Hopeless:
+        """Give a candidate up that no gain seen so far can bring within the allowed loss.
+
+        Where time is up the next run goes on from its checkpoint.
+        """
         reference = self._reference_share()
         gains = [
             [_share(history[-1]) - _share(epoch) for epoch in history]
@@ -263,6 +294,9 @@ class Search:
 
         def reason(history: Sequence[Epoch]) -> str:
             done = len(history)
+            rest = (epochs - done) * self.estimate.epoch(kept) + self.estimate.fixed
+            if done < epochs and not self.estimate.fits(self._elapsed, rest / LATE):
+                raise _TimeUpError
             if done == epochs or not gains:
                 return ""
             expected = _share(history[-1]) + max(gain[done - 1] for gain in gains)

@@ -1,0 +1,176 @@
+"""The search over candidates whose accuracy and cost are made up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from secateur.compression import search as searching
+from secateur.compression.candidate import Candidate, Measured
+from secateur.compression.estimate import Estimate, duration
+from secateur.compression.search import Search
+from secateur.compression.settings import Settings
+from secateur.errors import SecateurError
+
+N = 4000
+REFERENCE = np.arange(N) < 3600
+
+Lost = Callable[[Candidate], float]
+
+
+class Stages:
+    """Stands in for the real ones: accuracy is a function of the candidate, cost of its width."""
+
+    def __init__(self, lost: Lost, seconds: float = 1.0) -> None:
+        self.lost, self.seconds, self.settings = lost, seconds, Settings()
+        self.problem = SimpleNamespace(
+            test_images=N, network=torch.nn.Identity(), example=torch.zeros(1, 1, 8, 8)
+        )
+        self.reference_right, self.trained = REFERENCE, list[Candidate]()
+
+    def measured(self, candidate: Candidate, hopeless: Any = None) -> Measured:
+        if candidate.epochs:
+            self.trained.append(candidate)
+        right = REFERENCE.copy()
+        right[: round(N * self.lost(candidate) / 100)] = False
+        width, bits = candidate.kept, 32 if candidate.quantize is None else 8
+        priced = 2 if candidate.quantize is not None and candidate.quantize.price else 1
+        times = np.full(5, width * bits / 32)
+        return Measured(
+            candidate, Path("there"), right, REFERENCE, round(4000 * width * bits),
+            round(1000 * width * bits) // priced, times, np.ones(5), round(1e6 * width), 1000,
+            self.seconds,
+        )  # fmt: skip
+
+    def tuned(self, candidate: Candidate) -> SimpleNamespace:
+        right = round(2000 * (0.9 - self.lost(candidate) / 100))
+        epoch = {
+            "epoch": 1, "train_loss": 1.0, "validation_right": right, "validation_images": 2000,
+            "seconds": 1.0,
+        }  # fmt: skip
+        return SimpleNamespace(json=lambda name: [epoch])
+
+
+def estimate(within: float | None = None) -> Estimate:
+    return Estimate(0.001, 0.0001, 1000, 100, 100, within)
+
+
+def searched(
+    monkeypatch: pytest.MonkeyPatch, lost: Lost, within: float | None = None, **goal: Any
+) -> tuple[Measured, Search, Stages]:
+    prunable = SimpleNamespace(groups=("one",))
+    monkeypatch.setattr(searching, "find_prunable", lambda network, example: prunable)
+    settings = Settings.model_validate({"goal": {"max_drop": 1.0} | goal, "tries": 8})
+    stages = Stages(lost)
+    search = Search(stages, settings, estimate(within), 4, time.monotonic())  # type: ignore[arg-type]
+    return search.run(), search, stages
+
+
+def worse_below(width: float) -> Lost:
+    """Nothing is lost down to a width; 5 points below it."""
+    return lambda candidate: 5.0 if candidate.kept < width else 0.1
+
+
+@pytest.mark.parametrize("width", [0.2, 0.45, 0.8])
+@pytest.mark.parametrize("target", ["latency", "size", "macs"])
+def test_bisection_ends_just_above_the_width_that_is_needed(
+    monkeypatch: pytest.MonkeyPatch, width: float, target: str
+) -> None:
+    chosen, search, _ = searched(monkeypatch, worse_below(width), target=target)
+    assert width <= chosen.candidate.kept <= width * searching.CLOSE
+    assert len(search.tried) <= 11
+
+
+def test_ships_the_quantized_network_where_pruning_never_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen, *_ = searched(monkeypatch, worse_below(1.0))
+    assert chosen.candidate.kept == 1.0
+    assert chosen.candidate.quantize is not None
+
+
+def test_ships_the_float_network_where_rounding_loses_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen, search, _ = searched(
+        monkeypatch, lambda candidate: 0.0 if candidate == Candidate() else 4.0
+    )
+    assert chosen.candidate == Candidate()
+    methods = [one.candidate.quantize.method for one in search.tried if one.candidate.quantize]
+    assert "auto" in methods  # a more careful quantization was tried
+
+
+def test_the_best_candidate_is_priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, search, _ = searched(monkeypatch, worse_below(0.3))
+    assert chosen.candidate.quantize is not None
+    assert chosen.candidate.quantize.price == "auto"
+    assert search.tried[-1] is chosen
+
+
+def test_the_way_that_keeps_most_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(candidate: Candidate) -> float:
+        if candidate.removal is None:
+            return 0.0
+        return 0.1 if candidate.removal.method.scope == "global" else 3.0
+
+    chosen, *_ = searched(monkeypatch, lost)
+    assert chosen.candidate.removal is not None
+    assert chosen.candidate.removal.method.scope == "global"
+
+
+def test_goal_of_latency_trains_the_widest_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # int8 takes width / 4 milliseconds.
+    chosen, _, stages = searched(monkeypatch, lambda candidate: 0.1, latency_ms=0.1)
+    assert 0.1 / searching.CLOSE <= chosen.latency_ms <= 0.1
+    assert len(stages.trained) == 1 or stages.trained[1:] == [chosen.candidate]
+
+
+def test_goal_that_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SecateurError, match=r"the goal cannot be met: expected .*0.01 ms"):
+        searched(monkeypatch, lambda candidate: 0.1, latency_ms=0.01)
+
+
+def test_no_candidate_is_begun_that_would_exceed_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, search, stages = searched(monkeypatch, worse_below(0.2), within=16.1)
+    assert not stages.trained
+    assert len(search.tried) == 2
+
+
+def test_fewer_epochs_where_time_is_short() -> None:
+    assert estimate(None).epochs_that_fit(4, 1.0, 0.0) == 4
+    assert estimate(19.0).epochs_that_fit(4, 1.0, 0.0) == 2
+    assert estimate(19.0).epochs_that_fit(4, 1.0, 5.0) == 0
+
+
+def test_estimate_learns_from_what_candidates_take() -> None:
+    before = estimate(100.0)
+    slower = before.after(2, 1.0, 3 * before.candidate(2, 1.0))
+    assert slower.candidate(2, 1.0) == pytest.approx(3 * before.candidate(2, 1.0))
+    assert slower.after(2, 1.0, 0.1) == slower
+
+
+def test_hopeless_candidates_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, search, _ = searched(monkeypatch, worse_below(0.2))
+    epochs = [
+        SimpleNamespace(validation_right=right, validation_images=1000) for right in (850, 890)
+    ]
+    search._histories = [epochs]  # 4 points were won after the first of two epochs
+    hopeless = search._hopeless(2, 0.5)
+    behind = [SimpleNamespace(validation_right=700, validation_images=1000)]
+    assert "16.0 points behind after 1 of 2 epochs" in hopeless(behind)  # type: ignore[arg-type]
+    assert hopeless(epochs[:1]) == ""  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(42, "42 s"), (130, "2 min 10 s"), (1800, "30 min"), (5400, "1 h 30 min")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
