@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.odd_networks import Net, conv, tail
+import secateur
+from helpers.odd_networks import Net, assert_same, batch, conv, lively, tail
 from secateur.errors import NetworkError
 from secateur.pruning.find import find_prunable
 
@@ -142,19 +143,29 @@ class Standardized(nn.Conv2d):
         return F.conv2d(x, (self.weight - mean) * variance.rsqrt(), self.bias)
 
 
-@pytest.mark.parametrize(
-    ("layer", "own"),
-    [
-        (Standardized(4, 4, 1), "the network does not call it as a layer"),
-    ],
-)
-def test_computed_weights_stay_with_what_they_read(layer, own) -> None:
-    network = nn.Sequential(conv(3, 4), nn.ReLU(), layer, conv(4, 6), tail(6, 2))
+def test_standardized_weights_are_made_plain() -> None:
+    network = nn.Sequential(conv(3, 4), nn.ReLU(), Standardized(4, 4, 1), conv(4, 6), tail(6, 2))
+    prunable = found(network)
+    assert [group.name for group in prunable.groups] == ["0", "2", "3"]
+    network = lively(network, batch(3, 8, 8))
+    plan = secateur.plan_removal(network, batch(3, 8, 8), 0.5, round_to=1)
+    removed, masked = secateur.remove(network, plan), secateur.apply_masks(network, plan)
+    assert type(removed[2]) is nn.Conv2d
+    assert removed[2].weight.shape == (2, 2, 1, 1)
+    assert_same(masked, removed, batch(3, 8, 8), 1e-12)
+
+
+def test_weights_that_depend_on_the_input_stay_with_what_they_read() -> None:
+    class Dynamic(nn.Conv2d):
+        def forward(self, x):
+            return F.conv2d(x, self.weight * x.mean(), self.bias)
+
+    network = nn.Sequential(conv(3, 4), nn.ReLU(), Dynamic(4, 4, 1), conv(4, 6), tail(6, 2))
     prunable = found(network)
     assert [group.name for group in prunable.groups] == ["3"]
     assert prunable.unfollowed == ("computed weights at 2",)
-    assert reasons(network)["0"] == "the weights of 2 are computed"
-    assert reasons(network)["2"] == own
+    assert "2 counts them" in reasons(network)["0"]
+    assert reasons(network)["2"] == "the network does not call it as a layer"
 
 
 def test_attention_shrinks_with_the_channels_that_it_reads() -> None:

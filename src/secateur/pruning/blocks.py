@@ -21,7 +21,6 @@ from secateur.pruning.tracing.permanent import copy_of, make_permanent
 from secateur.pruning.tracing.trace import Example, call
 
 
-@torch.inference_mode()
 def find_blocks(model: nn.Module, example_input: Example) -> list[str]:
     """Names of the smallest modules that return their input where their parameters are zero.
 
@@ -35,10 +34,11 @@ def find_blocks(model: nn.Module, example_input: Example) -> list[str]:
     work = copy_of(model)
     make_permanent(work)
     work = work.cpu().double().eval()
-    seen = _seen(work, _random_like(example_input))
     names = {module: name for name, module in work.named_modules()}
-    found = [names[module] for module, images in seen.items() if _passes_on(module, images)]
-    inner = [name for name in found if not any(each.startswith(f"{name}.") for each in found)]
+    with torch.no_grad():
+        seen = _seen(work, _random_like(example_input))
+        passing = [names[module] for module, images in seen.items() if _passes_on(module, images)]
+    inner = [name for name in passing if not any(each.startswith(f"{name}.") for each in passing)]
     order = {name: position for position, name in enumerate(names.values())}
     return sorted(inner, key=order.__getitem__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,16 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
 
 def make_permanent(model: nn.Module) -> None:
     """Replace computed weights of ``model`` by what they are now, in place.
 
     These are the masks of :mod:`torch.nn.utils.prune`, both forms of weight norm and spectral norm,
-    and every parametrization. What a layer computes stays the same. A gradient of a masked weight
-    is that of the weight it was computed from, times the mask.
+    and every parametrization; and layers that compute their weights in forward, as weight
+    standardization does, become plain ones. What a layer computes stays the same. A gradient of a
+    masked weight is that of the weight it was computed from, times the mask.
     """
     for module in model.modules():
         for hook in list(module._forward_pre_hooks.values()):
@@ -29,6 +32,9 @@ def make_permanent(model: nn.Module) -> None:
                 nn.utils.remove_spectral_norm(module, hook.name)
         if parametrize.is_parametrized(module):
             _end_parametrizations(module)
+        weight = standardized_weight(module)
+        if weight is not None:
+            _make_plain(module, weight)
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -52,9 +58,81 @@ def is_permanent(model: nn.Module) -> bool:
     kinds = (torch_prune.BasePruningMethod, WeightNorm, SpectralNorm)
     return not any(
         parametrize.is_parametrized(module)
+        or standardized_weight(module) is not None
         or any(isinstance(hook, kinds) for hook in module._forward_pre_hooks.values())
         for module in model.modules()
     )
+
+
+_PLAIN: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CALLS = (torch.conv1d, torch.conv2d, torch.conv3d)
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+class _CatchConvolution(TorchFunctionMode):
+    """Keeps the last convolution that runs: its arguments and its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {}
+        self.result: Any = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _CALLS:
+            self.arguments = {**dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})}
+            self.result = result
+        return result
+
+
+def standardized_weight(layer: nn.Module) -> Tensor | None:
+    """The weight of a convolution that computes it in forward and does nothing else, or None.
+
+    The layer runs once; its only other arguments must be its own bias, stride, padding, dilation
+    and groups, its input must be read as it is and not decide the weight, and the result returned
+    as it is.
+    """
+    plain = next((kind for kind in _PLAIN if isinstance(layer, kind)), None)
+    if plain is None or type(layer).forward is plain.forward:
+        return None
+    weight = layer.weight
+    assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    sides = [d * (k - 1) + s for d, k, s in zip(
+        layer.dilation, layer.kernel_size, layer.stride, strict=True)]  # fmt: skip
+    shape = (2, layer.in_channels, *sides)
+    images = torch.zeros(shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
+    try:
+        with torch.enable_grad(), _CatchConvolution() as seen:
+            output = layer(images)
+    except Exception:  # it needs more than one input, or another shape
+        return None
+    held = seen.arguments
+    alike = all(
+        held.get(name, getattr(layer, name)) == getattr(layer, name)
+        for name in ("stride", "padding", "dilation", "groups")
+    )
+    own = held.get("input") is images and held.get("bias") is layer.bias and alike
+    if not own or output is not seen.result or held["weight"] is weight:
+        return None
+    computed = held["weight"]
+    if computed.requires_grad:
+        (dependence,) = torch.autograd.grad(computed.sum(), images, allow_unused=True)
+        if dependence is not None:
+            return None
+    return computed.detach() if computed.shape == weight.shape else None
+
+
+@torch.no_grad()
+def _make_plain(layer: nn.Module, weight: Tensor) -> None:
+    """Make a convolution torch's own, with the weight it computed; its other tensors go."""
+    for tensors in (layer._parameters, layer._buffers):
+        for name in [name for name in tensors if name not in ("weight", "bias")]:
+            del tensors[name]
+    trains = layer.weight.requires_grad
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=bool(trains))
+    layer.__class__ = next(kind for kind in _PLAIN if isinstance(layer, kind))
 
 
 @torch.no_grad()
