@@ -45,10 +45,11 @@ def settings(
     for (module, attribute), uses in graph.attributes.items():
         values = set()
         for use in uses:
-            size = len(use.slices)
+            size = float(len(use.slices))
             units = {tuple(np.unique(large.of[nodes]).tolist()) for nodes in use.slices}
             if len(units) > 1 and not _along_rows(use.slices, rows):
-                size = sum(_left(ratio[large.of[nodes]]) for nodes in use.slices)
+                left = [_left(ratio[large.of[nodes]]) for nodes in use.slices]
+                size = float(sum(left))
             values.add(round(size / use.factor, 6))
         before = len(uses[0].slices) / uses[0].factor
         (value, *others) = values

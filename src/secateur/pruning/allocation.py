@@ -40,13 +40,13 @@ def global_fractions(
         return {}
     values, owners, weights = [], [], []
     for number, group in enumerate(prunable.groups):
-        ours = scores[group.name].copy()
-        mean = ours[np.isfinite(ours)].mean() if np.isfinite(ours).any() else 1.0
+        own = scores[group.name].copy()
+        mean = own[np.isfinite(own)].mean() if np.isfinite(own).any() else 1.0
         if normalize and mean > 0:
-            ours = ours / mean
+            own = own / mean
         spared = max(1, math.ceil(LEAST * group.units))
-        ours[np.argsort(ours, kind="stable")[group.units - spared :]] = np.inf
-        values.append(ours)
+        own[np.argsort(own, kind="stable")[group.units - spared :]] = np.inf
+        values.append(own)
         owners.append(np.full(group.units, number))
         weights.append(np.full(group.units, channels_of(prunable, group.name) / group.units))
     value, owner = np.concatenate(values), np.concatenate(owners)

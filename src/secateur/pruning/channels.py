@@ -318,15 +318,15 @@ class Units:
         return "reads" if axis in self.graph.readers else "follows"
 
     def _words(self, nodes: Nodes) -> tuple[str, ...]:
-        ours = set(np.unique(self.of[nodes]).tolist())
-        said: dict[str, None] = {}
+        components = set(np.unique(self.of[nodes]).tolist())
+        words: dict[str, None] = {}
         for event in self.graph.events:
-            if not ours.isdisjoint(np.unique(self.of[event.nodes]).tolist()):
-                said[f"{event.where}: {event.what}"] = None
+            if not components.isdisjoint(np.unique(self.of[event.nodes]).tolist()):
+                words[f"{event.where}: {event.what}"] = None
         for coupled, what in self.graph.couplings:
-            if not ours.isdisjoint(np.unique(self.of[coupled]).tolist()):
-                said[f"{what}: counts them by position"] = None
-        return tuple(said)
+            if not components.isdisjoint(np.unique(self.of[coupled]).tolist()):
+                words[f"{what}: counts them by position"] = None
+        return tuple(words)
 
 
 def units_of(graph: ChannelGraph) -> Units:

@@ -57,31 +57,31 @@ def plan_dead(model: nn.Module, example_input: Tensor) -> Plan:
     gated = np.concatenate([np.empty(0, np.int64), *prunable.graph.gated])
     folds: list[Fold] = []
     while True:
-        found = {g.name: _unread(work, g) & ~dead[g.name] for g in prunable.groups}
-        if not any(_new(found, dead, prunable)):
+        idle = {g.name: _unread(work, g) & ~dead[g.name] for g in prunable.groups}
+        if not any(_new(idle, dead, prunable)):
             silent = {
                 g.name: _unfed(work, prunable, g, gated) & ~dead[g.name] for g in prunable.groups
             }
-            found = _fold_constants(work, prunable, silent, dead, images, folds)
-            if not any(_new(found, dead, prunable)):
+            idle = _fold_constants(work, prunable, silent, dead, images, folds)
+            if not any(_new(idle, dead, prunable)):
                 break
         for group in prunable.groups:
-            gone = _spare_one(found[group.name], dead[group.name])
+            gone = _spare_one(idle[group.name], dead[group.name])
             dead[group.name] |= gone
             group_masks(work, group, gone).apply_(work)
     return Plan(folds=tuple(folds), cuts=_cuts(model, prunable, dead))
 
 
 def _new(
-    found: Mapping[str, Bools], dead: Mapping[str, Bools], prunable: Prunable
+    idle: Mapping[str, Bools], dead: Mapping[str, Bools], prunable: Prunable
 ) -> Iterator[bool]:
     for group in prunable.groups:
-        yield bool(_spare_one(found[group.name], dead[group.name]).any())
+        yield bool(_spare_one(idle[group.name], dead[group.name]).any())
 
 
-def _spare_one(found: Bools, dead: Bools) -> Bools:
+def _spare_one(idle: Bools, dead: Bools) -> Bools:
     """``found``, less one where nothing else would be left."""
-    gone = found & ~dead
+    gone = idle & ~dead
     if (gone | dead).all() and gone.any():
         gone = gone.copy()
         gone[np.flatnonzero(gone)[0]] = False
@@ -141,8 +141,8 @@ def _fold_constants(
     if not wanted:
         return done
     seen = _Seen(work, images)
-    found = [(g.name, unit, _folds_of(seen, g, unit)) for g, unit in wanted]
-    able = [(name, unit, new) for name, unit, new in found if new is not None]
+    candidates = [(g.name, unit, _folds_of(seen, g, unit)) for g, unit in wanted]
+    able = [(name, unit, new) for name, unit, new in candidates if new is not None]
     if not _try(seen, work, [fold for *_, new in able for fold in new], folds):
         # One of them has a reader beside the one it was seen at: each for itself, then.
         able = [each for each in able if _try(seen, work, each[2], folds)]
@@ -292,16 +292,16 @@ def _cuts(model: nn.Module, prunable: Prunable, dead: Mapping[str, Bools]) -> tu
     for group in prunable.groups:
         gone = int(dead[group.name].sum())
         widths[group.name] = group.steps - gone * group.steps // group.units
-    whole = {group.name: group.steps for group in prunable.groups if group.balanced}
-    plan = realize_widths(model, prunable, widths | whole, scores)
-    for name in whole:
-        for width in range(widths[name], whole[name]):
+    full = {group.name: group.steps for group in prunable.groups if group.balanced}
+    plan = realize_widths(model, prunable, widths | full, scores)
+    for name in full:
+        for width in range(widths[name], full[name]):
             try:
-                even = realize_widths(model, prunable, widths | whole | {name: width}, scores)
+                even = realize_widths(model, prunable, widths | full | {name: width}, scores)
             except WidthsRejected:
                 continue
             if _only_dead(prunable, even, dead):
-                plan, whole = even, whole | {name: width}
+                plan, full = even, full | {name: width}
                 break
     return plan.cuts
 

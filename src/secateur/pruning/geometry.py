@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.benchmarking.layer_timer import Layer
 from secateur.pruning.channels import Prunable
 from secateur.pruning.tracing.channel_graph import Axis
-from secateur.pruning.tracing.trace import first_names, weightless
+from secateur.pruning.tracing.trace import Example, call, first_names, weightless
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -53,39 +53,39 @@ class Geometry:
                 part = group.name, len(member.index)
                 self._parts.setdefault(member.axis, []).append(part)
         self.touched: dict[str, list[int]] = {name: [] for name in self._steps}
-        for number, call in enumerate(self.calls):
-            axes = [Axis(call.weight, 0), Axis(call.weight, 1)]
+        for number, layer_call in enumerate(self.calls):
+            axes = [Axis(layer_call.weight, 0), Axis(layer_call.weight, 1)]
             for name in {name for axis in axes for name, _ in self._parts.get(axis, [])}:
                 self.touched[name].append(number)
 
     def layer(self, number: int, widths: Mapping[str, int]) -> Layer:
         """Call ``number`` with each group as many steps wide as ``widths`` says, or whole."""
-        call = self.calls[number]
-        whole = call.layer
-        outputs = self._size(Axis(call.weight, 0), whole.outputs, widths)
-        read = self._size(Axis(call.weight, 1), whole.inputs // whole.groups, widths)
-        groups = whole.groups * outputs // whole.outputs if whole.groups > 1 else 1
-        return replace(whole, inputs=read * groups, outputs=outputs, groups=groups)
+        layer_call = self.calls[number]
+        full = layer_call.layer
+        outputs = self._size(Axis(layer_call.weight, 0), full.outputs, widths)
+        read = self._size(Axis(layer_call.weight, 1), full.inputs // full.groups, widths)
+        groups = full.groups * outputs // full.outputs if full.groups > 1 else 1
+        return replace(full, inputs=read * groups, outputs=outputs, groups=groups)
 
     def layers(self, widths: Mapping[str, int], among: Iterable[int] | None = None) -> list[Layer]:
         """All calls, or those ``among``, at ``widths``."""
         numbers = range(len(self.calls)) if among is None else among
         return [self.layer(number, widths) for number in numbers]
 
-    def _size(self, axis: Axis, whole: int, widths: Mapping[str, int]) -> int:
+    def _size(self, axis: Axis, full: int, widths: Mapping[str, int]) -> int:
         lost = 0
         for name, many in self._parts.get(axis, []):
             steps = self._steps[name]
             lost += many * (steps - widths.get(name, steps)) // steps
-        return whole - lost
+        return full - lost
 
 
-def list_calls(model: nn.Module, example: Tensor) -> list[Call]:
+def list_calls(model: nn.Module, example: Example) -> list[Call]:
     """Every convolution and linear layer that ``model`` runs on ``example`` at inference.
 
     Args:
         model: Left as it is; a copy without data runs.
-        example: One image on the meta device.
+        example: One input on the meta device.
     """
     probe = weightless(model).eval()
     first = first_names(probe)
@@ -100,13 +100,13 @@ def list_calls(model: nn.Module, example: Tensor) -> list[Call]:
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
             module.register_forward_hook(note)
     with torch.inference_mode():
-        probe(example)
+        call(probe, example)
     return calls
 
 
-def _layer(module: nn.Module, given: Tensor) -> Layer:
+def _layer(module: nn.Module, images: Tensor) -> Layer:
     if isinstance(module, nn.Linear):
-        rows = given.numel() // module.in_features
+        rows = images.numel() // module.in_features
         return Layer("linear", module.in_features, module.out_features, 1, (rows,))
     assert isinstance(module, _CONVOLUTIONS)
     rank = len(module.kernel_size)
@@ -115,7 +115,7 @@ def _layer(module: nn.Module, given: Tensor) -> Layer:
         module.in_channels,
         module.out_channels,
         module.groups,
-        tuple(given.shape[-rank:]),
+        tuple(images.shape[-rank:]),
         tuple(module.kernel_size),
         tuple(module.stride),
         tuple(module.dilation),

@@ -22,7 +22,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.benchmarking.layer_timer import Layer, LayerTimer, Precision
 from secateur.benchmarking.network_timer import NetworkTimer
@@ -45,7 +45,7 @@ TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Found:
+class LatencyPlan:
     """Widths that keep to a time limit, and what they take.
 
     Attributes:
@@ -82,7 +82,7 @@ class Found:
         )
 
 
-class Clock(Protocol):
+class LayerTimes(Protocol):
     """What times layers: :class:`secateur.benchmarking.layer_timer.LayerTimer`, or a test."""
 
     def __call__(self, layer: Layer) -> float:
@@ -90,10 +90,10 @@ class Clock(Protocol):
 
     @property
     def reference(self) -> Runtime:
-        """The reference layer, for :meth:`Whole.time`."""
+        """The reference layer, for :meth:`NetworkTimes.time`."""
 
 
-class Whole(Protocol):
+class NetworkTimes(Protocol):
     """Times networks: :class:`secateur.benchmarking.network_timer.NetworkTimer`, or a test's."""
 
     def load(self, network: nn.Module) -> Runtime:
@@ -110,9 +110,9 @@ def reach_latency(
     plan: Callable[[Mapping[str, int]], Plan],
     target: float,
     round_to: int,
-    clock: Clock,
-    whole: Whole,
-) -> Found:
+    clock: LayerTimes,
+    network_timer: NetworkTimes,
+) -> LatencyPlan:
     """Find the widths that lose least importance within ``target`` of the network's latency.
 
     Widths are chosen by the layers' times; the smaller network is then built and timed beside the
@@ -127,13 +127,13 @@ def reach_latency(
         target: At most this share of the latency stays, in (0, 1].
         round_to: Widths are multiples of it, or whole.
         clock: Time of a layer.
-        whole: Times the network and the smaller ones.
+        network_timer: Times the network and the smaller ones.
 
     Raises:
         NetworkError: The target cannot be reached.
     """
-    unpruned = whole.load(model)
-    first, reference = whole.time(unpruned, clock.reference)
+    unpruned = network_timer.load(model)
+    first, reference = network_timer.time(unpruned, clock.reference)
     full = first / reference
     choice = Choice(prunable, scores, Geometry(model, prunable), round_to, clock, full)
     best, tried = None, None
@@ -143,14 +143,14 @@ def reach_latency(
         if widths == tried:
             break
         tried, leaves = widths, plan(widths)
-        now, after = whole.time(unpruned, whole.load(rebuild(model, leaves)))
+        now, after = network_timer.time(unpruned, network_timer.load(rebuild(model, leaves)))
         predicted = choice.latency(widths) / full * now
-        found = Found(leaves, widths, now, after, predicted, choice.kept(widths))
-        if best is None or found.merit(target) > best.merit(target):
-            best = found
-        if (1 - TOLERANCE) * target <= found.ratio <= target:
+        result = LatencyPlan(leaves, widths, now, after, predicted, choice.kept(widths))
+        if best is None or result.merit(target) > best.merit(target):
+            best = result
+        if (1 - TOLERANCE) * target <= result.ratio <= target:
             break
-        choice.learn(widths, found.ratio * full)
+        choice.learn(widths, result.ratio * full)
     assert best is not None
     if best.ratio > (1 + TOLERANCE) * target:
         raise NetworkError(
@@ -175,7 +175,7 @@ class Choice:
         geometry: Of the same network.
         round_to: Widths are multiples of it, or whole.
         clock: Time of a layer, in any unit.
-        whole: Time of the network as it is, in the same unit.
+        full: Time of the network as it is, in the same unit.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Choice:
         geometry: Geometry,
         round_to: int,
         clock: Callable[[Layer], float],
-        whole: float,
+        full: float,
     ) -> None:
         self.geometry, self.clock = geometry, clock
         self.losses = {
@@ -200,7 +200,7 @@ class Choice:
         self._sharing = _sharing(geometry)
         layers = geometry.layers({})
         self._fixed, self._numbers = 0.0, sum(layer.elements for layer in layers)
-        self._rest = whole - sum(map(clock, layers))
+        self._rest = full - sum(map(clock, layers))
         self._moving = self._rest / self._numbers
 
     def latency(self, widths: Mapping[str, int]) -> float:
@@ -235,8 +235,8 @@ class Choice:
             while now > limit:
                 for name in stale:
                     smaller = [width for width in self.candidates[name] if width < widths[name]]
-                    found = self._steps(name, widths, smaller[-LOOK_AHEAD:])
-                    steps[name] = max(found, key=_saved_per_loss, default=_Step(name, 0, 0.0, 0.0))
+                    result = self._steps(name, widths, smaller[-LOOK_AHEAD:])
+                    steps[name] = max(result, key=_saved_per_loss, default=_Step(name, 0, 0.0, 0.0))
                 best = max(steps.values(), key=_saved_per_loss)
                 if best.extra >= 0:
                     break
@@ -307,8 +307,8 @@ def _sharing(geometry: Geometry) -> dict[str, set[str]]:
     """For each group, those that have a layer in common with it, itself among them."""
     sets = {name: set(numbers) for name, numbers in geometry.touched.items()}
     return {
-        name: {other for other, theirs in sets.items() if ours & theirs} | {name}
-        for name, ours in sets.items()
+        name: {other for other, second in sets.items() if first & second} | {name}
+        for name, first in sets.items()
     }
 
 
@@ -347,7 +347,7 @@ def plan_latency(
     round_to: int,
     precision: Precision,
     threads: int,
-) -> Found:
+) -> LatencyPlan:
     """:func:`reach_latency` on this machine; layers that were timed before are looked up.
 
     Args:
@@ -363,9 +363,11 @@ def plan_latency(
     Raises:
         NetworkError: The target cannot be reached, or the network cannot be exported.
     """
+    if not isinstance(prunable.example, Tensor):
+        raise NetworkError("latency needs a network of one input")
     clock = LayerTimer(precision, threads)
-    whole = NetworkTimer(prunable.example.shape[1:], precision, threads)
+    network_timer = NetworkTimer(prunable.example.shape[1:], precision, threads)
     try:
-        return reach_latency(model, prunable, scores, plan, target, round_to, clock, whole)
+        return reach_latency(model, prunable, scores, plan, target, round_to, clock, network_timer)
     finally:
         clock.save()

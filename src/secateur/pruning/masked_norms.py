@@ -62,18 +62,18 @@ class _CountKept(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = {**dict(zip(_NORMS.get(func, ()), args, strict=False)), **(kwargs or {})}
-        weight = given.get("weight")
+        arguments = {**dict(zip(_NORMS.get(func, ()), args, strict=False)), **(kwargs or {})}
+        weight = arguments.get("weight")
         index = self.kept.get(id(weight)) if func in _NORMS else None
-        if index is None or given.get("num_groups", 1) != 1:
+        if index is None or arguments.get("num_groups", 1) != 1:
             return func(*args, **(kwargs or {}))
-        images = given.pop("input")
-        dimension = 1 if "num_groups" in given else images.ndim - 1
-        if "normalized_shape" in given:
-            given["normalized_shape"] = (len(index),)
+        images = arguments.pop("input")
+        dimension = 1 if "num_groups" in arguments else images.ndim - 1
+        if "normalized_shape" in arguments:
+            arguments["normalized_shape"] = (len(index),)
         index = index.to(images.device)
         for name in ("weight", "bias"):
-            if given.get(name) is not None:
-                given[name] = given[name].index_select(0, index)
-        normed = func(images.index_select(dimension, index), **given)
+            if arguments.get(name) is not None:
+                arguments[name] = arguments[name].index_select(0, index)
+        normed = func(images.index_select(dimension, index), **arguments)
         return torch.zeros_like(images).index_copy(dimension, index, normed)

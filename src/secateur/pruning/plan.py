@@ -203,12 +203,12 @@ class Plan(BaseModel):
         return Plan.of(keeps, sizes).model_copy(update=update)
 
 
-def misfit(where: str, expected: object, found: object) -> NetworkError:
+def misfit(where: str, expected: object, actual: object) -> NetworkError:
     """The error for a plan that was made for another network."""
     return NetworkError(
         "removal plan does not fit the network",
         where=where,
         expected=expected,
-        found=found,
+        found=actual,
         remedy="a plan goes with the network it was made for",
     )

@@ -188,13 +188,13 @@ def _require_same(large: ChannelGraph, small: ChannelGraph, sizes: Mapping[Axis,
 
 def _buckets(units: Units) -> dict[_Bucket, list[int]]:
     """Units that can stand in for one another, in the order of the network."""
-    found: dict[_Bucket, list[int]] = {}
+    buckets: dict[_Bucket, list[int]] = {}
     firsts = units.by_unit[units.bounds[:-1]]
     for unit in np.argsort(firsts, kind="stable").tolist():
         places = tuple((units.axes[axis], many) for axis, many in units.signatures[unit])
         key = (tuple(sorted(places)), int(units.tours[unit]), unit in units.reasons)
-        found.setdefault(key, []).append(unit)
-    return found
+        buckets.setdefault(key, []).append(unit)
+    return buckets
 
 
 def _match(
@@ -232,10 +232,10 @@ def _match(
 
 def _components(prunable: Prunable, large: Units, group: Group) -> Ints:
     """Component of each unit of a group, shape (units,)."""
-    found = np.empty(group.units, np.int64)
+    components = np.empty(group.units, np.int64)
     for member in group.members:
-        found[member.unit] = large.of[prunable.graph.offsets[member.axis] + member.index]
-    return found
+        components[member.unit] = large.of[prunable.graph.offsets[member.axis] + member.index]
+    return components
 
 
 def _owner_of(groups: list[Group], axis: Axis) -> str | None:
@@ -251,20 +251,20 @@ def _best(candidates: list[int], score_of: Scores, count: int) -> list[int]:
 def _read_plan(prunable: Prunable, large: Units, small: Units, stands_for: Ints) -> Plan:
     node_of = np.full(small.graph.count, -1)
     for unit in range(small.number):
-        ours, theirs = small.nodes(unit), large.nodes(int(stands_for[unit]))
-        places = {large.axes[axis]: theirs[large.axis_of[theirs] == axis]
-                  for axis in np.unique(large.axis_of[theirs]).tolist()}  # fmt: skip
-        for axis in np.unique(small.axis_of[ours]).tolist():
-            node_of[ours[small.axis_of[ours] == axis]] = places[small.axes[axis]]
+        small_nodes, large_nodes = small.nodes(unit), large.nodes(int(stands_for[unit]))
+        places = {large.axes[axis]: large_nodes[large.axis_of[large_nodes] == axis]
+                  for axis in np.unique(large.axis_of[large_nodes]).tolist()}  # fmt: skip
+        for axis in np.unique(small.axis_of[small_nodes]).tolist():
+            node_of[small_nodes[small.axis_of[small_nodes] == axis]] = places[small.axes[axis]]
     met = np.sort(node_of[small.graph.edges], axis=1)
     count = prunable.graph.count
     known = prunable.graph.edges @ np.array([count, 1])
     if not np.isin(met @ np.array([count, 1]), known).all():
         raise WidthsRejected("smaller, it would join channels that the large network keeps apart")
-    for ours, theirs in zip(small.graph.visits, large.graph.visits, strict=True):
+    for small_nodes, large_nodes in zip(small.graph.visits, large.graph.visits, strict=True):
         here = np.zeros(count, bool)
-        here[theirs] = True
-        if not np.array_equal(np.flatnonzero(here[node_of]), ours):
+        here[large_nodes] = True
+        if not np.array_equal(np.flatnonzero(here[node_of]), small_nodes):
             raise WidthsRejected(
                 "smaller, it would send channels another way than the large network"
             )

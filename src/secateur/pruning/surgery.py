@@ -323,8 +323,8 @@ def _tensor(model: nn.Module, path: str) -> Tensor:
 
 def _require(tensor: Tensor, path: str, cut: Cut) -> None:
     if not 0 <= cut.axis < tensor.ndim or tensor.shape[cut.axis] != cut.size:
-        found = f"shape {tuple(tensor.shape)}"
-        raise misfit(path, f"{cut.size} entries on axis {cut.axis}", found)
+        actual = f"shape {tuple(tensor.shape)}"
+        raise misfit(path, f"{cut.size} entries on axis {cut.axis}", actual)
     distinct = set(cut.keep)
     if not distinct or len(distinct) != len(cut.keep) or not distinct <= set(range(cut.size)):
         shown = f"{list(cut.keep[:8])}{'...' if len(cut.keep) > 8 else ''}"

@@ -139,7 +139,7 @@ class FastEngine:
         self, part: _Part, levels: Sequence[tuple[int, Level, Feed]], feed: Feed
     ) -> Iterator[tuple[int, Array]]:
         """Index and logits, (classes, batch), of each of some levels of a part."""
-        given = {tensor_name(value): feed[tensor_name(value)] for value in part.needs}
+        feeds = {tensor_name(value): feed[tensor_name(value)] for value in part.needs}
         for index, level, masks in levels:
             kept = {
                 f"weight_{name}.weight": (self._weights[f"{name}.weight"] * mask.numpy())[
@@ -147,7 +147,7 @@ class FastEngine:
                 ]
                 for name, mask in level.weights.items()
             }
-            (logits,) = part.session.run(None, {**given, **masks, **kept})
+            (logits,) = part.session.run(None, {**feeds, **masks, **kept})
             yield index, logits[0, :, 0]
 
     def _check(
@@ -159,9 +159,9 @@ class FastEngine:
             last = part.levels[-1]
             with masked(self._model, last[1]):
                 expected = _logits(self._model, prepared)
-            ((_, found),) = self._run(part, [last], feed)
+            ((_, result),) = self._run(part, [last], feed)
             close = 1e-3 * max(1.0, float(np.abs(expected).max()))
-            if not np.allclose(found[:, : len(prepared)], expected, rtol=0, atol=close):
+            if not np.allclose(result[:, : len(prepared)], expected, rtol=0, atol=close):
                 raise Unsupported(f"other logits than the network's at {last[1].layer}")
 
     def _parts(self, levels: Sequence[Level]) -> list[_Part]:
@@ -194,8 +194,8 @@ class FastEngine:
 
     def _readers(self, member: Member) -> list[Call]:
         calls = self._layers(member.axis.tensor)
-        whole = all(call.op != "convolution" or call.args[8] == 1 for call in calls)
-        if member.axis.axis != INPUTS and not (member.axis.axis == 1 and whole):
+        full = all(call.op != "convolution" or call.args[8] == 1 for call in calls)
+        if member.axis.axis != INPUTS and not (member.axis.axis == 1 and full):
             raise Unsupported(f"{member.axis.tensor} reads channels in another way")
         return calls
 

@@ -74,13 +74,13 @@ class Layout:
         return wide.reshape(self.shape(self.tape.image))
 
     def _norms(self) -> dict[int, Call]:
-        found = {}
+        norms = {}
         for call in self.tape.calls:
             if call.op == "convolution":
                 readers = self._readers.get(call.outputs[0], [])
                 if len(readers) == 1 and readers[0].op == "native_batch_norm":
-                    found[id(call)] = readers[0]
-        return found
+                    norms[id(call)] = readers[0]
+        return norms
 
     def _fill(self) -> dict[Value, int]:
         extra: dict[Value, int] = {}

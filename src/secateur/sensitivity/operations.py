@@ -32,10 +32,10 @@ class Nodes:
 
     def model(self, inputs: list[tuple[str, Shape]], outputs: list[str]) -> onnx.ModelProto:
         """What was written."""
-        said = [helper.make_tensor_value_info(name, 1, shape) for name, shape in inputs]
+        declared = [helper.make_tensor_value_info(name, 1, shape) for name, shape in inputs]
         gives = [helper.make_tensor_value_info(name, 1, None) for name in outputs]
         constants = list(self._constants.values())
-        graph = helper.make_graph(self._nodes, "part", said, gives, constants)
+        graph = helper.make_graph(self._nodes, "part", declared, gives, constants)
         opset = helper.make_opsetid("", OPSET)
         return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
 

@@ -50,10 +50,10 @@ class ScanPoint:
         return asdict(self) | {"accuracy": list(self.accuracy), "drop": list(self.drop)}
 
     @classmethod
-    def from_dict(cls, said: dict[str, Any]) -> ScanPoint:
+    def from_dict(cls, fields: dict[str, Any]) -> ScanPoint:
         """Read what :meth:`to_dict` wrote."""
-        intervals = {name: Interval(*said[name]) for name in ("accuracy", "drop")}
-        return cls(**(said | intervals))
+        intervals = {name: Interval(*fields[name]) for name in ("accuracy", "drop")}
+        return cls(**(fields | intervals))
 
 
 def scan_network(
@@ -87,8 +87,8 @@ def scan_network(
         SecateurError: Masks were not in force during an evaluation.
     """
     above_zero = [fraction for fraction in fractions if fraction > 0]
-    found = _Candidates(model, prunable, weights)
-    levels = [found.level("network", fraction) for fraction in above_zero]
+    points = _Candidates(model, prunable, weights)
+    levels = [points.level("network", fraction) for fraction in above_zero]
     return _scan(model, levels, images, prepare, progress, engine)
 
 
@@ -108,8 +108,8 @@ def scan_layers(
     ``progress`` counts it.
     """
     above_zero = [fraction for fraction in fractions if fraction > 0]
-    found = _Candidates(model, prunable, weights)
-    levels = [found.level(name, f) for name in found.names for f in above_zero]
+    points = _Candidates(model, prunable, weights)
+    levels = [points.level(name, f) for name in points.names for f in above_zero]
     return _scan(model, levels, images, prepare, progress, engine)[1:]
 
 
@@ -204,8 +204,8 @@ def _scan(
     except Unsupported as why:
         right = _plain(model, why).correct(every, images, prepare, progress)
     points = []
-    for level, ours in zip(every, right, strict=True):
-        correct = int(ours.sum())
+    for level, own in zip(every, right, strict=True):
+        correct = int(own.sum())
         points.append(
             ScanPoint(
                 level.layer,
@@ -214,7 +214,7 @@ def _scan(
                 correct,
                 len(images),
                 proportion(correct, len(images)),
-                paired_drop(right[0], ours),
+                paired_drop(right[0], own),
             )
         )
     return points

@@ -58,8 +58,8 @@ def write_graph(
     for call in chosen:
         if id(call) not in folded:
             writer.write(call)
-    given = [(tensor_name(value), layout.shape(value)) for value in missing(chosen)]
-    return writer.model([*given, *writer.inputs], [tensor_name(value) for value in outputs])
+    inputs = [(tensor_name(value), layout.shape(value)) for value in missing(chosen)]
+    return writer.model([*inputs, *writer.inputs], [tensor_name(value) for value in outputs])
 
 
 def missing(calls: Sequence[Call]) -> list[Value]:

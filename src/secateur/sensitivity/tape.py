@@ -82,23 +82,23 @@ class Tape:
     def before(self, values: Iterable[Value]) -> list[Call]:
         """The calls that ``values`` need, in order."""
         needed = set(values)
-        found = []
+        known = []
         for call in reversed(self.calls):
             if not needed.isdisjoint(call.outputs):
                 needed.update(call.inputs)
-                found.append(call)
-        return found[::-1]
+                known.append(call)
+        return known[::-1]
 
     def after(self, first: Iterable[Call]) -> list[Call]:
         """The calls ``first`` and all that depend on them, in order."""
         chosen = {call.outputs for call in first}
         reached: set[Value] = set()
-        found = []
+        known = []
         for call in self.calls:
             if call.outputs in chosen or not reached.isdisjoint(call.inputs):
                 reached.update(call.outputs)
-                found.append(call)
-        return found
+                known.append(call)
+        return known
 
 
 def record(model: nn.Module, shape: Sequence[int]) -> Tape:
@@ -152,11 +152,11 @@ class _Recorder(TorchDispatchMode):
             self._alive[id(result)] = result
         elif any(isinstance(item, Tensor) for item in tree_iter(args)):
             # All of the schema's arguments, so that nobody after this need know defaults.
-            said = [
+            arguments = [
                 args[i] if i < len(args) else (kwargs or {}).get(each.name, each.default_value)
                 for i, each in enumerate(schema.arguments)
             ]
-            read = tree_map_only(Tensor, self.value, tuple(said))
+            read = tree_map_only(Tensor, self.value, tuple(arguments))
             if schema.is_mutable:
                 self._forget_views(args[0])
             self.calls.append(Call(name.rstrip("_"), read, self._new(result)))
@@ -164,10 +164,10 @@ class _Recorder(TorchDispatchMode):
 
     def value(self, tensor: Tensor) -> Value | Weight:
         """What ``tensor`` is called."""
-        found = self._weights.get(id(tensor)) or self._values.get(id(tensor))
-        if found is None:
+        known = self._weights.get(id(tensor)) or self._values.get(id(tensor))
+        if known is None:
             raise Unsupported("it reads a tensor that it made itself, or changed through a view")
-        return found
+        return known
 
     def _new(self, result: Any) -> tuple[Value, ...]:
         outputs = []

@@ -152,7 +152,7 @@ def _of_item(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
 
 def _of_convolution(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
     groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
-    weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+    weight = kwargs["weight"] if "weight" in kwargs else args[1]
     dimension = result.ndim - (weight.ndim - 1)
     if isinstance(groups, MarkedInt) and groups == result.shape[dimension]:
         yield groups, result, dimension

@@ -51,10 +51,10 @@ def _matmul(
     batch = "".join(chr(ord("a") + d) for d in range(max(first.ndim, second.ndim, 2) - 2))
     left = "m"[2 - min(first.ndim, 2) :] + "k"
     right = "k" + "n"[2 - min(second.ndim, 2) :]
-    ours = batch[len(batch) - max(first.ndim - 2, 0) :] if first.ndim > 2 else ""
-    theirs = batch[len(batch) - max(second.ndim - 2, 0) :] if second.ndim > 2 else ""
+    left_batch = batch[len(batch) - max(first.ndim - 2, 0) :] if first.ndim > 2 else ""
+    right_batch = batch[len(batch) - max(second.ndim - 2, 0) :] if second.ndim > 2 else ""
     out = batch + left[:-1] + right[1:]
-    if not _product(ledger, first, second, (ours + left, theirs + right, out), result):
+    if not _product(ledger, first, second, (left_batch + left, right_batch + right, out), result):
         cannot_follow(ledger, func, args, kwargs, result)
 
 
@@ -126,9 +126,9 @@ def _contract(
     for letter in summed:
         if letter in first.wide() or letter in second.wide():
             grid = "".join(s for s in first.letters if s in second.letters)
-            ours, theirs = _grids(first, second, grid)
-            ledger.graph.join(ours, theirs, f"{where} meets channels that must stay")
-            ledger.graph.tell(ledger.where, "multiplies and adds them up", ours)
+            first_labels, second_labels = _grids(first, second, grid)
+            ledger.graph.join(first_labels, second_labels, f"{where} meets channels that must stay")
+            ledger.graph.tell(ledger.where, "multiplies and adds them up", first_labels)
             first = _reduced(ledger, first, letter, where)
             second = _reduced(ledger, second, letter, where)
     first, second = (_without(each, summed) for each in (first, second))
@@ -137,9 +137,11 @@ def _contract(
 
 def _grids(first: _Operand, second: _Operand, letters: str) -> tuple[Nodes, Nodes]:
     """Labels of both along common letters; each is the same along all its others, or becomes so."""
-    ours, theirs = (_first_along(each, letters).aligned(letters) for each in (first, second))
-    ours, theirs = torch.broadcast_tensors(ours, theirs)
-    return tuple(each.numpy() for each in thin(ours, [theirs]))  # type: ignore[return-value]
+    first_labels, second_labels = (
+        _first_along(each, letters).aligned(letters) for each in (first, second)
+    )
+    first_labels, second_labels = torch.broadcast_tensors(first_labels, second_labels)
+    return tuple(each.numpy() for each in thin(first_labels, [second_labels]))  # type: ignore[return-value]
 
 
 def _first_along(operand: _Operand, letters: str) -> _Operand:
@@ -209,11 +211,13 @@ def _outer(
                 first = _joined(ledger, first, letter, where)
             for letter in other:
                 second = _joined(ledger, second, letter, where)
-        ours, theirs = (each.aligned(out).expand(tuple(shape)) for each in (first, second))
-        pair = [each.numpy() for each in thin(ours, [theirs])]
+        first_labels, second_labels = (
+            each.aligned(out).expand(tuple(shape)) for each in (first, second)
+        )
+        pair = [each.numpy() for each in thin(first_labels, [second_labels])]
         ledger.graph.join(pair[0], pair[1], f"{where} meets channels that must stay")
         ledger.graph.tell(ledger.where, "multiplies them pair by pair", pair[0])
-        labels = theirs if other and not own else ours
+        labels = second_labels if other and not own else first_labels
         return _Operand(labels, out, first.zero or second.zero)
     (operand,) = made
     fixed = second if operand is first else first
@@ -272,6 +276,7 @@ def _masked(ledger: Ledger, weights: _Operand, mask: Tensor) -> _Operand:
     labels = mask.expand(weights.labels.shape)
     if not varying(labels) and not varying(weights.labels):
         return weights
-    ours, theirs = (each.numpy() for each in thin(weights.labels, [labels]))
-    ledger.graph.join(ours, theirs, f"attention at {ledger.where} adds a mask that must stay")
+    first_labels, second_labels = (each.numpy() for each in thin(weights.labels, [labels]))
+    why = f"attention at {ledger.where} adds a mask that must stay"
+    ledger.graph.join(first_labels, second_labels, why)
     return replace(weights, zero=False)

@@ -58,10 +58,10 @@ def _glu(
     first, second = labels.chunk(2, argument(func, args, kwargs, "dim"))
     spoken = f"glu at {ledger.where}"
     ledger.graph.couple(thin(labels)[0].numpy(), spoken)
-    ours, theirs = (each.numpy() for each in thin(first, [second]))
-    ledger.graph.join(ours, theirs, f"{spoken} meets channels that must stay")
-    ledger.graph.tell(ledger.where, "gates one half with the other", ours)
-    ledger.graph.visits += [known(ours), known(theirs)]
+    first_nodes, second_nodes = (each.numpy() for each in thin(first, [second]))
+    ledger.graph.join(first_nodes, second_nodes, f"{spoken} meets channels that must stay")
+    ledger.graph.tell(ledger.where, "gates one half with the other", first_nodes)
+    ledger.graph.visits += [known(first_nodes), known(second_nodes)]
     ledger.label(result, first)
 
 
@@ -152,11 +152,11 @@ def meet(
     """Join the labels of tensors that are broadcast to ``shape``; return those of the outcome."""
     grids = [t for t in inputs if _is_grid(ledger.value(t))]
     lines = [t for t in inputs if not _is_grid(ledger.value(t))]
-    whole = [ledger.labels(tensor).expand(shape) for tensor in lines]
-    wide = {dimension for labels in whole for dimension in varying(labels)}
+    expanded = [ledger.labels(tensor).expand(shape) for tensor in lines]
+    wide = {dimension for labels in expanded for dimension in varying(labels)}
     full: list[Tensor] = []
     gates = False
-    for tensor, labels in zip(lines, whole, strict=True):
+    for tensor, labels in zip(lines, expanded, strict=True):
         if _is_broadcast(tensor, shape, wide):
             ledger.graph.protect(thin(labels)[0].numpy(), f"{spoken} spreads them over channels")
             gates |= not isinstance(ledger.value(tensor), Weight)
@@ -169,9 +169,9 @@ def meet(
         # One value, where there is one channel: it would be broadcast over any number of them.
         single = not wide and not bool((thin(other)[0] != FIXED).any())
         if other is not main and not single:
-            ours, theirs = (each.numpy() for each in thin(main, [other]))
-            ledger.graph.join(ours, theirs, f"{spoken} meets channels that must stay")
-            ledger.graph.tell(ledger.where, f"{verb} them pair by pair", ours)
+            first_nodes, second_nodes = (each.numpy() for each in thin(main, [other]))
+            ledger.graph.join(first_nodes, second_nodes, f"{spoken} meets channels that must stay")
+            ledger.graph.tell(ledger.where, f"{verb} them pair by pair", first_nodes)
     if gates:
         ledger.graph.gated.append(thin(main)[0].numpy().ravel())
     for tensor in grids:
@@ -225,9 +225,9 @@ def _plane(
 ) -> None:
     """Each channel's pixels give that channel's pixels; those of several make them one."""
     name = name_of(func)
-    found = _PLANES.match(name)
-    assert found is not None
-    pixels = int(found[2])
+    match = _PLANES.match(name)
+    assert match is not None
+    pixels = int(match[2])
     note_numbers(ledger, name, args[1:])
     labels = ledger.labels(args[0])
     first = labels.ndim - pixels

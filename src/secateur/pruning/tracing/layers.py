@@ -66,17 +66,17 @@ def _convolution(
         _computed(ledger, func, args, result)
         return
     dimension = images.ndim - (weights.ndim - 1)
-    given = _channels(ledger, images, dimension)
+    channels = _channels(ledger, images, dimension)
     for number in ("stride", "padding", "dilation", "output_padding"):
         note_numbers(ledger, number, argument(func, args, kwargs, number))
     inside, outside = (0, 1) if transposed else (1, 0)
     # A depthwise convolution that shrank to one channel is still one.
     if groups == 1 and Axis(weight.name, INPUTS) not in ledger.wider:
         made = ledger.nodes(weight, outside)
-        _read(ledger, weight, inside, given)
+        _read(ledger, weight, inside, channels)
         _make(ledger, weight, outside, made)
     else:
-        made = _grouped(ledger, weight, given, groups, transposed)
+        made = _grouped(ledger, weight, channels, groups, transposed)
     traits = _bias(ledger, argument(func, args, kwargs, "bias"), made)
     ledger.label(result, spread(made, dimension, result), traits)
 
@@ -104,12 +104,12 @@ def _filter_each(
     ledger.label(result, spread(channels, dimension, result), Traits(zero=zero))
 
 
-def _read(ledger: Ledger, weight: Weight, dimension: int, given: Nodes) -> None:
+def _read(ledger: Ledger, weight: Weight, dimension: int, channels: Nodes) -> None:
     axis = weight.axes[dimension]
     assert axis is not None
     nodes = ledger.nodes(weight, dimension)
     ledger.graph.readers[Axis(weight.name, axis)] = None
-    ledger.graph.join(nodes, given, f"{ledger.where} reads channels that must stay")
+    ledger.graph.join(nodes, channels, f"{ledger.where} reads channels that must stay")
     ledger.graph.tell(ledger.where, "reads them", nodes)
 
 
@@ -120,11 +120,13 @@ def _make(ledger: Ledger, weight: Weight, dimension: int, made: Nodes) -> None:
     ledger.graph.tell(ledger.where, "makes them", made)
 
 
-def _grouped(ledger: Ledger, weight: Weight, given: Nodes, groups: int, transposed: bool) -> Nodes:
+def _grouped(
+    ledger: Ledger, weight: Weight, channels: Nodes, groups: int, transposed: bool
+) -> Nodes:
     """Inputs and outputs of one group stand and fall together; depthwise is a group a channel."""
-    inputs = ledger.graph.nodes(weight.name, INPUTS, len(given))
-    ledger.graph.blocks[Axis(weight.name, INPUTS)] = len(given) // groups
-    ledger.graph.join(inputs, given, f"{ledger.where} reads channels that must stay")
+    inputs = ledger.graph.nodes(weight.name, INPUTS, len(channels))
+    ledger.graph.blocks[Axis(weight.name, INPUTS)] = len(channels) // groups
+    ledger.graph.join(inputs, channels, f"{ledger.where} reads channels that must stay")
     blocks = inputs.reshape(groups, -1)
     ledger.graph.join(blocks[:, :1], blocks, "")
     makers = ledger.nodes(weight, 0)
@@ -221,20 +223,20 @@ def _channel_norm(
 ) -> None:
     """Scales and shifts each channel; a group norm mixes those of a group."""
     name = name_of(func)
-    given = _channels(ledger, args[0], 1)
+    channels = _channels(ledger, args[0], 1)
     note_numbers(ledger, "eps", argument(func, args, kwargs, "eps"))
     what = "normalizes each on its own"
     if "group" in name:
         groups = argument(func, args, kwargs, "num_groups" if name == "group_norm" else "group")
-        what = _group(ledger, given, groups, args[1:], kwargs)
-    ledger.graph.tell(ledger.where, what, given)
+        what = _group(ledger, channels, groups, args[1:], kwargs)
+    ledger.graph.tell(ledger.where, what, channels)
     for tensor in tensors_in(args[1:], kwargs):
         nodes = ledger.labels(tensor).numpy()
-        if nodes.shape == given.shape:
-            ledger.graph.join(nodes, given, f"{ledger.where} normalizes channels that must stay")
+        if nodes.shape == channels.shape:
+            ledger.graph.join(nodes, channels, f"{ledger.where} normalizes channels that must stay")
     first, *rest = tensors_in(result)
     ledger.label(
-        first, spread(given, 1, first), Traits(zero=_affine_zero(ledger, func, args, kwargs))
+        first, spread(channels, 1, first), Traits(zero=_affine_zero(ledger, func, args, kwargs))
     )
     for tensor in rest:
         ledger.label(tensor, fixed(tensor))

@@ -97,8 +97,8 @@ def standardized_weight(layer: nn.Module) -> Tensor | None:
     plain = next((kind for kind in _PLAIN if isinstance(layer, kind)), None)
     if plain is None or type(layer).forward is plain.forward:
         return None
-    weight = layer.weight
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    weight = layer.weight
     sides = [d * (k - 1) + s for d, k, s in zip(
         layer.dilation, layer.kernel_size, layer.stride, strict=True)]  # fmt: skip
     shape = (2, layer.in_channels, *sides)

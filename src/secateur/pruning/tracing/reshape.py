@@ -136,13 +136,13 @@ def _keeps_pixels(
         if bool((thin(labels)[0] == ZERO).all()):
             continue
         if any(d in varying(moved_places) for d in varying(labels)):
-            for line in _orders(labels, moved_places):
-                if not np.array_equal(line, np.arange(math.prod(sizes))):
+            for order in _orders(labels, moved_places):
+                if not np.array_equal(order, np.arange(math.prod(sizes))):
                     keeps = False
-                    ledger.graph.scalars.append((name, float(zlib.crc32(line.tobytes()))))
+                    ledger.graph.scalars.append((name, float(zlib.crc32(order.tobytes()))))
             continue
-        ours = [d for d in varying(labels) if d not in varying(moved_places)]
-        channel = tuple(0 if d in ours else slice(None) for d in range(labels.ndim))
+        channel_dims = [d for d in varying(labels) if d not in varying(moved_places)]
+        channel = tuple(0 if d in channel_dims else slice(None) for d in range(labels.ndim))
         line = moved_places[channel].flatten()
         if not torch.equal(line, torch.arange(math.prod(sizes))):
             keeps = False
@@ -189,15 +189,15 @@ def _tell_orders(
         return
     ranks = torch.from_numpy(_ranks(line)).view(held.shape).expand(labels.shape)
     for result, places in zip(move(labels), move(ranks), strict=True):
-        ours, occurrence = (each.flatten().numpy() for each in thin(result, [places]))
-        order = np.argsort(ours, kind="stable")
-        values, starts = np.unique(ours[order], return_index=True)
+        labels_after, occurrence = (each.flatten().numpy() for each in thin(result, [places]))
+        order = np.argsort(labels_after, kind="stable")
+        values, starts = np.unique(labels_after[order], return_index=True)
         alike: dict[tuple[int, ...], list[int]] = {}
-        for value, found in zip(
+        for value, ranked_here in zip(
             values.tolist(), np.split(occurrence[order], starts[1:]), strict=True
         ):
             if value >= 0:
-                alike.setdefault(tuple(found.tolist()), []).append(value)
+                alike.setdefault(tuple(ranked_here.tolist()), []).append(value)
         for ranked in sorted(alike):
             ledger.graph.visits.append(known(np.array(alike[ranked])))
             ledger.graph.scalars += [(name, float(rank)) for rank in ranked]
@@ -221,8 +221,9 @@ def _keeps_order(before: Tensor, after: list[Tensor]) -> bool:
     for labels in after:
         if len(varying(labels)) > 1:
             return False
-        ours = thin(labels)[0]
-        if len(ours.unique()) < len(distinct) or not torch.equal(_firsts(ours), _firsts(held)):
+        held_after = thin(labels)[0]
+        fewer = len(held_after.unique()) < len(distinct)
+        if fewer or not torch.equal(_firsts(held_after), _firsts(held)):
             return False
     return True
 
