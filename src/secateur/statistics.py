@@ -1,6 +1,6 @@
-"""What may be claimed from counts and samples: intervals, and differences on the same images.
+"""Intervals and tests for counts and samples, and for differences on the same images.
 
-Every interval is two-sided at 95 % unless an argument says otherwise.
+Intervals are two-sided at 95 % by default.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def paired_drop(
     smoothed = n + 2
     center = (lost - won) / smoothed
     variance = ((lost + won + 1) - (lost - won) ** 2 / smoothed) / smoothed**2
-    reach = float(stats.norm.ppf(0.5 + confidence / 2)) * variance**0.5
-    return Interval((lost - won) / n, max(-1.0, center - reach), min(1.0, center + reach))
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * variance**0.5
+    return Interval((lost - won) / n, max(-1.0, center - half), min(1.0, center + half))
 
 
 def mcnemar(reference: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) -> float:
@@ -86,9 +86,9 @@ def bootstrapped_drop(
 ) -> Interval:
     """:func:`paired_drop` with a percentile bootstrap interval over images instead.
 
-    It assumes nothing of the shape of the distribution and stands beside the formula as a check.
-    Images are drawn in pairs; since only the counts of the four cells matter, they are drawn as one
-    multinomial (Efron & Tibshirani 1993, section 13.3). Seeded: the same answer every time.
+    It assumes no shape of the distribution and checks the formula. Images are resampled in pairs;
+    only the counts of the four cells matter, so one multinomial draws them (Efron & Tibshirani
+    1993, section 13.3). The seed is fixed.
 
     Raises:
         ValueError: The shapes differ or are empty.
@@ -126,9 +126,9 @@ def no_worse(
 ) -> Verdict:
     """Test that ``candidate`` loses no more than ``margin`` of ``reference``'s accuracy.
 
-    A test of non-inferiority: the one-sided upper bound of the paired drop, which is the upper end
-    of the two-sided interval at twice the error, has to be within the margin. That no difference
-    is found does not show it; that the bound is within the margin does.
+    A test of non-inferiority: the one-sided upper bound of the paired drop (the upper end of the
+    two-sided interval at twice the error) must be within the margin. A difference that is not
+    significant does not show this.
 
     Args:
         reference: Shape (n,), True where the reference network was right.
@@ -193,10 +193,10 @@ def images_needed(
 def ratio_of_medians(
     slow: npt.NDArray[np.floating], fast: npt.NDArray[np.floating], draws: int = 2000
 ) -> Interval:
-    """How many times faster ``fast`` is than ``slow``, with its 95 % bootstrap interval.
+    """Speed-up of ``fast`` over ``slow``, with its 95 % bootstrap interval.
 
-    Whole turns are drawn, so that a slow moment of the machine, which both had, stays in both.
-    Seeded: the same answer every time.
+    Turns are resampled in pairs, so that a slow moment of the machine stays in both. The seed is
+    fixed.
 
     Args:
         slow: Times of consecutive turns, shape (n,).
@@ -219,7 +219,7 @@ QUIET = 0.25
 
 
 def noise(samples: npt.NDArray[np.floating]) -> float:
-    """How restless a machine was: the span from p10 to p90 as a fraction of the median."""
+    """Relative spread of timings: (p90 - p10) / median."""
     median, low, high = spread(samples)
     return (high - low) / median
 
@@ -235,8 +235,8 @@ def mean(samples: npt.NDArray[np.floating], confidence: float = 0.95) -> Interva
     if samples.size < 2:
         raise ValueError(f"need at least two samples, found {samples.size}")
     center = float(samples.mean())
-    reach = float(stats.t.ppf(0.5 + confidence / 2, samples.size - 1) * stats.sem(samples))
-    return Interval(center, center - reach, center + reach)
+    half = float(stats.t.ppf(0.5 + confidence / 2, samples.size - 1) * stats.sem(samples))
+    return Interval(center, center - half, center + half)
 
 
 def spread(samples: npt.NDArray[np.floating]) -> Interval:
@@ -254,17 +254,17 @@ def spread(samples: npt.NDArray[np.floating]) -> Interval:
 def across_seeds(right: npt.NDArray[np.bool_], confidence: float = 0.95) -> Interval:
     """Mean accuracy over seeds on the same images, with an interval over seeds *and* images.
 
-    Seeds and images are crossed random effects: each seed decides every image. With y the right
-    answers, S seeds and n images, the variance of the mean is estimated by
+    Seeds and images are crossed random effects: every seed classifies every image. With y the
+    correct answers, S seeds and n images, the variance of the mean is estimated by
 
         var_i(mean_s y) / n  +  var_s(mean_i y) / S,
 
-    the part of the images and the part of the seeds (two-way crossed random effects, Owen 2007,
-    *The pigeonhole bootstrap*, section 2). What neither explains is in both parts, so that the sum
-    errs on the wide side, as Owen's bootstrap does. Half the interval is its root times Student's t
-    with Satterthwaite's degrees of freedom (1946), of n - 1 and S - 1 for the parts. In simulation
-    it covers 94 to 97 % while seeds differ about as much as the images explain, and about 90 %
-    where two or three seeds differ by several times that.
+    the components of images and of seeds (Owen 2007, *The pigeonhole bootstrap*, section 2). The
+    residual variance is in both components, so that the interval is conservative, as Owen's
+    bootstrap is. Its half-width is the root of the sum times Student's t with Satterthwaite's
+    degrees of freedom (1946), from n - 1 and S - 1. In simulation it covers 94 to 97 % while seeds
+    differ about as much as the images explain, and about 90 % where two or three seeds differ by
+    several times that.
 
     Args:
         right: Shape (S, n), True where the network of that seed was right on that image.
@@ -363,5 +363,5 @@ def _around(
     """The mean with a t interval of the sum of variances, each with its degrees of freedom."""
     variance = sum(part for part, _ in parts)
     degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    reach = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * variance**0.5
-    return Interval(mean, max(limits[0], mean - reach), min(limits[1], mean + reach))
+    half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * variance**0.5
+    return Interval(mean, max(limits[0], mean - half), min(limits[1], mean + half))

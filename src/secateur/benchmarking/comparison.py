@@ -84,7 +84,7 @@ def benchmark(
         against: Baselines: torchvision networks, runtimes or files; see
             :func:`secateur.benchmarking.candidates.list_candidates`.
         threads: Inside one operator.
-        batches: Batch sizes; those above 1 measure throughput, with a quarter of the turns.
+        batches: Sizes; those above 1 measure throughput, with a quarter of the turns.
         repeats: Counted turns at batch 1.
         warmup: Uncounted turns before those.
 
@@ -124,12 +124,16 @@ def benchmark(
         )
         for place, candidate in enumerate(candidates)
     ]
-    about = {
+    return Comparison(rows, threads, _about())
+
+
+def _about() -> dict[str, Any]:
+    """Where the times were taken."""
+    return {
         "processor": environment.processor(),
         "versions": environment.versions(),
         "commit": environment.commit(),
     }
-    return Comparison(rows, threads, about)
 
 
 def _noise(shape: ClassifierShape, count: int) -> npt.NDArray[np.float32]:

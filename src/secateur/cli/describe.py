@@ -71,13 +71,13 @@ def describe_groups(recipe: str, overrides: list[str] | None) -> Iterator[str]:
     channels = geometry(config.data, config.network.resolution).channels
     side = config.network.resolution
     network = build_network(config.network, channels, 10)
-    found = find_prunable(network, torch.zeros(1, channels, side, side))
-    for group in found.groups:
+    prunable = find_prunable(network, torch.zeros(1, channels, side, side))
+    for group in prunable.groups:
         head, *lines = str(group).splitlines()
         even = f", in {group.steps} even steps" if group.balanced else ""
         yield head + even
         yield from (f"  {line}" for line in lines)
-    for layer in found.protected:
+    for layer in prunable.protected:
         yield f"{layer.name}: stays, {layer.reason}"
 
 
