@@ -181,7 +181,7 @@ def test_a_stage_of_other_threads_is_not_reused(
         lambda manifest: manifest["says"].update(epochs=2),
         lambda manifest: manifest.update(id="0123456789ab"),
         lambda manifest: manifest.update(stage="prune-1"),
-        lambda manifest: manifest.update(seconds=0.0),
+        lambda manifest: manifest.update(seconds=99.0),
         lambda manifest: manifest["upstream"].update(data="0123456789ab"),
         lambda manifest: manifest["files"].pop("out.txt"),
         lambda manifest: manifest["files"].update({"../elsewhere": "00"}),
