@@ -19,6 +19,7 @@ from PIL import Image
 
 import secateur
 from secateur.artifact.packing import unpack
+from secateur.benchmarking.cost import parameters
 from secateur.compression.api import Result, run
 from secateur.compression.inputs import Inputs, read_problem
 from secateur.compression.problem import Problem
@@ -89,7 +90,9 @@ def test_model_is_the_float_network_of_the_file(result: Result, problem: Problem
         expected = result.model(images).argmax(1).numpy()
     session = onnxruntime.InferenceSession(result.onnx)
     decided = session.run(None, {"image": images.contiguous().numpy()})[0].argmax(1)
-    assert (decided == expected).mean() > 0.85  # what rounding changes
+    assert (decided == expected).mean() > 0.75  # coarse rounding changes some; chance is 0.1
+    (shipped,) = [row for row in rows(result) if row["shipped"] == "yes"]
+    assert parameters(result.model) == int(shipped["parameters"])
 
 
 def test_report_names_every_candidate(result: Result, out: Path) -> None:
