@@ -17,6 +17,7 @@ NAMES = (
     "networks",
     "peers",
     "pruning_grid",
+    "quantize_file",
     "quickstart",
     "scan_speed",
     "study",

@@ -69,6 +69,24 @@ def test_convolutions_before_a_float_activation_run_on_integers(tmp_path):
     assert "QLinearMul" in ran  # the gate of squeeze and excite
 
 
+@pytest.mark.parametrize("make", [Attention, ChannelsLast])
+def test_transformers_are_simulated_so_that_biases_are_corrected(make):
+    small = secateur.quantize(seeded(make), images(SHAPE, 16), method="minmax")
+    assert set(small.chosen["recovery"]) == {"nearest", "nearest, biases corrected"}
+
+
+def test_a_transformer_is_packed_and_classifies(tmp_path):
+    pixels = (images(SHAPE, 16) * 40 + 128).clamp(0, 255).to(torch.uint8)
+    network = seeded(Attention)
+    small = secateur.quantize(network, pixels, classes=NAMES, mean=[0.5] * 3, std=[0.25] * 3)
+    saved = small.save(tmp_path / "q.onnx")
+    secateur.pack(saved, tmp_path / "q.sec")
+    shares = secateur.load(tmp_path / "q.sec")(pixels.numpy())
+    prepared = (pixels.float() / 255 - 0.5) / 0.25
+    expected = torch.from_numpy(OnnxRuntime(saved, 1).run(prepared.numpy())).softmax(1).numpy()
+    assert np.allclose(shares, expected, atol=1e-3)
+
+
 def test_choices_are_made_against_the_float_network_without_labels():
     small = secateur.quantize(seeded(Gated), images(SHAPE, 24))
     assert set(small.chosen["method_loss"]) == {"minmax", "percentile", "mse", "entropy"}

@@ -18,10 +18,11 @@ from secateur.errors import ArtifactError
 OPERATORS = frozenset(
     (
         *("Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "Dropout"),
-        *("DequantizeLinear", "Flatten", "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish"),
-        *("Identity", "LeakyRelu", "MatMul", "MaxPool", "Mul", "PRelu", "Pad", "QuantizeLinear"),
+        *("DequantizeLinear", "Div", "Elu", "Erf", "Exp", "Flatten", "Gather", "Gelu", "Gemm"),
+        *("GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "LayerNormalization"),
+        *("LeakyRelu", "MatMul", "MaxPool", "Mul", "PRelu", "Pad", "Pow", "QuantizeLinear"),
         *("ReduceMean", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Softmax", "Split"),
-        *("Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
+        *("Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
     )
 )
 """Operators of ONNX's own domain whose memory and time follow from their shapes."""

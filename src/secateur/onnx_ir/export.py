@@ -1,4 +1,4 @@
-"""From a trained network to one ONNX file that says the same in fewer operations."""
+"""Export of a trained network to one ONNX file, with fewer operations."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def export_onnx(
         with quiet(), torch.no_grad():
             exported = _export(_simplified(network, images), images)
     except Exception as error:  # the tracer and the exporter raise whatever their layers raise
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise NetworkError("cannot export the network", where=path.name, found=found) from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise NetworkError("cannot export the network", where=path.name, found=reason) from error
     proto = tidy(exported)
     if straight:
         proto = straighten(proto)

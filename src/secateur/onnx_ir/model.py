@@ -1,4 +1,4 @@
-"""An ONNX graph as one reads it: who makes a tensor, who uses it, what is constant; and tidying."""
+"""The edges of an ONNX graph: producers, consumers and constants; and tidying."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widths that integer kernels are quick on: depthwise layers of whole blocks of channels."""
+"""Padding of depthwise layers to full blocks of channels, on which integer kernels are fast."""
 
 from __future__ import annotations
 

@@ -139,16 +139,16 @@ def _inside(path: Path, location: str, name: str) -> Path:
     try:
         source = (folder / location).resolve(strict=True)
     except (OSError, ValueError) as error:
-        found = f"{location!r}: {getattr(error, 'strerror', None) or error}"
-        raise _refused(path, name, found) from error
+        reason = f"{location!r}: {getattr(error, 'strerror', None) or error}"
+        raise _refused(path, name, reason) from error
     if not source.is_relative_to(folder) or not source.is_file():
         raise _refused(path, name, repr(location))
     return source
 
 
-def _refused(path: Path, name: str, found: str) -> StoreError:
+def _refused(path: Path, name: str, reason: str) -> StoreError:
     return StoreError(
         f"cannot read the external data of tensor {name[:60]!r}", where=path,
-        expected="a regular file in the folder of the ONNX file", found=found,
+        expected="a regular file in the folder of the ONNX file", found=reason,
         remedy="keep the files of the network together",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Straight routes through a float graph: channels in an order that nothing has to move.
+"""Folding of channel shuffles into the order of the weights around them.
 
 A channel shuffle (Zhang et al. 2018, arXiv 1707.01083) is a fixed permutation, and so is whatever
 splits and concatenations between shuffles make of it. Convolutions on both sides do not care in
@@ -286,17 +286,17 @@ def find_readers(
     """
     if name in graph.outputs:
         return []
-    found = []
+    readers = []
     for node in graph.consumers.get(name, []):
         if node.output[0] in skip:
             continue
-        found.append(node)
+        readers.append(node)
         if not mixes(graph, node):
             further = find_readers(graph, node.output[0], passes) if passes(node) else []
             if not further:
                 return []
-            found += further
-    return found
+            readers += further
+    return readers
 
 
 def is_private(graph: Graph, name: str) -> bool:

@@ -37,11 +37,11 @@ class Width:
 
     def __str__(self) -> str:
         """Say how many are too many, and where the nearest full blocks end."""
-        whole = self.channels // self.block * self.block
-        fits = f"prune to {whole} or widen to" if whole else "widen to"
+        full = self.channels // self.block * self.block
+        fits = f"prune to {full} or widen to" if full else "widen to"
         return (
-            f"{self.channels} {self.end}, {self.channels - whole} beyond whole blocks of "
-            f"{self.block}: {fits} {whole + self.block}; {self.why}"
+            f"{self.channels} {self.end}, {self.channels - full} beyond whole blocks of "
+            f"{self.block}: {fits} {full + self.block}; {self.why}"
         )
 
 

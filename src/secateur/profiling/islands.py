@@ -17,7 +17,7 @@ ABLE = (
     *WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu",
     "Resize",
 )  # fmt: skip
-"""Operators that are integer in a file of ours, if what is around them lets them."""
+"""Operators that are integer in a file of Secateur, where their neighbors are."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,17 @@ def _gives_float(node: onnx.NodeProto, floats: set[str]) -> bool:
 
 
 def find_islands(optimized: onnx.ModelProto, nodes: tuple[Node, ...]) -> list[Island]:
-    """Name what is still in float, why, and what to do, longest first."""
-    graph, spent = Graph(optimized), {node.name: node.ms for node in nodes}
-    found = [
-        Island(_name(node), node.op_type, spent.get(node.name), *_reason(graph, node))
+    """List the nodes still in float, each with its reason and remedy, longest first."""
+    graph, times = Graph(optimized), {node.name: node.ms for node in nodes}
+    islands = [
+        Island(_name(node), node.op_type, times.get(node.name), *_reason(graph, node))
         for node in _in_float(optimized)
     ]
-    return sorted(found, key=lambda island: -(island.ms or 0.0))
+    return sorted(islands, key=lambda island: -(island.ms or 0.0))
 
 
 def _reason(graph: Graph, node: onnx.NodeProto) -> tuple[str, str]:
-    """Say why ``node`` is in float, and what to do about it."""
+    """The reason why ``node`` is in float, and the remedy."""
     clamp = _clamp(graph, node)
     if clamp in ("Clip", "Relu"):
         return (

@@ -79,19 +79,19 @@ def gather(events: list[dict[str, Any]]) -> tuple[Node, ...]:
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             runs.setdefault(event["args"]["node_index"], []).append(event)
-    spent = {key: float(np.median([e["dur"] for e in of[WARMUP:]])) for key, of in runs.items()}
-    total = sum(spent.values())
-    nodes = [_node(runs[key][0], spent[key] / 1e3, spent[key] / total) for key in runs]
+    medians = {key: float(np.median([e["dur"] for e in of[WARMUP:]])) for key, of in runs.items()}
+    total = sum(medians.values())
+    nodes = [_node(runs[key][0], medians[key] / 1e3, medians[key] / total) for key in runs]
     return tuple(sorted(nodes, key=lambda node: -node.ms))
 
 
 def _node(event: dict[str, Any], ms: float, share: float) -> Node:
     read = [next(iter(each.items())) for each in event["args"]["input_type_shape"] if each]
-    given = [next(iter(each.items())) for each in event["args"]["output_type_shape"] if each]
+    results = [next(iter(each.items())) for each in event["args"]["output_type_shape"] if each]
     # Scales and zero points may stand before the activation, but have fewer dimensions.
     kind, reads = max(read, key=lambda each: len(each[1]), default=("float", []))
-    kind_given, gives = given[0] if given else (kind, [])
-    kinds = [_element(kind), _element(kind_given)]
+    result_kind, gives = results[0] if results else (kind, [])
+    kinds = [_element(kind), _element(result_kind)]
     return Node(
         name=event["name"].removesuffix("_kernel_time"),
         operator=event["args"]["op_name"],

@@ -1,4 +1,4 @@
-"""An explanation in words and tables."""
+"""An explanation as lines and tables."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from secateur.profiling.nodes import Node
 from secateur.profiling.operators import MOVERS
 
 
-def render(found: Explanation, everything: bool = False) -> Iterator[str | Table]:
-    """Yield lines and tables that say what :func:`explain` found.
+def render(explanation: Explanation, everything: bool = False) -> Iterator[str | Table]:
+    """Yield lines and tables that show a result of :func:`explain`.
 
     Args:
-        found: What to say.
+        explanation: What to show.
         everything: All nodes and widths, not the longest only.
     """
-    yield _header(found)
-    yield from _unrest(found)
+    yield _header(explanation)
+    yield from _unrest(explanation)
     yield ""
-    yield from _node_lines(found.nodes, None if everything else 15)
-    yield _operator_table(found)
+    yield from _node_lines(explanation.nodes, None if everything else 15)
+    yield _operator_table(explanation)
     yield ""
-    yield from _island_lines(found)
+    yield from _island_lines(explanation)
     yield ""
-    yield from _moving_lines(found)
+    yield from _moving_lines(explanation)
     yield ""
-    if blocks_are_known(found.processor):
-        yield from _width_lines(found.widths, None if everything else 10)
+    if blocks_are_known(explanation.processor):
+        yield from _width_lines(explanation.widths, None if everything else 10)
     else:
         yield "Widths that miss the kernel's block: not known for this processor"
 
 
-def _header(found: Explanation) -> str:
-    threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
+def _header(explanation: Explanation) -> str:
+    threads = f"{explanation.threads} thread" + ("s" if explanation.threads > 1 else "")
+    spread = f"p10 {explanation.p10_ms:.3f}, p90 {explanation.p90_ms:.3f}"
     return (
-        f"{found.file}: {found.size_bytes:,} bytes, {found.precision}, {found.median_ms:.3f} ms a "
-        f"run (p10 {found.p10_ms:.3f}, p90 {found.p90_ms:.3f}), {threads}, {found.runtime}, "
-        f"{found.processor}"
+        f"{explanation.file}: {explanation.size_bytes:,} bytes, {explanation.precision}, "
+        f"{explanation.median_ms:.3f} ms a run ({spread}), {threads}, {explanation.runtime}, "
+        f"{explanation.processor}"
     )
 
 
-def _unrest(found: Explanation) -> Iterator[str]:
-    if found.p90_ms > 1.5 * found.p10_ms:
+def _unrest(explanation: Explanation) -> Iterator[str]:
+    if explanation.p90_ms > 1.5 * explanation.p10_ms:
         yield "Runs differ by more than half: something else is busy on this machine."
 
 
@@ -75,31 +76,32 @@ def _time(ms: float, share: float) -> tuple[str, str]:
     return f"{ms:.3f}", f"{100 * share:.1f} %"
 
 
-def _operator_table(found: Explanation) -> Table:
+def _operator_table(explanation: Explanation) -> Table:
     table = _table("operator", "count", "ms", "share")
-    for name, sums in found.operators().items():
+    for name, sums in explanation.operators().items():
         table.add_row(name, str(int(sums["count"])), *_time(sums["ms"], sums["share"]))
     return table
 
 
-def _island_lines(found: Explanation) -> Iterator[str]:
-    if found.precision == "float":
+def _island_lines(explanation: Explanation) -> Iterator[str]:
+    if explanation.precision == "float":
         yield "Still in float: all of it; `secateur quantize` makes an int8 file"
         return
-    edges = ", ".join(found.edges) or "none"
-    if not found.islands:
+    edges = ", ".join(explanation.edges) or "none"
+    if not explanation.islands:
         yield f"Still in float: nothing; conversions at the edges, as must be: {edges}"
         return
-    yield f"Still in float: {len(found.islands)}, with {len(found.conversions)} conversions inside"
-    for island in found.islands:
-        spent = "" if island.ms is None else f", {island.ms:.3f} ms"
-        yield f"  {island.name} ({island.operator}{spent}): {island.why}"
+    inside = f"{len(explanation.conversions)} conversions inside"
+    yield f"Still in float: {len(explanation.islands)}, with {inside}"
+    for island in explanation.islands:
+        elapsed = "" if island.ms is None else f", {island.ms:.3f} ms"
+        yield f"  {island.name} ({island.operator}{elapsed}): {island.why}"
         yield f"    {island.remedy}"
     yield f"  conversions at the edges, as must be: {edges}"
 
 
-def _moving_lines(found: Explanation) -> Iterator[str]:
-    moving = found.operators(MOVERS)
+def _moving_lines(explanation: Explanation) -> Iterator[str]:
+    moving = explanation.operators(MOVERS)
     if not moving:
         yield "Only moves data: nothing"
         return
@@ -111,17 +113,17 @@ def _moving_lines(found: Explanation) -> Iterator[str]:
 
 
 def _width_lines(widths: tuple[Width, ...], most: int | None) -> Iterator[str]:
-    """Say what is the same of several layers once."""
+    """Group layers that miss a block in the same way."""
     layers: dict[str, list[Width]] = {}
     for width in widths:
         layers.setdefault(str(width), []).append(width)
-    spent = {says: sum(width.ms for width in same) for says, same in layers.items()}
+    elapsed = {line: sum(width.ms for width in same) for line, same in layers.items()}
     names = {width.name for width in widths}
     yield f"Widths that miss the kernel's block: {f'{len(names)} layers' if names else 'none'}"
-    for says in sorted(layers, key=lambda says: -spent[says])[:most]:
-        first, *others = [width.name for width in layers[says]]
+    for line in sorted(layers, key=lambda line: -elapsed[line])[:most]:
+        first, *others = [width.name for width in layers[line]]
         more = f" and {len(others)} more" if others else ""
-        yield f"  {says}"
-        yield f"    {first}{more}, {spent[says]:.3f} ms in all"
+        yield f"  {line}"
+        yield f"    {first}{more}, {elapsed[line]:.3f} ms in all"
     if most and len(layers) > most:
         yield f"  and {len(layers) - most} widths more; --all shows them"

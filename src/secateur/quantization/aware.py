@@ -81,8 +81,8 @@ class Trainable(Simulated):
 
     def masks(self) -> dict[str, Tensor]:
         """By name of the parameter, True where a weight of a pruned layer is kept."""
-        found = {f"weights.{name}": weight != 0 for name, weight in self.weights.items()}
-        return {name: kept for name, kept in found.items() if (~kept).float().mean() > _PRUNED}
+        masks = {f"weights.{name}": weight != 0 for name, weight in self.weights.items()}
+        return {name: kept for name, kept in masks.items() if (~kept).float().mean() > _PRUNED}
 
     @torch.no_grad()
     def learned(self) -> Scheme:

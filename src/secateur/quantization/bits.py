@@ -1,7 +1,7 @@
 """How many bits each layer needs: a scan, and a choice from it.
 
 The sibling of the pruning scan: one layer at a time has its weights rounded to few bits, all else
-staying real, and the loss on validation images is what that layer's bits are worth.
+staying real, and the loss on validation images is the value of that layer's bits.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class BitPoint:
         return asdict(self) | {"accuracy": list(self.accuracy), "drop": list(self.drop)}
 
     @classmethod
-    def from_dict(cls, said: dict[str, Any]) -> BitPoint:
+    def from_dict(cls, values: dict[str, Any]) -> BitPoint:
         """Read what :meth:`to_dict` wrote."""
-        intervals = {name: Interval(*said[name]) for name in ("accuracy", "drop")}
-        return cls(**(said | intervals))
+        intervals = {name: Interval(*values[name]) for name in ("accuracy", "drop")}
+        return cls(**(values | intervals))
 
 
 @torch.no_grad()
@@ -104,22 +104,22 @@ def scan_bits(
         for number, node in enumerate(network.walk(values)):
             for width, weight in zip(widths, rounded.get(node.name, ()), strict=False):
                 logits = network.branch(values, number, weight)
-                seen.setdefault((node.name, width), []).append(_judge(logits, labels))
+                seen.setdefault((node.name, width), []).append(_right_and_loss(logits, labels))
             if node.name in rounded:
                 advance()
         logits = values[network.graph.outputs[0]]
-        seen.setdefault(("network", 32), []).append(_judge(logits, labels))
+        seen.setdefault(("network", 32), []).append(_right_and_loss(logits, labels))
     return _points(seen, {name: int(w[0].numel()) for name, w in rounded.items()})
 
 
 def _rounded(graph: Graph, node: onnx.NodeProto, bits: int, rule: WeightRule) -> Tensor:
-    ours = WeightRule(bits, rule.per_channel, rule.saturation_free)
+    narrow = WeightRule(bits, rule.per_channel, rule.saturation_free)
     weight = graph.constant(node.input[1])
-    affine = choose_scales(weight, ours)
-    return torch.from_numpy(affine.dequantize(round_weight(weight, affine, ours)))
+    affine = choose_scales(weight, narrow)
+    return torch.from_numpy(affine.dequantize(round_weight(weight, affine, narrow)))
 
 
-def _judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _right_and_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits.argmax(1) == labels, F.cross_entropy(logits, labels, reduction="none")
 
 
@@ -133,7 +133,7 @@ def _points(
     reference, loss = joined.pop(("network", 32))
     n = len(reference)
     points = []
-    for (layer, bits), (right, ours) in {("network", 32): (reference, loss), **joined}.items():
+    for (layer, bits), (right, losses) in {("network", 32): (reference, loss), **joined}.items():
         correct = int(np.sum(right))
         points.append(
             BitPoint(
@@ -144,7 +144,7 @@ def _points(
                 n,
                 proportion(correct, n),
                 paired_drop(reference, right),
-                float(ours.mean() - loss.mean()),
+                float(losses.mean() - loss.mean()),
             )
         )
     return points

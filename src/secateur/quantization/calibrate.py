@@ -1,4 +1,4 @@
-"""The range of every tensor to be quantized, over images that the network will be like to see."""
+"""The range of every tensor to be rounded, over representative images."""
 
 from __future__ import annotations
 

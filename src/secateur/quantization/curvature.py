@@ -1,4 +1,4 @@
-"""What an error in a layer's output costs at the end: the curvature of the loss there.
+"""The curvature of the loss at each layer's outputs: what an error there costs.
 
 An error e at output channel i is expected to cost G_i E[e^2] / 2 nats, where G_i is the mean over
 images of the sum over positions of the squared gradient of the loss: the Fisher information, with
@@ -8,7 +8,7 @@ Fisher information wants it; no true labels are needed.
 
 Positions are not independent: a weight errs at all of them alike. By how much that matters is
 measured, layer by layer: the layer's weight is rounded to few bits, and G is scaled so that it
-foretells the divergence of the network's answers that this leads to.
+predicts the divergence of the network's answers that this leads to.
 """
 
 from __future__ import annotations

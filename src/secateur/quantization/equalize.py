@@ -102,12 +102,12 @@ def _balance(pair: Pair, weights: _Weights) -> float:
     rows = weights[pair.first.input[1]]
     columns = weights[pair.second.input[1]]
     depthwise = _is_depthwise(pair.second, columns.shape)
-    ours = np.abs(rows).reshape(len(rows), -1).max(axis=1)
-    theirs = np.abs(columns if depthwise else np.swapaxes(columns, 0, 1))
-    theirs = theirs.reshape(len(rows), -1).max(axis=1)
-    alive = (ours > 0) & (theirs > 0)
+    row_range = np.abs(rows).reshape(len(rows), -1).max(axis=1)
+    column_range = np.abs(columns if depthwise else np.swapaxes(columns, 0, 1))
+    column_range = column_range.reshape(len(rows), -1).max(axis=1)
+    alive = (row_range > 0) & (column_range > 0)
     factor = np.ones(len(rows))
-    factor[alive] = np.sqrt(ours[alive] / theirs[alive])
+    factor[alive] = np.sqrt(row_range[alive] / column_range[alive])
     shape = (-1,) + (1,) * (rows.ndim - 1)
     rows /= factor.reshape(shape)
     if len(pair.first.input) > 2:

@@ -1,6 +1,6 @@
-"""How a layer's outputs feel its weights: the Hessian of their squared error, and rounding by it.
+"""The Hessian of the squared error of a layer's outputs in its weights, and rounding by it.
 
-What rounding one weight gets wrong can be made good by the weights of the same row that are not yet
+The error of rounding one weight can be compensated by the weights of the same row that are not yet
 rounded, as far as their inputs move together. The upper Cholesky factor of the inverse Hessian
 holds, in row k, how the error of column k is best spread over the columns after it, and on its
 diagonal what is lost all the same (Frantar et al. 2022, "GPTQ", section 3.3).
@@ -22,7 +22,7 @@ DAMPING = 0.01
 """Share of the mean of the Hessian's diagonal that is added to it (Frantar et al. 2022)."""
 
 _BLOCK = 128
-"""Columns that are rounded before the rest of a row learns of it."""
+"""Columns that are rounded before their errors are passed to the rest of a row."""
 
 _POSITIONS = 2**16
 """Positions, pixels or images, from which a layer's Hessian is made."""

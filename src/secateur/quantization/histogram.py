@@ -36,8 +36,8 @@ class Histogram:
             return
         self._widen(max(-self.low, self.high, float(np.finfo(np.float32).tiny)))
         reach = self._reach
-        found, _ = np.histogram(values, bins=2 * self.HALF, range=(-reach, reach))
-        self._counts += found
+        counted, _ = np.histogram(values, bins=2 * self.HALF, range=(-reach, reach))
+        self._counts += counted
 
     def _widen(self, needed: float) -> None:
         if self._reach == 0.0:

@@ -1,4 +1,4 @@
-"""Whether the file that ships decides as the network that was simulated."""
+"""Agreement of the file that ships with its simulation."""
 
 from __future__ import annotations
 
@@ -74,19 +74,19 @@ def compare(
     pairs = [(runtime.run(batch), simulated(torch.from_numpy(batch)).numpy()) for batch in batches]
     if not pairs:
         raise ValueError("need at least one batch of images")
-    ours = np.concatenate([scores for scores, _ in pairs])
-    theirs = np.concatenate([scores for _, scores in pairs])
-    ranked = np.sort(theirs, axis=1)
-    chosen, expected = ours.argmax(1), theirs.argmax(1)
+    logits = np.concatenate([scores for scores, _ in pairs])
+    simulated_logits = np.concatenate([scores for _, scores in pairs])
+    ranked = np.sort(simulated_logits, axis=1)
+    chosen, expected = logits.argmax(1), simulated_logits.argmax(1)
     return Parity(
-        len(ours),
+        len(logits),
         tuple(
             Difference(
                 int(i),
                 int(chosen[i]),
                 int(expected[i]),
-                float(ours[i, chosen[i]] - ours[i, expected[i]]),
-                float(theirs[i, expected[i]] - theirs[i, chosen[i]]),
+                float(logits[i, chosen[i]] - logits[i, expected[i]]),
+                float(simulated_logits[i, expected[i]] - simulated_logits[i, chosen[i]]),
             )
             for i in np.flatnonzero(chosen != expected)
         ),

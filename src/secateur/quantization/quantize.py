@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy.typing as npt
 import onnx
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from secateur import recipe
 from secateur.console import say
 from secateur.data import Images, Preparation
-from secateur.errors import DataError, RecipeError
+from secateur.errors import DataError, RecipeError, SecateurError
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import read_model, write_model
 from secateur.quantization.agreement import Agreement, agreement
@@ -38,7 +39,7 @@ from secateur.quantization.post_training import (
 )
 from secateur.quantization.qdq import to_qdq
 from secateur.quantization.scheme import Scheme
-from secateur.quantization.simulate import unknown_operators
+from secateur.quantization.simulate import Simulated, unknown_operators
 from secateur.quantization.validation import TargetSet, Validation, logits_of
 from secateur.runtimes import OnnxRuntime
 from secateur.training.evaluation import Scorer, scorer
@@ -177,11 +178,27 @@ def quantize_imported(
         validation: Measures the choices that the recipe leaves open.
         points: Of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
     """
-    unknown = unknown_operators(graph)
-    if unknown and config.correct_bias == "auto":
-        say(f"quantize: biases are not corrected, because of operators {', '.join(unknown)}")
-    resources = Resources(validation, run_graph, COUNTED, 0 if unknown else _MEMORY)
+    problem = _cannot_simulate(graph, images[:1])
+    if problem and config.correct_bias == "auto":
+        say(f"quantize: biases are not corrected, because of {problem}")
+    resources = Resources(validation, run_graph, COUNTED, 0 if problem else _MEMORY)
     return quantize_graph(graph, images, config, resources, points)
+
+
+@torch.inference_mode()
+def _cannot_simulate(graph: onnx.ModelProto, image: Tensor) -> str:
+    """Tell why the simulation does not compute what the graph does; empty where it does."""
+    unknown = unknown_operators(graph)
+    if unknown:
+        return f"operators {', '.join(unknown)}"
+    try:
+        simulated = Simulated(graph)(image)
+    except (SecateurError, RuntimeError, TypeError, ValueError) as error:
+        return f"an operator that cannot be simulated: {error}".splitlines()[0]
+    expected = run_graph(graph, None)(image)
+    largest = float(expected.abs().max())
+    close = torch.allclose(simulated, expected, rtol=0, atol=1e-3 * largest + 1e-5)
+    return "" if close else "an operator that is simulated inexactly"
 
 
 def run_graph(model: onnx.ModelProto, scheme: Scheme | None) -> Scorer:

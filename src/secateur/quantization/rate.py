@@ -1,11 +1,11 @@
-"""Bits where they pay: steps and integers by what a weight costs in the file and in the loss.
+"""Steps and integers by rate and distortion: bits in the file against loss of the network.
 
 One number rules: the price of a bit in nats of loss. Every row of every weight gets the step at
 which a bit more would no longer pay, and every weight the integer that costs least, loss and bits
 together: mostly the nearest, often one nearer to zero, often zero.
 
 - What an error costs: the curvature of the loss at the layer's output (quantization.curvature)
-  times what is left of the error once the rest of the row has made good for it
+  times what is left of the error once the rest of the row has compensated it
   (quantization.hessian).
 - What an integer costs: its information under a model of the row, zero or not, and geometric
   magnitudes; about what secateur.artifact comes to.

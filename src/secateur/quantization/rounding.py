@@ -1,16 +1,16 @@
 """Rounding the weights with the data: to the outputs that matter, not to the nearest integer.
 
 Layers are taken in order. Each sees the activations that the quantized layers before it really
-give, so that what they got wrong can still be made good:
+give, so that their errors can still be compensated:
 
 - *Adaptive rounding* seeks the integers whose outputs differ least from those of the real weights,
   which is the objective of AdaRound (Nagel et al. 2020, eq. 20), solved column by column: what
-  rounding one weight gets wrong is spread over those not yet rounded, as far as they can stand in
-  for it (Frantar et al. 2022, "GPTQ", section 3). No step size, no iterations, no labels.
+  rounding one weight gets wrong is spread over those not yet rounded, as far as they can compensate
+  it (Frantar et al. 2022, "GPTQ", section 3). No step size, no iterations, no labels.
 - *Bias correction* then takes from each channel's bias the mean by which rounding its weights moves
   its output, E[(Q(W) - W) x] (Nagel et al. 2019, section 4.2). The mean is over what the layer
-  really sees. Errors of the layers before are left out of it: made good by means, which few images
-  with large activations dominate, they come back larger further on.
+  really sees. Errors of the layers before are left out: means are dominated by few images with
+  large activations, and correcting by them adds error further on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def recover(
     rate: Rate | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Scheme:
-    """Choose integers and biases anew, layer by layer, with a look at the data.
+    """Choose integers and biases layer by layer, from the data.
 
     Args:
         model: The float graph.

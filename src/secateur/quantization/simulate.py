@@ -8,33 +8,33 @@ differ by one step of a grid where a value lies next to a half.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.onnx_ir.model import Graph, attribute
+from secateur.onnx_ir.model import Graph
 from secateur.quantization.affine import Affine
 from secateur.quantization.placement import Placement
 from secateur.quantization.scheme import Layer, Scheme, weighted_nodes
+from secateur.quantization.torch_operators import OPERATORS
 
 Values = dict[str, Tensor]
 
 
 def unknown_operators(model: onnx.ModelProto) -> list[str]:
     """Operators of ``model`` that cannot be simulated, sorted; the batch, where it is built in."""
-    unknown = {node.op_type for node in model.graph.node} - _OPERATORS.keys()
+    unknown = {node.op_type for node in model.graph.node} - OPERATORS.keys()
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     return sorted(unknown) + ([f"for batch {batch} only"] if batch else [])
 
 
 class Simulated(nn.Module):
-    """A float graph of ``export_onnx`` as a PyTorch network, rounded as a scheme says.
+    """A float graph of ``export_onnx`` as a PyTorch network, rounded by a scheme.
 
     Args:
         model: The float graph.
@@ -54,12 +54,12 @@ class Simulated(nn.Module):
         self.graph = Graph(model)
         self.nodes = self.graph.nodes
         for node in self.nodes:
-            if node.op_type not in _OPERATORS:
+            if node.op_type not in OPERATORS:
                 raise SecateurError(
                     "an operator that the simulation does not know",
                     where=f"node {node.name}",
                     found=node.op_type,
-                    expected=", ".join(sorted(_OPERATORS)),
+                    expected=", ".join(sorted(OPERATORS)),
                     remedy="quantize without equalization, correction, adaptive rounding, "
                     "scan and training: those run the graph here",
                 )
@@ -130,7 +130,7 @@ class Simulated(nn.Module):
 
     def layer_output(self, node: onnx.NodeProto, x: Tensor, weight: Tensor) -> Tensor:
         """What a convolution or linear layer would give for ``x`` with ``weight`` and no bias."""
-        return _OPERATORS[node.op_type](node, [x, weight], self.graph)
+        return OPERATORS[node.op_type](node, [x, weight], self.graph)
 
     def _run(self, node: onnx.NodeProto, values: Values) -> None:
         inputs: list[Any]
@@ -143,7 +143,7 @@ class Simulated(nn.Module):
                 else (self.graph.constant(name) if name else None)
                 for index, name in enumerate(node.input)
             ]
-        results = _OPERATORS[node.op_type](node, inputs, self.graph)
+        results = OPERATORS[node.op_type](node, inputs, self.graph)
         if isinstance(results, Tensor):
             results = (results,)
         for name, result in zip(node.output, results, strict=True):
@@ -186,133 +186,3 @@ class Quantizer(nn.Module):
         delta, zero = self.delta, self.zero_point
         q = x.div(delta).round_().add_(zero).clamp_(self.low, self.high)
         return q.sub_(zero).mul_(delta)
-
-
-# ---- operators: (node, inputs with constants as arrays, graph) to one tensor or several
-
-
-def _sides(node: onnx.NodeProto, name: str, default: int) -> tuple[int, int]:
-    rows, columns = attribute(node, name, [default, default])
-    return rows, columns
-
-
-def _padded(node: onnx.NodeProto, x: Tensor, value: float = 0.0) -> tuple[Tensor, tuple[int, int]]:
-    """Return ``x`` and the padding still to be done; uneven padding is done here."""
-    top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
-    kernel = attribute(node, "kernel_shape", [1, 1])
-    # oneDNN's weight gradient of a map smaller than the kernel is slow: see kernels.py.
-    small = torch.is_grad_enabled() and min(x.shape[2:]) < max(kernel)
-    if (top, left) == (bottom, right) and not small:
-        return x, (top, left)
-    return F.pad(x, (left, right, top, bottom), value=value), (0, 0)
-
-
-def _conv(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> Tensor:
-    x, weight, *rest = inputs
-    x, padding = _padded(node, x)
-    return F.conv2d(
-        x,
-        torch.as_tensor(weight),
-        rest[0] if rest else None,
-        _sides(node, "strides", 1),
-        padding,
-        _sides(node, "dilations", 1),
-        attribute(node, "group", 1),
-    )
-
-
-def _gemm(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> Tensor:
-    x, weight, *rest = inputs
-    return F.linear(x, torch.as_tensor(weight), rest[0] if rest else None)
-
-
-def _clip(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> Tensor:
-    bounds = (None if bound is None else bound.item() for bound in (*inputs[1:], None, None)[:2])
-    return inputs[0].clamp(*bounds)
-
-
-def _max_pool(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> Tensor:
-    x, padding = _padded(node, inputs[0], -float("inf"))
-    kernel = attribute(node, "kernel_shape")
-    ceil = bool(attribute(node, "ceil_mode", 0))
-    return F.max_pool2d(
-        x, kernel, _sides(node, "strides", 1), padding, _sides(node, "dilations", 1), ceil
-    )
-
-
-def _average_pool(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> Tensor:
-    top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
-    if (top, left) != (bottom, right):
-        raise SecateurError("uneven padding of an average", where=f"node {node.name}")
-    return F.avg_pool2d(
-        inputs[0],
-        attribute(node, "kernel_shape"),
-        _sides(node, "strides", 1),
-        (top, left),
-        bool(attribute(node, "ceil_mode", 0)),
-        bool(attribute(node, "count_include_pad", 0)),
-    )
-
-
-def _reshape(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> Tensor:
-    x, shape = inputs[0], [int(side) for side in inputs[1]]
-    return x.reshape([x.shape[i] if side == 0 else side for i, side in enumerate(shape)])
-
-
-def _split(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> tuple[Tensor, ...]:
-    axis = attribute(node, "axis", 0)
-    if len(inputs) > 1:
-        return inputs[0].split([int(size) for size in inputs[1]], axis)
-    return inputs[0].tensor_split(len(node.output), axis)
-
-
-def _slice(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> Tensor:
-    x, starts, ends, axes, steps = (*inputs, None, None)[:5]
-    axes = range(len(starts)) if axes is None else axes
-    steps = np.ones(len(starts), int) if steps is None else steps
-    where = [slice(None)] * x.ndim
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        where[int(axis)] = slice(int(start), int(end), int(step))
-    return x[tuple(where)]
-
-
-def _resize(node: onnx.NodeProto, inputs: list[Any], graph: Graph) -> Tensor:
-    x, scales = inputs[0], inputs[2] if len(inputs) > 2 else None
-    if attribute(node, "mode", b"nearest") != b"nearest" or scales is None or not len(scales):
-        raise SecateurError("a resize other than by nearest and factors", where=f"node {node.name}")
-    return F.interpolate(x, scale_factor=tuple(float(s) for s in scales[2:]), mode="nearest")
-
-
-def _axes(inputs: list[Any]) -> tuple[int, ...]:
-    return tuple(int(axis) for axis in inputs[1])
-
-
-def _tensor(value: Any) -> Tensor:
-    return torch.as_tensor(value)
-
-
-_OPERATORS: dict[str, Callable[[onnx.NodeProto, list[Any], Graph], Any]] = {
-    "Conv": _conv,
-    "Gemm": _gemm,
-    "Relu": lambda node, inputs, graph: inputs[0].relu(),
-    "Clip": _clip,
-    "Sigmoid": lambda node, inputs, graph: inputs[0].sigmoid(),
-    "HardSigmoid": lambda node, inputs, graph: (
-        inputs[0] * attribute(node, "alpha", 0.2) + attribute(node, "beta", 0.5)
-    ).clamp(0, 1),
-    "HardSwish": lambda node, inputs, graph: F.hardswish(inputs[0]),
-    "Add": lambda node, inputs, graph: _tensor(inputs[0]) + _tensor(inputs[1]),
-    "Mul": lambda node, inputs, graph: _tensor(inputs[0]) * _tensor(inputs[1]),
-    "Concat": lambda node, inputs, graph: torch.cat(inputs, attribute(node, "axis")),
-    "Split": _split,
-    "Slice": _slice,
-    "Reshape": _reshape,
-    "Transpose": lambda node, inputs, graph: inputs[0].permute(attribute(node, "perm")),
-    "Flatten": lambda node, inputs, graph: inputs[0].flatten(attribute(node, "axis", 1)),
-    "Squeeze": lambda node, inputs, graph: inputs[0].squeeze(_axes(inputs)),
-    "Unsqueeze": lambda node, inputs, graph: inputs[0].unsqueeze(_axes(inputs)[0]),
-    "Resize": _resize,
-    "GlobalAveragePool": lambda node, inputs, graph: inputs[0].mean((2, 3), keepdim=True),
-    "AveragePool": _average_pool,
-    "MaxPool": _max_pool,
-}

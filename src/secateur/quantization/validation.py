@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from secateur.data import Images, Preparation
-from secateur.training.evaluation import BATCH, Scorer, correct, correct_and_loss
+from secateur.training.evaluation import Scorer, correct, correct_and_loss
+
+_BATCH = 16
+"""Images at a time: at 224 pixels, activations of more would take gigabytes."""
 
 
 class Validation(Protocol):
@@ -91,4 +94,4 @@ class TargetSet:
 @torch.inference_mode()
 def logits_of(network: Scorer, images: Tensor) -> Tensor:
     """Logits of ``network``, float64 (N, classes), batch by batch."""
-    return torch.cat([network(batch) for batch in images.split(BATCH)]).double()
+    return torch.cat([network(batch) for batch in images.split(_BATCH)]).double()

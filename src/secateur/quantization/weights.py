@@ -2,7 +2,7 @@
 
 Processors with AVX2 but no VNNI multiply uint8 activations by int8 weights with ``vpmaddubsw``,
 which adds two neighboring products in 16 bits and saturates: 255 * (127 + 127) is beyond 32,767.
-Runtimes then answer with wrong logits and no word of it. Rows in which no two weights of one sign
+Runtimes then give wrong logits without a warning. Rows in which no two weights of one sign
 sum to more than 128 cannot saturate, wherever a kernel puts them, since 255 * 128 = 32,640. Files
 made so are exact on every processor, with the fast kernels; the cost is up to one bit of a row's
 resolution, and less where the row has one outlier.

@@ -1,4 +1,4 @@
-"""A network as PyTorch runs it, one operation after another: what files are held against."""
+"""A network in eager PyTorch: the baseline that files are compared with."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class Eager:
     @torch.inference_mode()
     def run(self, images: Array) -> Array:
         """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R)."""
-        given = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-        return self._network(given).numpy()
+        batch = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+        return self._network(batch).numpy()
