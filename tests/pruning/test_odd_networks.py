@@ -12,6 +12,7 @@ from secateur.pruning.find import find_prunable
 from secateur.runtimes import OnnxRuntime
 
 
+@pytest.mark.filterwarnings("ignore::secateur.pruning.removal.NothingRemovedWarning")
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_removed_is_masked_and_smaller_and_trains(name):
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Any network that can be put together from these pieces, in any order."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, seed, settings
@@ -145,6 +146,7 @@ def flat_tail(channels):
     )
 
 
+@pytest.mark.filterwarnings("ignore::secateur.pruning.removal.NothingRemovedWarning")
 @seed(0)
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(

@@ -89,6 +89,7 @@ class ChannelGraph:
         outputs: Shape and type of everything the network returns.
         visits: For each computed result, in order, the nodes that it carries.
         unfollowed: Operations that could not be followed, as ``name at module``.
+        grouped: Weights of norms in several groups.
         units: Its components, once they are computed.
         trains: Whether the network was seen in training too.
         count: Nodes so far.
@@ -114,6 +115,7 @@ class ChannelGraph:
     outputs: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
     visits: list[Nodes] = field(default_factory=list)
     unfollowed: dict[str, None] = field(default_factory=dict)
+    grouped: set[str] = field(default_factory=set)
     trains: bool = False
     units: Any = None
     _edges: list[Nodes] = field(default_factory=list)

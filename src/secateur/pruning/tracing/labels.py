@@ -104,7 +104,7 @@ class Ledger:
         graph: What is learnt is entered here.
         weights: Parameters and buffers by ``id``.
         parameters: Those of them that are parameters, which masks can zero.
-        wider: Axes of channels of the same network before it became smaller.
+        larger: Of the same network before it became smaller, or None.
         stack: Names of the modules that are running, the innermost last.
         heads: Whether an attention loses whole heads, in place of channels within each.
     """
@@ -114,13 +114,15 @@ class Ledger:
         graph: ChannelGraph,
         weights: dict[int, Weight],
         parameters: Collection[str],
-        wider: Collection[Axis],
+        larger: ChannelGraph | None,
         stack: Sequence[str],
         heads: bool = False,
     ) -> None:
         self.graph = graph
         self._weights, self._parameters = weights, parameters
-        self.wider, self._stack, self.heads = wider, stack, heads
+        self.wider: Collection[Axis] = {} if larger is None else larger.sizes
+        self.grouped: Collection[str] = () if larger is None else larger.grouped
+        self._stack, self.heads = stack, heads
         self._values: dict[int, tuple[Tensor, Value, Traits]] = {}  # keeps ids unique
         self._stored: dict[int, list[Tensor]] = {}
         self._data: dict[int, tuple[Tensor, Tensor]] = {}

@@ -250,7 +250,11 @@ def _affine_zero(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[
 
 def _group(ledger: Ledger, channels: Nodes, groups: int, *parameters: Any) -> str:
     """Channels that share statistics: of all of them each can go, of several groups whole ones."""
-    if groups == 1 and any(isinstance(ledger.value(t), Weight) for t in tensors_in(*parameters)):
+    values = (ledger.value(tensor) for tensor in tensors_in(*parameters))
+    names = [value.name for value in values if isinstance(value, Weight)]
+    if groups > 1:
+        ledger.graph.grouped.update(names)
+    elif names and not set(names) <= set(ledger.grouped):  # else one of several groups is left
         return "normalizes them together"
     rows = channels.reshape(groups, -1)
     ledger.graph.join(rows[:, :1], rows, f"{ledger.where} mixes them with channels that must stay")

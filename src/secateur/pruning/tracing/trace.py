@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from secateur.pruning.tracing import (  # noqa: F401  they register rules
     reshape,
 )
 from secateur.pruning.tracing.attributes import WatchWidths, mark_widths
-from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph
+from secateur.pruning.tracing.channel_graph import ChannelGraph
 from secateur.pruning.tracing.labels import Ledger, Weight
 from secateur.pruning.tracing.permanent import copy_of, make_permanent
 from secateur.pruning.tracing.rules import (
@@ -232,16 +232,15 @@ def follow_channels(
     """
     mark_widths(probe)
     graph = ChannelGraph()
-    wider = {} if larger is None else larger.sizes
     probe.eval()
-    _watch(probe, example, graph, wider, heads)
+    _watch(probe, example, graph, larger, heads)
     if larger is not None and not larger.trains:
         return graph
     both = copy.deepcopy(graph)
     both.trains = True
     try:
         probe.train()
-        _watch(probe, _twice(example), both, wider, heads)
+        _watch(probe, _twice(example), both, larger, heads)
     except NetworkError:
         if larger is not None:
             raise
@@ -255,7 +254,7 @@ def _watch(
     probe: nn.Module,
     example: Example,
     graph: ChannelGraph,
-    wider: Collection[Axis],
+    larger: ChannelGraph | None,
     heads: bool,
 ) -> None:
     parameters = dict(probe.named_parameters())
@@ -266,7 +265,7 @@ def _watch(
         for name, tensor in {**parameters, **dict(probe.named_buffers())}.items()
     }
     with _module_stack(probe) as stack, _same_dice(), torch.inference_mode(), _no_fast_path():
-        ledger = Ledger(graph, weights, parameters, wider, stack, heads)
+        ledger = Ledger(graph, weights, parameters, larger, stack, heads)
         try:
             with _Watch(ledger), WatchWidths(ledger):
                 outputs = call(probe, example)
