@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import secateur
+from secateur.errors import SecateurError
+from secateur.runtimes import OnnxRuntime
 
 SOURCE = Path(secateur.__file__)
 
@@ -66,3 +70,30 @@ def test_the_example_of_a_public_name_runs(
     assert runs, "no example that runs"
     results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
     assert results.failed == 0
+
+
+def test_external_data_is_packed(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
+    model = onnx.load(secateur.export(network, tmp_path / "own.onnx", (1, 8, 8)))
+    onnx.save_model(
+        model, tmp_path / "net.onnx", save_as_external_data=True, size_threshold=0, location="w.bin"
+    )
+    packed = secateur.pack(tmp_path / "net.onnx", tmp_path / "net.sec")
+    (tmp_path / "w.bin").unlink()
+    image = np.ones((1, 1, 8, 8), np.float32)
+    first, second = (
+        OnnxRuntime(path, threads=1).run(image)
+        for path in (tmp_path / "own.onnx", secateur.unpack(packed, tmp_path / "again.onnx"))
+    )
+    assert np.array_equal(first, second)
+    with pytest.raises(SecateurError, match=r"external data.*w\.bin"):
+        secateur.pack(tmp_path / "net.onnx", tmp_path / "lost.sec")
+
+
+def test_input_and_output_are_different_files(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2)).eval()
+    path = secateur.export(network, tmp_path / "net.onnx", (1, 8, 8))
+    before = path.read_bytes()
+    with pytest.raises(SecateurError):
+        secateur.pack(path, path)
+    assert path.read_bytes() == before

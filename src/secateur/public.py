@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from secateur import environment
 from secateur.artifact import packing
+from secateur.artifact.screening import screen
 from secateur.data import Images, Preparation
-from secateur.disk import write_bytes
+from secateur.disk import read_bytes, write_bytes
 from secateur.errors import DataError, NetworkError
 from secateur.onnx_ir.export import export_onnx
+from secateur.onnx_ir.reader import read_self_contained
 from secateur.pruning.find import find_prunable
 from secateur.sensitivity.scan import ScanPoint, scan_layers
 
@@ -120,7 +122,8 @@ def pack(source: str | Path, target: str | Path, about: Mapping[str, Any] | None
     """Pack an ONNX file into a small ``.sec`` file, which decodes to it bit for bit.
 
     Args:
-        source: A self-contained ONNX file; a quantized one becomes smallest.
+        source: An ONNX file; a quantized one becomes smallest. External data is packed too, and
+            is read from the file's own folder only.
         target: The file to write.
         about: Plain data to store: provenance, measurements. At most 1 MiB as JSON.
 
@@ -128,7 +131,7 @@ def pack(source: str | Path, target: str | Path, about: Mapping[str, Any] | None
         ``target``.
 
     Raises:
-        ArtifactError: ``source`` is not an ONNX file, or too large.
+        ArtifactError: ``source`` is not an ONNX file, too large, or its external data is missing.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
@@ -137,10 +140,12 @@ def pack(source: str | Path, target: str | Path, about: Mapping[str, Any] | None
         >>> secateur.unpack(packed, "again.onnx").read_bytes() == path.read_bytes()
         True
     """
-    provenance = {"versions": environment.versions(), "source": Path(source).name}
-    content = packing.pack(Path(source).read_bytes(), provenance | dict(about or {}))
-    write_bytes(Path(target), content)
-    return Path(target)
+    source, target = Path(source), Path(target)
+    screen(source)
+    data, _ = read_self_contained(source)
+    provenance = {"versions": environment.versions(), "source": source.name}
+    write_bytes(target, packing.pack(data, provenance | dict(about or {})), [source])
+    return target
 
 
 def unpack(source: str | Path, target: str | Path) -> Path:
@@ -162,5 +167,6 @@ def unpack(source: str | Path, target: str | Path) -> Path:
         >>> secateur.unpack("net.sec", "copy.onnx").name
         'copy.onnx'
     """
-    write_bytes(Path(target), packing.unpack(Path(source).read_bytes()).onnx)
-    return Path(target)
+    source, target = Path(source), Path(target)
+    write_bytes(target, packing.unpack(read_bytes(source, packing.LIMIT)).onnx, [source])
+    return target

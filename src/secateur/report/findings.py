@@ -24,7 +24,7 @@ SINGLE = (
 """Metrics of which each variant has one number; rates are computed, never read."""
 
 
-class ScanPoint(NamedTuple):
+class CurvePoint(NamedTuple):
     """One fraction of a scan: accuracy, and how much was lost on the same images."""
 
     fraction: float
@@ -60,8 +60,8 @@ class Findings:
 
     about: Record
     single: dict[tuple[str, str], Record]
-    network_scan: tuple[ScanPoint, ...]
-    layer_scans: dict[str, tuple[ScanPoint, ...]]
+    network_scan: tuple[CurvePoint, ...]
+    layer_scans: dict[str, tuple[CurvePoint, ...]]
     threshold: Record | None
     parity: Record | None
     epochs: tuple[EpochPoint, ...]
@@ -131,17 +131,17 @@ def _unique(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, Re
     return unique
 
 
-def _scans(records: list[Record]) -> dict[str, tuple[ScanPoint, ...]]:
+def _scans(records: list[Record]) -> dict[str, tuple[CurvePoint, ...]]:
     def place(record: Record) -> tuple[str, float]:
         return str(record.at.get("layer", "network")), _coordinate(record, "fraction")
 
     accuracy = _unique((r for r in records if r.metric == "scan_top1_percent"), place)
     drop = _unique((r for r in records if r.metric == "scan_drop_points"), place)
-    curves: dict[str, list[ScanPoint]] = {}
+    curves: dict[str, list[CurvePoint]] = {}
     for layer, fraction in dict.fromkeys([*accuracy, *drop]):
         here = accuracy.get((layer, fraction)), drop.get((layer, fraction))
         sparsity = next(r for r in here if r).at.get("effective_sparsity")
-        point = ScanPoint(fraction, None if sparsity is None else float(sparsity), *here)
+        point = CurvePoint(fraction, None if sparsity is None else float(sparsity), *here)
         curves.setdefault(layer, []).append(point)
     return {layer: tuple(sorted(points)) for layer, points in curves.items()}
 
