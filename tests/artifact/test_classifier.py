@@ -151,7 +151,10 @@ def test_a_damaged_file_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"net\.sec: the file is not whole"):
         secateur.load(tmp_path / "net.sec")
     (tmp_path / "net.sec").write_bytes(packed("mobilenet"))
+    size = (tmp_path / "net.sec").stat().st_size
     with pytest.raises(ArtifactError, match=r"net\.sec: larger than allowed"):
+        secateur.load(tmp_path / "net.sec", limit=size)
+    with pytest.raises(SecateurError, match=r"larger than allowed.*net\.sec"):
         secateur.load(tmp_path / "net.sec", limit=10)
 
 
