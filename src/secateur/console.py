@@ -45,7 +45,7 @@ class Ticker:
         self.label, self.total, self.done, self.note = label, total, done, ""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Say that ``steps`` more are done; ``note`` stands beside the count."""
+        """Report that ``steps`` more are done; ``note`` is shown after the count."""
         self.done += steps
         self.note = note or self.note
 

@@ -63,5 +63,5 @@ def test_a_layer_that_cannot_be_drawn_anew_is_refused() -> None:
             super().__init__()
             self.factor = nn.Parameter(torch.ones(1))
 
-    with pytest.raises(NetworkError, match=r"cannot draw weights anew \(1\).* found Scale"):
+    with pytest.raises(NetworkError, match=r"cannot re-initialize weights \(1\).* found Scale"):
         reinitialize(nn.Sequential(nn.Linear(1, 1), Scale()), Masks({}), 0)

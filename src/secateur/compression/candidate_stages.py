@@ -71,8 +71,8 @@ class Stages:
     @cached_property
     def reference(self) -> Stage:
         """The given network as a float file, and what it decides on validation."""
-        says = {**self.problem.identity, "metadata": self.metadata}
-        return self.store.stage("reference", says, {}, self._make_reference)
+        key = {**self.problem.identity, "metadata": self.metadata}
+        return self.store.stage("reference", key, {}, self._make_reference)
 
     def _make_reference(self, folder: Path) -> None:
         path = folder / "net.onnx"
@@ -118,7 +118,7 @@ class Stages:
     def tuned(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Stage:
         """The network of a candidate that removes channels, fine-tuned."""
         assert candidate.removal is not None
-        says = {
+        key = {
             "removal": candidate.removal.model_dump(mode="json"),
             "round_to": self.settings.round_to,
             "tune": self.settings.tune.model_dump(mode="json", exclude_defaults=True),
@@ -129,7 +129,7 @@ class Stages:
         def make(folder: Path) -> None:
             self._make_tuned(folder, candidate.removal, candidate.epochs, hopeless)
 
-        return self.store.stage("tune", says, {"reference": self.reference}, make)
+        return self.store.stage("tune", key, {"reference": self.reference}, make)
 
     def _make_tuned(
         self, folder: Path, removal: Removal | None, epochs: int, hopeless: Hopeless | None
@@ -224,13 +224,13 @@ class Stages:
                 counted = count(self.network(candidate), self.problem.input_shape)
                 return Measured.without_files(candidate, given_up, *counted, seconds)
         config = candidate.quantize
-        says = {
+        key = {
             "quantize": None if config is None else config.model_dump(mode="json"),
             "bench": self.settings.bench.model_dump(mode="json"),
             "seed": self.settings.seed,
         }
         stage = self.store.stage(
-            "candidate", says, upstream, lambda folder: self._make_files(folder, candidate)
+            "candidate", key, upstream, lambda folder: self._make_files(folder, candidate)
         )
         facts = stage.json("candidate.json")
         return Measured(

@@ -92,11 +92,11 @@ def measure_final(stages: Stages, chosen: Measured) -> Final:
     def make(folder: Path) -> None:
         _measure(stages, path, folder)
 
-    says = {
+    key = {
         "candidate": chosen.folder.name,
         "repeats": 2 * stages.settings.bench.repeats,
     }
-    stage = stages.store.stage("verdict", says, {"reference": stages.reference}, make)
+    stage = stages.store.stage("verdict", key, {"reference": stages.reference}, make)
     facts, stored = stage.json("verdict.json"), stage.tensors("scores.safetensors")
     scores = {name: stored[name].numpy() for name in ("reference", "net")}
     right = {name: stored[f"right/{name}"].numpy() for name in scores}

@@ -109,7 +109,7 @@ def _moving_lines(explanation: Explanation) -> Iterator[str]:
     each = ", ".join(f"{name} {int(sums['count'])}" for name, sums in moving.items())
     yield f"Only moves data: {100 * share:.1f} % of the time, {ms:.3f} ms ({each})"
     if {"Transpose", "Split", "Gather"} & set(moving) and share > 0.02:
-        yield "  a channel shuffle folds into the layers around it: export anew, `secateur export`"
+        yield "  a channel shuffle folds into the layers around it: `secateur export` again"
 
 
 def _width_lines(widths: tuple[Width, ...], most: int | None) -> Iterator[str]:

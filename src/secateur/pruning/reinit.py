@@ -1,4 +1,4 @@
-"""Drawing what remains anew, for networks that retrain better from new weights than from old."""
+"""Re-initializes the surviving weights, for networks that retrain better from new ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def reinitialize(model: nn.Module, masks: Masks, seed: int) -> nn.Module:
                 continue
             if not callable(getattr(layer, "reset_parameters", None)):
                 raise NetworkError(
-                    "cannot draw weights anew",
+                    "cannot re-initialize weights",
                     where=name or type(layer).__name__,
                     expected="a layer with reset_parameters",
                     found=type(layer).__name__,

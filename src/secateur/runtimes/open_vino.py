@@ -14,7 +14,7 @@ from secateur.runtimes.protocol import Array
 class OpenVino:
     """An ONNX file in OpenVINO, on the CPU, with a fixed number of threads.
 
-    The file is compiled anew for each shape of images, at its first run: knowing the batch saves
+    The file is compiled again for each shape of images, at its first run: knowing the batch saves
     OpenVINO a tenth to a third of the time on a small network. What is not int8 computes in
     float32, whatever shorter type the processor has.
 

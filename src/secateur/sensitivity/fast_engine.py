@@ -31,7 +31,7 @@ BATCH = 128
 
 _STEP = 16  # images by which a batch grows
 _MEMORY = 512 * 2**20  # bytes that the activations of one batch may take
-_CHECKED = 16  # images on which each part is held against the network itself
+_CHECKED = 16  # images on which each part is compared with the network itself
 _LAYERS = ("convolution", "addmm", "mm")
 
 Feed = dict[str, Array]

@@ -25,7 +25,7 @@ LARGEST_MAP = 16 * 16
 def keep_freed_memory() -> None:
     """Make glibc reuse the memory of activations instead of returning it after every step.
 
-    Large blocks are otherwise mapped and unmapped each time, and the kernel zeroes each page anew.
+    Large blocks are otherwise mapped and unmapped each time, and the kernel zeroes each page again.
     Does nothing where the C library has no ``mallopt``.
     """
     try:

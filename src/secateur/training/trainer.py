@@ -21,7 +21,7 @@ from secateur.training.checkpoint import read_checkpoint, write_checkpoint
 from secateur.training.shards import Shards
 
 TEMPERATURE = 2.0
-"""What scores are divided by before they are held to a teacher's (Hinton et al. 2015, eq. 1)."""
+"""Distillation temperature (Hinton et al. 2015, eq. 1)."""
 
 TrainStep = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From the network, prepared images (N, C, R, R) and labels (N,) to the loss, a scalar tensor."""
@@ -31,7 +31,7 @@ _CHECK_EVERY = 50  # steps between looks at the loss, each of which makes a GPU 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: a point of the training curve."""
+    """The result of one epoch: a point of the training curve."""
 
     epoch: int
     train_loss: float
@@ -220,9 +220,9 @@ class Trainer:
     def _follow(self) -> None:
         """Move the average toward the network; it follows closely at first, having no past."""
         decay = min(self.config.ema, (1 + self._steps) / (10 + self._steps))
-        ours = list(self.average.state_dict().values())
-        theirs = list(self.network.state_dict().values())
-        floats = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]
+        averages = list(self.average.state_dict().values())
+        values = list(self.network.state_dict().values())
+        floats = [(a, b) for a, b in zip(averages, values, strict=True) if a.is_floating_point()]
         torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
 
     @property
