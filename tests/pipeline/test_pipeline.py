@@ -30,6 +30,7 @@ def pipeline(recipe_file: Path, images: Path, out: Path, *sets: str) -> Chain:
     return open_chain(recipe, Store(out), images, torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sets",
     [
@@ -118,12 +119,13 @@ def check_prices(quantized: Callable[..., Chain]) -> None:
     assert found.stage("quantize").json("chosen.json")["price"]["price"] == PRICES[-1]
 
 
+@pytest.mark.slow
 def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path) -> None:
-    """All from one trained network: what comes before quantization is found, not made again."""
+    """All from one trained network: the stages before quantization are reused."""
 
     def quantized(*sets: str) -> Chain:
-        ours = ("train.epochs=1", "prune.rounds=1", *(f"quantize.{said}" for said in sets))
-        return pipeline(recipe_file, image_folder, tmp_path / "out", *ours)
+        short = ("train.epochs=1", "prune.rounds=1", *(f"quantize.{value}" for value in sets))
+        return pipeline(recipe_file, image_folder, tmp_path / "out", *short)
 
     plain = quantized()
     assert max(np.abs(layer).max() for layer in integers(plain).values()) > 64
@@ -140,8 +142,8 @@ def test_ways_to_quantize(recipe_file: Path, image_folder: Path, tmp_path: Path)
     mixed = quantized("bits=mixed", "size=0.5")
     bits = mixed.stage("quantize").json("bits.json")
     weights = {name: layer.size for name, layer in integers(mixed).items()}
-    spent = sum(bits[name] * count for name, count in weights.items())
-    assert 0.3 < spent / (8 * sum(weights.values())) <= 0.5
+    total = sum(bits[name] * count for name, count in weights.items())
+    assert 0.3 < total / (8 * sum(weights.values())) <= 0.5
     for name, layer in integers(mixed).items():
         assert np.abs(layer).max() <= 2 ** (bits[name] - 1) - 1
 
