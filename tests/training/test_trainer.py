@@ -11,6 +11,7 @@ from secateur.errors import TrainingError
 from secateur.models.build import build_network
 from secateur.recipe import Augment, Network, Start, Train
 from secateur.training import loop
+from secateur.training import precision as precisions
 from secateur.training.loop import train
 from secateur.training.trainer import (
     TEMPERATURE,
@@ -281,3 +282,26 @@ def test_the_first_epochs_have_the_geometry_of_start(
     _train(network, tmp_path, config, built_from=SHUFFLENET)
     assert seen == [(16, "MaxPool2d")] * 2 + [(8, "Identity")] * 2
     assert isinstance(network.maxpool, nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("precision", "hardware", "expected"),
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("fp32", True, torch.float32),
+        ("bf16", False, torch.bfloat16),
+    ],
+)
+def test_precision(
+    precision: str, hardware: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precisions, "has_bf16", lambda device: hardware)
+    network = _network()
+    dtypes = []
+    last = network[-1]
+    last.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    config = CONFIG.model_copy(update={"precision": precision})
+    images = torch.zeros(4, *_images(4).pixels.shape[1:])
+    Trainer(network, config, seed=0).step(images, torch.zeros(4, dtype=torch.int64), rate=0.1)
+    assert dtypes == [expected]

@@ -93,7 +93,8 @@ def retraining_teacher(chain: Chain) -> Teacher | None:
         return None
     if config.teacher == "teacher":
         return taught_by_teacher(chain, config.distill)
-    return Teacher(chain.load_network("train"), chain.prepare, config.distill)
+    precision = chain.recipe.train.precision
+    return Teacher(chain.load_network("train"), chain.prepare, config.distill, precision)
 
 
 def _plan_round(chain: Chain, network: nn.Module, fraction: float, index: int) -> Plan:

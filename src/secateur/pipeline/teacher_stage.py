@@ -40,7 +40,8 @@ def taught_by_teacher(chain: Chain, share: float) -> Teacher:
     """The trained teacher, for ``share`` of the loss."""
     network = _fresh_teacher(chain)
     network.load_state_dict(chain.stage("teacher").tensors("weights.safetensors"))
-    return Teacher(network.eval(), _preparation(chain), share)
+    precision = _config(chain).train.precision
+    return Teacher(network.eval(), _preparation(chain), share, precision)
 
 
 def _config(chain: Chain) -> recipe.Teacher:

@@ -165,8 +165,10 @@ class Train(Part):
         description="Decay per step of the averaged weights, which are evaluated and kept; "
         "0 disables averaging.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Arithmetic of the forward pass; `bf16` uses autocast."
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="fp32",
+        description="Arithmetic of the forward pass; `bf16` uses autocast, and `auto` is `bf16` "
+        "where the device computes it in hardware, else `fp32`.",
     )
     augment: Augment = Field(default=Augment(), description="Augmentation of training images.")
     until: Annotated[float, Field(gt=0, le=100)] | None = Field(

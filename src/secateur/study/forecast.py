@@ -117,7 +117,7 @@ def _seconds_per_image(
     taught_by = None
     if teacher is not None:
         network = _build(teacher, prepare.at(own)(pixels), classes).to(device).eval()
-        taught_by = Teacher(network, prepare.at(own), 0.5)
+        taught_by = Teacher(network, prepare.at(own), 0.5, teacher.train.precision)
     built = _build(model, prepare.at(own)(pixels), classes).to(device)
     built = built.to(memory_format=torch.channels_last).train()
     trainer = Trainer(built, config, seed=0, teacher=taught_by)

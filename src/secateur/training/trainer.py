@@ -18,6 +18,7 @@ from secateur.data import Images, Preparation, augment, distort, mix
 from secateur.errors import TrainingError
 from secateur.recipe import content_id
 from secateur.training.checkpoint import read_checkpoint, write_checkpoint
+from secateur.training.precision import Precision, autocast
 from secateur.training.shards import Shards
 
 TEMPERATURE = 2.0
@@ -69,16 +70,19 @@ class Teacher:
         network: On the device of the images, in inference mode.
         prepare: From stored pixels to its input.
         share: Part of the loss, in (0, 1].
+        precision: Arithmetic of its forward pass.
     """
 
     network: nn.Module
     prepare: Preparation
     share: float
+    precision: Precision = "fp32"
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return scores, float32 (N, classes), of uint8 ``pixels``."""
-        return self.network(self.prepare(pixels)).float()
+        with autocast(pixels.device, self.precision):
+            return self.network(self.prepare(pixels)).float()
 
 
 def _cosine(done: float, warmup: float) -> float:
@@ -204,12 +208,11 @@ class Trainer:
     def _loss(
         self, network: nn.Module, images: Tensor, labels: Tensor, pixels: Tensor | None
     ) -> Tensor:
-        half = self.config.precision == "bf16"
         if self.train_step is not None:
             return self.train_step(network, images, labels)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        with autocast(images.device, self.config.precision):
             scores = network(images).float()
-            wanted = self.teacher(pixels) if self.teacher and pixels is not None else None
+        wanted = self.teacher(pixels) if self.teacher and pixels is not None else None
         smoothing = self.config.label_smoothing
         loss = F.cross_entropy(scores, labels, label_smoothing=smoothing)
         if self.teacher is None or wanted is None:
