@@ -110,8 +110,8 @@ def test_one_cell(study: Overfitting, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert by["overfitted-random", "train_top1_percent"].value == pytest.approx(100 * float(right))
     gain = by["overfitted-pruned", "gain_over_dense_points"]
-    ours, theirs = (by[f"overfitted-{arm}", "top1_percent"].value for arm in ("pruned", "dense"))
-    assert gain.value == pytest.approx(ours - theirs)
+    pruned, dense = (by[f"overfitted-{arm}", "top1_percent"].value for arm in ("pruned", "dense"))
+    assert gain.value == pytest.approx(pruned - dense)
 
     store = Store(study.chain.store.root)
     again, right = run_overfit(study.chain.recipe, store, study.chain.data_root, CPU)

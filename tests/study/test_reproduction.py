@@ -1,4 +1,4 @@
-"""Ours beside what is published: every number from records, the same in every format."""
+"""Measured beside published numbers: every number from records, the same in every format."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def written(out: Path) -> Path:
 
 def entry(table: Table, key: str, who: str, **place: str) -> Entry:
     """The one entry of a column in the first row that has these labels."""
-    keys = [(column.key, column.who) for column in table.columns]
+    keys = [(column.key, column.source) for column in table.columns]
     for row in table.rows:
         labels = {c.key: e.text for c, e in zip(table.columns, row, strict=True)}
         if all(labels[name] == text for name, text in place.items()):
@@ -72,7 +72,7 @@ def entry(table: Table, key: str, who: str, **place: str) -> Entry:
     raise AssertionError(place)
 
 
-MADE = {"dataset": "FashionMNIST", "network": "MobileNetV2", "ours": "as published"}
+MADE = {"dataset": "FashionMNIST", "network": "MobileNetV2", "recipe": "as published"}
 
 
 def right(out: Path, variant: str, kind: str = "") -> np.ndarray:
@@ -86,7 +86,7 @@ def right(out: Path, variant: str, kind: str = "") -> np.ndarray:
 def test_an_accuracy_has_the_interval_over_seeds_and_images(
     out: Path, tables: tuple[Table, ...]
 ) -> None:
-    found = entry(tables[0], "top1_percent", "ours", **MADE, variant="pruned")
+    found = entry(tables[0], "top1_percent", "measured", **MADE, variant="pruned")
     expected = [100 * bound for bound in across_seeds(right(out, "pruned"))]
     assert [found.value, found.low, found.high] == pytest.approx(expected)
     assert found.seeds == 3
@@ -95,28 +95,28 @@ def test_an_accuracy_has_the_interval_over_seeds_and_images(
 
 
 def test_a_drop_is_paired_within_each_seed(out: Path, tables: tuple[Table, ...]) -> None:
-    found = entry(tables[1], "top1_drop_points", "ours", **MADE, variant="quantized")
+    found = entry(tables[1], "top1_drop_points", "measured", **MADE, variant="quantized")
     expected = drop_across_seeds(right(out, "reference"), right(out, "quantized"))
     assert [found.value, found.low, found.high] == pytest.approx([100 * b for b in expected])
 
 
 def test_counts_and_rates_are_means_with_their_extremes(tables: tuple[Table, ...]) -> None:
-    found = entry(tables[0], "parameters", "ours", **MADE, variant="pruned")
+    found = entry(tables[0], "parameters", "measured", **MADE, variant="pruned")
     assert (found.value, found.low, found.high, found.seeds) == (800_010, 800_000, 800_020, 3)
     rates = [(2e6 + 10 * s) / (8e5 + 10 * s) for s in range(3)]
-    found = entry(tables[0], "compression_by_parameters", "ours", **MADE, variant="pruned")
+    found = entry(tables[0], "compression_by_parameters", "measured", **MADE, variant="pruned")
     assert found.value == pytest.approx(sum(rates) / 3)
     assert (found.low, found.high) == pytest.approx((min(rates), max(rates)))
-    found = entry(tables[1], "size_mb", "ours", **MADE, variant="packed")
+    found = entry(tables[1], "size_mb", "measured", **MADE, variant="packed")
     assert (found.text, found.note) == ("0.200", "(3 seeds)")
     rates = [(8e6 + 1000 * s) / 2e5 for s in range(3)]
-    found = entry(tables[1], "compression_by_bytes", "ours", **MADE, variant="packed")
+    found = entry(tables[1], "compression_by_bytes", "measured", **MADE, variant="packed")
     assert found.value == pytest.approx(sum(rates) / 3)
 
 
 def test_a_packed_file_decides_as_the_one_it_decodes_to(tables: tuple[Table, ...]) -> None:
     packed, quantized = (
-        entry(tables[1], "top1_percent", "ours", **MADE, variant=variant)
+        entry(tables[1], "top1_percent", "measured", **MADE, variant=variant)
         for variant in ("packed", "quantized")
     )
     assert packed == quantized
@@ -124,16 +124,18 @@ def test_a_packed_file_decides_as_the_one_it_decodes_to(tables: tuple[Table, ...
 
 def test_latencies_of_different_machines_stay_apart(tables: tuple[Table, ...]) -> None:
     where = f"{study.CPU}; 2 threads, onnxruntime 1.32.0"
-    one = entry(tables[1], "latency_ms", "ours", **MADE, variant="quantized", machine=where)
+    one = entry(tables[1], "latency_ms", "measured", **MADE, variant="quantized", machine=where)
     assert one.value == pytest.approx(0.25 * 1.05)
     assert (one.low, one.high) == pytest.approx((0.9 * 0.25, 1.2 * 0.275))
     assert one.seeds == 2
     where = where.replace(study.CPU, OTHER)
-    other = entry(tables[1], "latency_ms", "ours", **MADE, variant="quantized", machine=where)
+    other = entry(tables[1], "latency_ms", "measured", **MADE, variant="quantized", machine=where)
     assert (other.value, other.seeds) == (pytest.approx(0.3), 1)
-    speed = entry(tables[1], "speed_up", "ours", **MADE, variant="quantized", machine=where)
+    speed = entry(tables[1], "speed_up", "measured", **MADE, variant="quantized", machine=where)
     assert (speed.value, speed.seeds) == (pytest.approx(4), 1)
-    accuracy = entry(tables[1], "top1_percent", "ours", **MADE, variant="quantized", machine=where)
+    accuracy = entry(
+        tables[1], "top1_percent", "measured", **MADE, variant="quantized", machine=where
+    )
     assert accuracy.value is None  # it stands in the first row, over all seeds
 
 
@@ -142,9 +144,9 @@ def test_a_lone_machine_is_named_once(tmp_path: Path, tables: tuple[Table, ...])
     table = make_tables(read_cells(tmp_path))[1]
     for text in (table.to_markdown(), table.to_latex(), table.to_html()):
         assert text.count(study.CPU.replace("&", "")) == 1
-        assert "Latency of ours on" not in text
+        assert "Latency measured on" not in text
     assert table.to_csv().count(study.CPU) == 3  # reference, quantized, packed
-    assert "Latency of ours on" in tables[1].to_markdown()  # two machines: each row says which
+    assert "Latency measured on" in tables[1].to_markdown()  # two machines: each row says which
 
 
 def test_what_is_printed_stands_as_printed(tables: tuple[Table, ...]) -> None:
@@ -163,7 +165,7 @@ def test_what_is_printed_stands_as_printed(tables: tuple[Table, ...]) -> None:
 
 def test_contradicted_numbers_are_marked_and_no_others(tables: tuple[Table, ...]) -> None:
     marked = {
-        (column.key, column.who, row[0].text, row[1].text, row[2].text)
+        (column.key, column.source, row[0].text, row[1].text, row[2].text)
         for table in tables
         for row in table.rows
         for column, found in zip(table.columns, row, strict=True)
@@ -187,17 +189,17 @@ def test_overfitting_has_the_reference_of_the_same_seeds(
 ) -> None:
     made = {"network": "MobileNetV2"}
     kind, pruned = "overfit-", "overfitted-pruned"
-    found = entry(tables[2], "top1_drop_points", "ours", **made, variant="overfitted, pruned")
+    found = entry(tables[2], "top1_drop_points", "measured", **made, variant="overfitted, pruned")
     expected = drop_across_seeds(right(out, "reference"), right(out, pruned, kind))
     assert [found.value, found.low, found.high] == pytest.approx([100 * b for b in expected])
     for control in ("random", "dense"):
         key = f"gain_over_{control}_points"
-        found = entry(tables[2], key, "ours", **made, variant="overfitted, pruned")
+        found = entry(tables[2], key, "measured", **made, variant="overfitted, pruned")
         other = right(out, f"overfitted-{control}", kind)
         expected = drop_across_seeds(right(out, pruned, kind), other)
         assert found.value == pytest.approx(100 * expected.value)
         assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high))
-    label = entry(tables[2], "ours", "label", **made, variant="overfitted")
+    label = entry(tables[2], "recipe", "label", **made, variant="overfitted")
     assert label.text == "20 % label noise, 5,000 training images"
     theirs = entry(tables[2], "gain_over_overfitted_points", "paper", **made,
                    variant="overfitted, pruned")  # fmt: skip
@@ -213,8 +215,8 @@ def test_another_geometry_is_not_mixed_in(cells: Cells, tables: tuple[Table, ...
         ("paper", "28x28 stem=paper", (0, 1, 2)),
         ("fast", "28x28 stem=cifar", (0,)),
     ]
-    place = MADE | {"ours": "28x28 stem=cifar, fast preset", "variant": "reference"}
-    assert entry(tables[0], "top1_percent", "ours", **place).seeds == 1
+    place = MADE | {"recipe": "28x28 stem=cifar, fast preset", "variant": "reference"}
+    assert entry(tables[0], "top1_percent", "measured", **place).seeds == 1
 
 
 def test_another_recipe_of_the_same_name_is_not_mixed_in(tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ def test_cells_of_other_images_are_not_mixed_in(tmp_path: Path) -> None:
     for variant, text in (("reference", "not run"), ("overfitted", "not run")):
         place = {"network": "MobileNetV2", "variant": variant}
         key = "top1_percent" if variant == "reference" else "top1_drop_points"
-        assert entry(table, key, "ours", **place).text == text
+        assert entry(table, key, "measured", **place).text == text
 
 
 @pytest.mark.parametrize(
@@ -302,12 +304,12 @@ def test_numbers_are_the_same_in_every_format(tables: tuple[Table, ...]) -> None
         assert html_rows(table.to_html()) == [spoken_in_html(table, row) for row in table.rows]
         for row, line, *texts in zip(table.rows, lines, markdown, latex, strict=True):
             for column, found in zip(table.columns, row, strict=True):
-                if column.who == "label":
+                if column.source == "label":
                     assert line[column.key] == found.text
                     continue
-                stem = f"{column.who}_{column.key}"
+                stem = f"{column.source}_{column.key}"
                 assert line[stem] == ("" if found.value is None else repr(found.value))
-                if column.who == "ours":
+                if column.source == "measured":
                     assert line[f"{stem}_low"] == ("" if found.low is None else repr(found.low))
                     assert line[f"{stem}_high"] == ("" if found.high is None else repr(found.high))
                     assert line[f"{stem}_seeds"] == str(found.seeds or "")
@@ -341,8 +343,8 @@ def spoken_in_html(table: Table, row: tuple[Entry, ...]) -> str:
 
 
 def quantity(table: Table, row: tuple[Entry, ...], columns: list[Column]) -> str:
-    entries = {column.who: row[table.columns.index(column)] for column in columns}
-    measured = entries.get("ours", Entry("–"))
+    entries = {column.source: row[table.columns.index(column)] for column in columns}
+    measured = entries.get("measured", Entry("–"))
     printed = []
     for who in ("paper", "report"):
         if who in entries and entries[who].text != "–":
@@ -436,17 +438,17 @@ def test_measured_accuracies_are_next_to_both_publications(tables: tuple[Table, 
     assert chart is not None
     rows = chart.spec["data"]["values"]
     names = list(dict.fromkeys(row["name"] for row in rows))
-    measured = [row for row in tables[0].rows if row[at(tables[0], "ours")].value is not None]
+    measured = [row for row in tables[0].rows if row[at(tables[0], "measured")].value is not None]
     assert len(names) == len(measured)
     for row in measured:
-        for who, label in (("ours", "measured"), ("paper", "paper"), ("report", "report")):
-            value = row[at(tables[0], who)].value
-            drawn = [r["x"] for r in rows if r["who"] == label]
+        for source in ("measured", "paper", "report"):
+            value = row[at(tables[0], source)].value
+            drawn = [r["x"] for r in rows if r["source"] == source]
             assert value is None or value in drawn
 
 
-def at(table: Table, who: str) -> int:
-    return [(c.key, c.who) for c in table.columns].index(("top1_percent", who))
+def at(table: Table, source: str) -> int:
+    return [(c.key, c.source) for c in table.columns].index(("top1_percent", source))
 
 
 def test_masks_not_in_force_are_a_demonstration_and_called_one(tmp_path: Path) -> None:
@@ -553,18 +555,21 @@ def test_outcome_counts_each_accuracy_once(tables: tuple[Table, ...], cells: Cel
 
 
 def test_higher_and_lower_need_the_whole_interval() -> None:
-    labels = [Column(key, key, "label") for key in ("dataset", "network", "variant", "ours")]
-    columns = [*labels, *(Column("top1_percent", "Top-1", w) for w in ("paper", "report", "ours"))]
+    labels = [Column(key, key, "label") for key in ("dataset", "network", "variant", "recipe")]
+    columns = [
+        *labels,
+        *(Column("top1_percent", "Top-1", w) for w in ("paper", "report", "measured")),
+    ]
 
-    def said(low: float, high: float) -> str:
-        ours = Entry("", (low + high) / 2, low, high, 3)
+    def claim(low: float, high: float) -> str:
+        measured = Entry("", (low + high) / 2, low, high, 3)
         names = [Entry(text) for text in ("d", "n", "v", "as published")]
-        row = (*names, Entry("90", 90.0), Entry("90", 90.0), ours)
+        row = (*names, Entry("90", 90.0), Entry("90", 90.0), measured)
         return outcome([Table("t", "t", tuple(columns), (row,), {}, ())]).claim
 
-    assert said(90.1, 91).endswith("here: 1 higher")
-    assert said(89, 89.9).endswith("here: 1 lower")
-    assert said(89, 91).endswith("here: 1 level")
+    assert claim(90.1, 91).endswith("here: 1 higher")
+    assert claim(89, 89.9).endswith("here: 1 lower")
+    assert claim(89, 91).endswith("here: 1 level")
 
 
 def test_without_cells_the_page_says_that_nothing_is_run(tmp_path: Path) -> None:

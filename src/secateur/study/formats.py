@@ -47,20 +47,20 @@ NOT_RUN = Entry("not run")
 MOST_COLUMNS = 6
 """Quantities of a table on the page; more would be wider than a window of 1,280 pixels."""
 
-Who = Literal["label", "paper", "report", "ours"]
+Source = Literal["label", "paper", "report", "measured"]
 
 
 class Column(NamedTuple):
-    """``key`` names it in CSV, ``heading`` for people, ``who`` says whose numbers it holds."""
+    """``key`` names it in CSV, ``heading`` for people, ``source`` the origin of its numbers."""
 
     key: str
     heading: str
-    who: Who
+    source: Source
 
 
 @dataclass(frozen=True)
 class Table:
-    """Published numbers and ours, side by side.
+    """Published and measured numbers, side by side.
 
     Attributes:
         name: Stem of its files.
@@ -94,14 +94,14 @@ class Table:
     @property
     def labels(self) -> int:
         """How many columns are labels."""
-        return sum(column.who == "label" for column in self.columns)
+        return sum(column.source == "label" for column in self.columns)
 
     def to_markdown(self) -> str:
         """A table of GitHub's Markdown, with its title and notes."""
         if self.csv_only:
             return self.for_people.to_markdown()
         headings = [markdown(_heading(column)) for column in self.columns]
-        rules = ["---" if column.who == "label" else "---:" for column in self.columns]
+        rules = ["---" if column.source == "label" else "---:" for column in self.columns]
         rows = [[_markdown_entry(entry) for entry in row] for row in self.rows]
         table = [f"| {' | '.join(cells)} |" for cells in (headings, rules, *rows)]
         marks = [f"{_mark((k,))} {markdown(text)}" for k, text in self.footnotes.items()]
@@ -198,7 +198,7 @@ class Table:
             at += len(columns)
         yield rf"{empty}{' & '.join(spans)} \\"
         yield " ".join(rules)
-        names = [latex_text(c.heading if c.who == "label" else c.who) for c in self.columns]
+        names = [latex_text(c.heading if c.source == "label" else c.source) for c in self.columns]
         yield rf"{' & '.join(names)} \\"
 
     @staticmethod
@@ -238,10 +238,10 @@ class Table:
         measured, printed = NOTHING, []
         for column in columns:
             entry = row[self.columns.index(column)]
-            if column.who == "ours":
+            if column.source == "measured":
                 measured = entry
             elif entry != NOTHING:
-                printed.append(f"{column.who} {escape(entry.text)}{self._html_marks(entry)}")
+                printed.append(f"{column.source} {escape(entry.text)}{self._html_marks(entry)}")
         kind = "absent" if measured.value is None else "measured"
         note = f'<span class="note">{escape(measured.note)}</span>' if measured.note else ""
         below = f'<span class="printed">{", ".join(printed)}</span>' if printed else ""
@@ -257,7 +257,7 @@ class Table:
 
 
 def _heading(column: Column) -> str:
-    return column.heading if column.who == "label" else f"{column.heading}, {column.who}"
+    return column.heading if column.source == "label" else f"{column.heading}, {column.source}"
 
 
 def _mark(marks: tuple[int, ...]) -> str:
@@ -271,19 +271,21 @@ def _markdown_entry(entry: Entry) -> str:
 
 
 def _csv_keys(column: Column) -> list[str]:
-    if column.who == "label":
+    if column.source == "label":
         return [column.key]
-    key = f"{column.who}_{column.key}"
+    key = f"{column.source}_{column.key}"
     return [key, *(f"{key}_{part}" for part in ("low", "high", "seeds"))][
-        : 4 if column.who == "ours" else 1
+        : 4 if column.source == "measured" else 1
     ]
 
 
 def _csv_cells(column: Column, entry: Entry) -> list[str]:
-    if column.who == "label":
+    if column.source == "label":
         return [csv_text(entry.text)]
     numbers = [entry.value, entry.low, entry.high, entry.seeds]
-    return ["" if n is None else repr(n) for n in numbers[: 4 if column.who == "ours" else 1]]
+    return [
+        "" if n is None else repr(n) for n in numbers[: 4 if column.source == "measured" else 1]
+    ]
 
 
 def _latex_mark(k: int) -> str:

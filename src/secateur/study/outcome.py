@@ -1,4 +1,4 @@
-"""What the study came to in a sentence, what is missing, and where it was made."""
+"""The outcome of the study in a sentence, what is missing, and where it was measured."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ HIGHER, LEVEL, LOWER, ABSENT = "higher", "level", "lower", "not run"
 
 
 def outcome(tables: Sequence[Table]) -> Outcome:
-    """How our accuracies stand to those printed, counted from the tables.
+    """Count how many measured accuracies are higher than, level with or lower than the printed.
 
-    An accuracy counts once, in the first table and the group closest to the publication. Ours is
-    higher or lower where its whole 95 % interval is, and else level.
+    An accuracy counts once, in the first table and the group closest to the publication. It is
+    higher or lower if its entire 95 % interval lies above or below the printed number, else level.
     """
     counted = {source: _standings(tables, source) for source in SOURCES}
     paper, report = (counted[source] for source in SOURCES)
     if all(how == ABSENT for how, _ in (*paper, *report)):
         claim = f"Nothing is run yet of {len(paper)} accuracies that the paper prints"
         return Outcome(claim, ())
-    elsewhere = sum(made != "as published" for how, made in paper if how != ABSENT)
+    elsewhere = sum(recipe != "as published" for how, recipe in paper if how != ABSENT)
     proof = [
         f"Of the report's {len(report)} accuracies: {_tally(report)}.",
         "Higher or lower means that the 95 % interval measured here, over seeds and test images, "
@@ -57,24 +57,25 @@ def outcome(tables: Sequence[Table]) -> Outcome:
 
 
 def _standings(tables: Sequence[Table], source: str) -> list[tuple[str, str]]:
-    """For each accuracy of ``source`` how ours stands to it, and how ours was made."""
+    """For each accuracy of ``source``, its standing and the recipe that it was measured with."""
     standings: dict[tuple[str, ...], tuple[str, str]] = {}
     for table in tables:
-        keys = [(column.key, str(column.who)) for column in table.columns]
-        at = [keys.index(("top1_percent", who)) for who in (source, "ours")]
-        made = keys.index(("ours", "label"))
+        keys = [(column.key, str(column.source)) for column in table.columns]
+        columns = [keys.index(("top1_percent", name)) for name in (source, "measured")]
+        recipe = keys.index(("recipe", "label"))
         for row in table.rows:
-            theirs, ours = (row[index] for index in at)
-            if theirs.value is not None:
+            published, measured = (row[index] for index in columns)
+            if published.value is not None:
                 place = tuple(entry.text for entry in row[:3])
-                standings.setdefault(place, (_standing(theirs.value, ours), row[made].text))
+                standing = _standing(published.value, measured)
+                standings.setdefault(place, (standing, row[recipe].text))
     return list(standings.values())
 
 
-def _standing(theirs: float, ours: Entry) -> str:
-    if ours.low is None or ours.high is None:
+def _standing(published: float, measured: Entry) -> str:
+    if measured.low is None or measured.high is None:
         return ABSENT
-    return HIGHER if ours.low > theirs else LOWER if ours.high < theirs else LEVEL
+    return HIGHER if measured.low > published else LOWER if measured.high < published else LEVEL
 
 
 def _tally(standings: list[tuple[str, str]]) -> str:
@@ -83,7 +84,7 @@ def _tally(standings: list[tuple[str, str]]) -> str:
 
 
 def missing(cells: Cells, tables: Sequence[Table], planned: Iterable[str] = ()) -> list[str]:
-    """Everything that a whole study would have and this one has not, a line each.
+    """What a complete study would have and this one lacks, a line each.
 
     Args:
         cells: All that was read.
@@ -120,17 +121,17 @@ def _published_names() -> Iterator[tuple[bool, str, str]]:
 
 
 def _missing_in(table: Table) -> Iterator[str]:
-    keys = [(column.key, column.who) for column in table.columns]
-    at = keys.index(("top1_percent", "ours"))
-    lost: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    keys = [(column.key, column.source) for column in table.columns]
+    at = keys.index(("top1_percent", "measured"))
+    absent: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for row in table.rows:
         if row[at] == NOT_RUN:
-            dataset, network, variant, made = (entry.text for entry in row[:4])
-            lost[dataset, network, made].append(variant)
-    for (dataset, network, made), variants in lost.items():
-        how = "" if made == NOT_RUN.text else f" ({made})"
+            dataset, network, variant, recipe = (entry.text for entry in row[:4])
+            absent[dataset, network, recipe].append(variant)
+    for (dataset, network, recipe), variants in absent.items():
+        note = "" if recipe == NOT_RUN.text else f" ({recipe})"
         which = dict.fromkeys(variants)
-        yield f"{table.name}: {network} on {dataset}{how}: {'; '.join(which)}"
+        yield f"{table.name}: {network} on {dataset}{note}: {'; '.join(which)}"
 
 
 def _is_scanned(cells: Cells, dataset: str, network: str) -> bool:

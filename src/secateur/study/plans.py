@@ -1,4 +1,4 @@
-"""What the three tables are made of: rows, and quantities as published and as ours."""
+"""What the three tables consist of: their rows, and each quantity as published and as measured."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from secateur.study.published import (
 REFERENCE = "reference"
 
 
-class Ours(NamedTuple):
-    """Where a number of ours comes from: the group, its variant, and the machine of latencies."""
+class Measurement(NamedTuple):
+    """Where a measured number comes from: the group, its variant, and the machine of latencies."""
 
     group: Group
     variant: str
     machine: str
 
 
-class Theirs(NamedTuple):
-    """A published row, and the reference of the same table."""
+class Publication(NamedTuple):
+    """A published row, with the reference and the overfitted network of the same table."""
 
     row: PublishedRow
     reference: PublishedRow | None
@@ -45,32 +45,32 @@ class Quantity:
     Attributes:
         key: Its name in CSV.
         heading: Its name for people, with its unit.
-        printed: From a published row to its entry; None where no publication has it.
-        ours: From where ours is to its entry.
+        published: From a published row to its entry; None where no publication has it.
+        measured: From a measurement to its entry.
         column: Field of a published row whose contradictions mark the entry.
-        on_machine: Whether it is a number of one machine.
-        only: The variants of ours that have it; empty for all.
+        on_machine: Whether the number depends on the machine.
+        only: The measured variants that have it; empty for all.
     """
 
     key: str
     heading: str
-    printed: Callable[[Theirs], Entry] | None
-    ours: Callable[[Ours], Entry]
+    published: Callable[[Publication], Entry] | None
+    measured: Callable[[Measurement], Entry]
     column: str = ""
     on_machine: bool = False
     only: tuple[str, ...] = ()
 
 
 class Line(NamedTuple):
-    """One row for each network and data set: its name, the published variant, and ours."""
+    """One row for each network and data set: its name, the published and the measured variant."""
 
     name: str
     published: str | None
-    ours: str
+    measured: str
 
 
 class Plan(NamedTuple):
-    """What a table is made of."""
+    """Contents of a table."""
 
     name: str
     title: str
@@ -82,15 +82,15 @@ class Plan(NamedTuple):
     overfitting: bool = False
 
 
-# ---- what is printed
+# ---- published entries
 
 
 def _as_printed(number: Printed | None) -> Entry:
     return Entry(number.text, number.value) if number else NOTHING
 
 
-def _column(name: str) -> Callable[[Theirs], Entry]:
-    return lambda theirs: _as_printed(getattr(theirs.row, name))
+def _column(name: str) -> Callable[[Publication], Entry]:
+    return lambda publication: _as_printed(getattr(publication.row, name))
 
 
 def _printed_difference(first: PublishedRow | None, second: PublishedRow | None) -> Entry:
@@ -102,11 +102,11 @@ def _printed_difference(first: PublishedRow | None, second: PublishedRow | None)
     return Entry(numbers.signed(value), value)
 
 
-def _printed_rate(theirs: Theirs, column: str) -> Entry:
+def _printed_rate(publication: Publication, column: str) -> Entry:
     """How many times less than the reference, from two printed numbers."""
-    before = getattr(theirs.reference, column) if theirs.reference else None
-    rest = getattr(theirs.row, column)
-    if before is None or rest is None or theirs.row == theirs.reference:
+    before = getattr(publication.reference, column) if publication.reference else None
+    rest = getattr(publication.row, column)
+    if before is None or rest is None or publication.row == publication.reference:
         return NOTHING
     return Entry(numbers.times(before.value / rest.value), before.value / rest.value)
 
@@ -121,28 +121,28 @@ _TOP1 = Quantity(
     "top1_percent",
     "Top-1, %",
     _column("top1_percent"),
-    lambda ours: measured.accuracy(ours.group, ours.variant),
+    lambda m: measured.accuracy(m.group, m.variant),
     "top1_percent",
 )
 _DROP = Quantity(
     "top1_drop_points",
     "Drop, points",
-    lambda theirs: _printed_difference(theirs.reference, theirs.row),
-    lambda ours: measured.difference(ours.group, REFERENCE, ours.variant),
+    lambda publication: _printed_difference(publication.reference, publication.row),
+    lambda m: measured.difference(m.group, REFERENCE, m.variant),
     only=(*_SMALLER, *_OVER),
 )
 _PARAMETERS = Quantity(
     "parameters",
     "Parameters",
     _column("parameters"),
-    lambda ours: measured.mean(ours.group, ours.variant, "parameters"),
+    lambda m: measured.mean(m.group, m.variant, "parameters"),
     "parameters",
 )
 _BY_PARAMETERS = Quantity(
     "compression_by_parameters",
     "Compression by parameters",
     _column("compression_rate"),
-    lambda ours: measured.rate(ours.group, ours.variant, "parameters"),
+    lambda m: measured.rate(m.group, m.variant, "parameters"),
     "compression_rate",
     only=_SMALLER,
 )
@@ -150,30 +150,30 @@ _BY_BYTES = Quantity(
     "compression_by_bytes",
     "Compression by file",
     None,
-    lambda ours: measured.rate(ours.group, ours.variant, "size_bytes"),
+    lambda m: measured.rate(m.group, m.variant, "size_bytes"),
     only=_SMALLER,
 )
 _SIZE = Quantity(
     "size_mb",
     "Size, MB",
     _column("size_mb"),
-    lambda ours: measured.mean(ours.group, ours.variant, "size_bytes", numbers.significant, 1e-6),
+    lambda m: measured.mean(m.group, m.variant, "size_bytes", numbers.significant, 1e-6),
     "size_mb",
 )
-_SIZE_RATE = replace(_BY_BYTES, printed=lambda theirs: _printed_rate(theirs, "size_mb"))
+_SIZE_RATE = replace(_BY_BYTES, published=lambda publication: _printed_rate(publication, "size_mb"))
 _LATENCY = Quantity(
     "latency_ms",
     "Latency, ms",
     _column("latency_ms"),
-    lambda ours: measured.latency(*ours),
+    lambda m: measured.latency(*m),
     "latency_ms",
     on_machine=True,
 )
 _SPEED_UP = Quantity(
     "speed_up",
     "Speed-up",
-    lambda theirs: _printed_rate(theirs, "latency_ms"),
-    lambda ours: measured.speed_up(*ours),
+    lambda publication: _printed_rate(publication, "latency_ms"),
+    lambda m: measured.speed_up(*m),
     on_machine=True,
     only=_SMALLER,
 )
@@ -182,12 +182,12 @@ _SPEED_UP = Quantity(
 _GAIN = Quantity(
     "gain_over_overfitted_points",
     "Gain over overfitted, points",
-    lambda theirs: (
-        _printed_difference(theirs.row, theirs.overfitted)
-        if theirs.row.variant == "pruned"
+    lambda publication: (
+        _printed_difference(publication.row, publication.overfitted)
+        if publication.row.variant == "pruned"
         else NOTHING
     ),
-    lambda ours: measured.difference(ours.group, ours.variant, "overfitted"),
+    lambda m: measured.difference(m.group, m.variant, "overfitted"),
     only=_OVER[1:],
 )
 
@@ -197,7 +197,7 @@ def _gain(control: str) -> Quantity:
         f"gain_over_{control}_points",
         f"Gain over {control}, points",
         None,
-        lambda ours: measured.difference(ours.group, ours.variant, f"overfitted-{control}"),
+        lambda m: measured.difference(m.group, m.variant, f"overfitted-{control}"),
         only=("overfitted-pruned",),
     )
 
@@ -207,7 +207,7 @@ def _nats(metric: str, heading: str) -> Quantity:
         metric,
         heading,
         None,
-        lambda ours: measured.mean(ours.group, ours.variant, metric, numbers.significant),
+        lambda m: measured.mean(m.group, m.variant, metric, numbers.significant),
         only=_OVER,
     )
 
@@ -216,35 +216,37 @@ _TRAIN_TOP1 = Quantity(
     "train_top1_percent",
     "Top-1 in training, %",
     None,
-    lambda ours: measured.mean(ours.group, ours.variant, "train_top1_percent", numbers.fixed),
+    lambda m: measured.mean(m.group, m.variant, "train_top1_percent", numbers.fixed),
     only=_OVER,
 )
 
-_ABOUT_OURS = (
-    "Ours stands with bounds in brackets and how many seeds it is of. Of an accuracy or a "
-    "difference of accuracies the bounds are a 95 % interval over seeds and test images; of "
-    "anything else the least and the greatest of the seeds, around their mean."
+_ABOUT_MEASURED = (
+    "A measured number has its bounds in brackets and its number of seeds. The bounds of an "
+    "accuracy or of a difference of accuracies are a 95 % interval over seeds and test images; the "
+    "bounds of any other mean are the minimum and maximum over seeds."
 )
 _ABOUT_DROPS = (
-    "A drop is reference minus variant, so a positive one is a loss; theirs follows from what they "
-    "print, ours is paired on the same images."
+    "A drop is the reference minus the variant; a positive drop is a loss. The published drop "
+    "follows from the printed accuracies, the measured drop is paired on the same images."
 )
 _ABOUT_COMPRESSION = (
-    "Compression by parameters is what the publications print; by file it is bytes of the "
-    "reference's file over bytes of the variant's."
+    "The publications print compression by parameters. Compression by file is the bytes of the "
+    "reference's file over the bytes of the variant's."
 )
 _ABOUT_LATENCY = (
-    "Latency is of one image: the median of our runs' medians, from their least 10th to their "
-    "greatest 90th percentile, on one machine; machines are never mixed. The publications name "
-    "neither batch nor processor. Speed-up is the reference's latency over the variant's."
+    "Latency is that of one image, measured on one machine: the median of the runs' medians; the "
+    "bounds are the smallest 10th and the largest 90th percentile of the runs. The publications "
+    "state neither batch size nor processor. Speed-up is the reference's latency over "
+    "the variant's."
 )
 _ABOUT_SIZES = (
-    "MB of ours are 10^6 bytes. Their quantized networks are the pruned ones, their reference is "
-    "the unpruned one in float."
+    "A measured MB is 10^6 bytes. The published quantized networks are the pruned ones; the "
+    "published reference is the unpruned network in float."
 )
 _ABOUT_GAINS = (
-    "A gain is the accuracy of the pruned network, or of its control, minus that of another on the "
-    "same images, so a positive one is for pruning. The loss gap is test loss minus training loss."
+    "A gain is the accuracy of the pruned network, or of its control, minus the accuracy of "
+    "another network on the same images; a positive gain favors pruning. The loss gap is the test "
+    "loss minus the training loss."
 )
 
 PLANS = (
@@ -255,7 +257,7 @@ PLANS = (
         (Line("reference", REFERENCE, REFERENCE), Line("pruned", "pruned", "pruned")),
         (_TOP1, _DROP, _PARAMETERS, _BY_PARAMETERS, _BY_BYTES),
         DATASETS,
-        (_ABOUT_OURS, _ABOUT_DROPS, _ABOUT_COMPRESSION),
+        (_ABOUT_MEASURED, _ABOUT_DROPS, _ABOUT_COMPRESSION),
     ),
     Plan(
         "quantization",
@@ -268,7 +270,7 @@ PLANS = (
         ),
         (_TOP1, _DROP, _SIZE, _SIZE_RATE, _LATENCY, _SPEED_UP),
         DATASETS,
-        (_ABOUT_OURS, _ABOUT_DROPS, _ABOUT_SIZES, _ABOUT_LATENCY),
+        (_ABOUT_MEASURED, _ABOUT_DROPS, _ABOUT_SIZES, _ABOUT_LATENCY),
     ),
     Plan(
         "overfitting",
@@ -294,7 +296,7 @@ PLANS = (
             _nats("loss_gap_nats", "Loss gap, nats"),
         ),
         ("fashionmnist",),
-        (_ABOUT_OURS, _ABOUT_DROPS, _ABOUT_GAINS),
+        (_ABOUT_MEASURED, _ABOUT_DROPS, _ABOUT_GAINS),
         overfitting=True,
     ),
 )

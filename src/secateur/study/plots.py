@@ -1,4 +1,4 @@
-"""The study's charts: accuracies of ours and of both publications, and the sensitivity figures."""
+"""The study's charts: measured and published accuracies, and the sensitivity figures."""
 
 from __future__ import annotations
 
@@ -180,23 +180,23 @@ SHAPES = {"measured": "circle", "paper": "diamond", "report": "square"}
 
 def draw_accuracies(table: Table) -> Chart | None:
     """Top-1 of each measured row next to what both publications print; None where none is."""
-    keys = [(column.key, column.who) for column in table.columns]
-    at = {who: keys.index(("top1_percent", who)) for who in ("ours", "paper", "report")}
-    made = keys.index(("ours", "label"))
+    keys = [(column.key, str(column.source)) for column in table.columns]
+    at = {source: keys.index(("top1_percent", source)) for source in SHAPES}
+    recipe = keys.index(("recipe", "label"))
     rows, names = [], []
     for row in table.rows:
-        measured = row[at["ours"]]
+        measured = row[at["measured"]]
         if measured.value is None:
             continue
         dataset, network, variant = (entry.text for entry in row[:3])
-        name = f"{network} on {dataset}, {variant}, {row[made].text}"
+        name = f"{network} on {dataset}, {variant}, {row[recipe].text}"
         names.append(name)
-        for who, label in (("ours", "measured"), ("paper", "paper"), ("report", "report")):
-            entry = row[at[who]]
+        for source, column in at.items():
+            entry = row[column]
             if entry.value is not None:
                 low, high = entry.low, entry.high
                 value = entry.value
-                rows.append({"name": name, "who": label, "x": value,
+                rows.append({"name": name, "source": source, "x": value,
                              "low": value if low is None else low,
                              "high": value if high is None else high})  # fmt: skip
     if not rows:
@@ -212,10 +212,10 @@ def _accuracies(rows: list[Spec], names: list[str]) -> Spec:
     y = {"field": "name", "type": "nominal", "sort": names, "title": None,
          "axis": {"labelLimit": 210, "labelOverlap": False, "grid": False} | short}  # fmt: skip
     x = {"field": "x", "type": "quantitative", "title": None, "scale": {"zero": False}}
-    who = {"field": "who", "type": "nominal", "scale": {"domain": list(SHAPES)}}
+    source = {"field": "source", "type": "nominal", "scale": {"domain": list(SHAPES)}}
     shape = {"scale": {"domain": list(SHAPES), "range": list(SHAPES.values())}}
     color = {"scale": {"domain": list(SHAPES), "range": [CURVE, INK, MARK]}}
-    tips = [{"field": "name", "title": "row"}, {"field": "who", "title": "from"},
+    tips = [{"field": "name", "title": "row"}, {"field": "source", "title": "from"},
             {"field": "x", "title": "top-1, %", "format": ".2f"}]  # fmt: skip
     return {
         "data": {"values": rows},
@@ -224,7 +224,7 @@ def _accuracies(rows: list[Spec], names: list[str]) -> Spec:
             {"mark": {"type": "rule", "color": CURVE, "strokeWidth": 3, "opacity": 0.5},
              "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y}},
             {"mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-             "encoding": {"x": x, "y": y, "shape": who | shape, "color": who | color,
+             "encoding": {"x": x, "y": y, "shape": source | shape, "color": source | color,
                           "tooltip": tips}},
         ],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The published tables 1 to 6 as three, ours in a third column of each quantity."""
+"""The published tables 1 to 6 as three, with a column of measured numbers for each quantity."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from secateur.recipe import builtin_recipes, load_recipe
 from secateur.report import numbers
 from secateur.study import measured
 from secateur.study.cells import Cells, Group, Setting, without_seed
-from secateur.study.formats import NOT_RUN, NOTHING, Column, Entry, Table, Who
-from secateur.study.plans import PLANS, REFERENCE, Line, Ours, Plan, Quantity, Theirs
+from secateur.study.formats import NOT_RUN, NOTHING, Column, Entry, Source, Table
+from secateur.study.plans import PLANS, REFERENCE, Line, Measurement, Plan, Publication, Quantity
 from secateur.study.published import (
     NETWORKS,
     SOURCES,
@@ -27,7 +27,7 @@ MACHINE = "machine"
 
 
 def make_tables(cells: Cells) -> tuple[Table, Table, Table]:
-    """Pruning, quantization and overfitting: published and ours, from records alone."""
+    """Pruning, quantization and overfitting: published and measured numbers, from records alone."""
     pruning, quantization, overfitting = (_make(plan, cells) for plan in PLANS)
     return pruning, quantization, overfitting
 
@@ -59,7 +59,7 @@ def groups_of(
 
 
 def label_of(setting: Setting, network: str) -> str:
-    """How a group of ours was made, where that is not as published.
+    """How the recipe of a measured group differs from the published one.
 
     Args:
         setting: Of the group.
@@ -104,11 +104,11 @@ def _make(plan: Plan, cells: Cells) -> Table:
     columns = [Column(*label, "label") for label in _LABELS]
     timed = any(quantity.on_machine for quantity in plan.quantities)
     if timed:
-        columns.append(Column(MACHINE, "Latency of ours on", "label"))
+        columns.append(Column(MACHINE, "Latency measured on", "label"))
     columns += [
-        Column(quantity.key, quantity.heading, who)
+        Column(quantity.key, quantity.heading, source)
         for quantity in plan.quantities
-        for who in _whose(quantity)
+        for source in _sources(quantity)
     ]
     marks = _Marks()
     rows = [
@@ -127,7 +127,7 @@ def _on_one_machine(table: Table) -> Table:
     machines = {row[at].text for row in table.rows} - {NOTHING.text}
     if len(machines) != 1:
         return table
-    note = f"Latencies of ours were measured on {machines.pop()}."
+    note = f"Latencies were measured on {machines.pop()}."
     return replace(table, notes=(*table.notes, note), csv_only=(MACHINE,))
 
 
@@ -135,12 +135,12 @@ _LABELS = (
     ("dataset", "Data set"),
     ("network", "Network"),
     ("variant", "Variant"),
-    ("ours", "Ours made"),
+    ("recipe", "Recipe"),
 )
 
 
-def _whose(quantity: Quantity) -> tuple[Who, ...]:
-    return ("paper", "report", "ours") if quantity.printed else ("ours",)
+def _sources(quantity: Quantity) -> tuple[Source, ...]:
+    return ("paper", "report", "measured") if quantity.published else ("measured",)
 
 
 class _Marks:
@@ -169,15 +169,17 @@ def _rows(
     for group, label in made or [(None, NOT_RUN.text)]:
         machines = (measured.machines(group) if timed and group else []) or [""]
         for line in plan.lines:
-            if line.published is None and not _has(group, line.ours):
+            if line.published is None and not _has(group, line.measured):
                 continue
-            theirs = [_theirs(plan, source, dataset, network, line) for source in SOURCES]
-            for nth, machine in enumerate(machines):
-                ours = Ours(group, line.ours, machine) if group else None
+            publications = [
+                _publication(plan, source, dataset, network, line) for source in SOURCES
+            ]
+            for index, machine in enumerate(machines):
+                measurement = Measurement(group, line.measured, machine) if group else None
                 yield (
                     *(*place, Entry(line.name), Entry(label)),
                     *([Entry(machine or NOTHING.text)] if timed else []),
-                    *_numbers(plan, theirs, ours, marks, again=nth > 0),
+                    *_numbers(plan, publications, measurement, marks, repeated=index > 0),
                 )
 
 
@@ -185,31 +187,39 @@ def _has(group: Group | None, variant: str) -> bool:
     return group is not None and bool(group.values(variant, "top1_percent"))
 
 
-def _theirs(plan: Plan, source: str, dataset: str, network: str, line: Line) -> Theirs | None:
+def _publication(
+    plan: Plan, source: str, dataset: str, network: str, line: Line
+) -> Publication | None:
     row = partial(row_of, plan.tables, source, dataset, network)
     published = row(line.published) if line.published else None
-    return Theirs(published, row(REFERENCE), row("overfitted")) if published else None
+    return Publication(published, row(REFERENCE), row("overfitted")) if published else None
 
 
 def _numbers(
-    plan: Plan, theirs: list[Theirs | None], ours: Ours | None, marks: _Marks, *, again: bool
+    plan: Plan,
+    publications: list[Publication | None],
+    measurement: Measurement | None,
+    marks: _Marks,
+    *,
+    repeated: bool,
 ) -> Iterator[Entry]:
-    """The entries of one row; ``again`` where only the machine differs from the row above."""
+    """The entries of one row; ``repeated`` where only the machine differs from the row above."""
     for quantity in plan.quantities:
-        if quantity.printed:
-            for source in theirs:
-                yield _printed(quantity, source, marks) if source else NOTHING
-        if ours is None:
+        if quantity.published:
+            for publication in publications:
+                yield _published(quantity, publication, marks) if publication else NOTHING
+        if measurement is None:
             yield NOT_RUN
-        elif (again and not quantity.on_machine) or ours.variant not in (
-            quantity.only or (ours.variant,)
+        elif (repeated and not quantity.on_machine) or (
+            quantity.only and measurement.variant not in quantity.only
         ):
             yield NOTHING
         else:
-            yield quantity.ours(ours)
+            yield quantity.measured(measurement)
 
 
-def _printed(quantity: Quantity, theirs: Theirs, marks: _Marks) -> Entry:
-    assert quantity.printed is not None
-    entry = quantity.printed(theirs)
-    return replace(entry, marks=marks.of(theirs.row, quantity.column)) if entry.value else entry
+def _published(quantity: Quantity, publication: Publication, marks: _Marks) -> Entry:
+    assert quantity.published is not None
+    entry = quantity.published(publication)
+    marked = marks.of(publication.row, quantity.column) if entry.value else ()
+    return replace(entry, marks=marked)
