@@ -1,1 +1,1 @@
-"""The artifact: one small, safe file that decodes to the packed ONNX file bit for bit."""
+"""Packed files: one small file that decodes to the original ONNX file bit for bit."""

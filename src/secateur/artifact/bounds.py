@@ -1,8 +1,8 @@
-"""What a network from a file may be: a classifier of known operators, of bounded memory and work.
+"""Limits on a network from a file: known operators, bounded memory and bounded work.
 
-Checksums show that a file is complete, not that its author meant well. Before a graph reaches a
-runtime it is therefore checked: no loops, branches, functions, custom operators or external files,
-no NaN, and only sizes that follow from the shapes.
+Checksums show that a file is complete, not that it is harmless. Every graph is therefore checked
+before a runtime loads it: it has no loops, branches, functions, custom operators, external files or
+NaN, and all sizes follow from the shapes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ OPERATORS = frozenset(
 """Operators of ONNX's own domain whose memory and time follow from their shapes."""
 
 MOST_VALUES = 2**27
-"""Elements of the largest tensor, for one batch of images."""
+"""Largest number of elements of a tensor, for one batch of images."""
 
 MOST_WORK = 2**36
-"""Multiply-accumulates, or what comes to as much, for one image."""
+"""Largest number of multiply-accumulates, or operations of similar cost, for one image."""
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _MOST_NODES = 2**14
@@ -39,14 +39,14 @@ _LARGEST_OPSET = 30
 
 
 def check_network(data: bytes, most_values: int = MOST_VALUES) -> tuple[onnx.ModelProto, int]:
-    """Return the model of an ONNX file that keeps the bounds, and how many images fit at once.
+    """Return the model of an ONNX file within the limits, and the largest batch size that fits.
 
     Args:
-        data: The file.
-        most_values: Elements that the largest tensor may have.
+        data: Bytes of the file.
+        most_values: Largest number of elements of a tensor.
 
     Raises:
-        ArtifactError: It does not; the message says which bound, and where.
+        ArtifactError: The file exceeds a limit; the message names the limit and the place.
     """
     try:
         model = onnx.load_model_from_string(data)
@@ -113,7 +113,7 @@ def _shapes(model: onnx.ModelProto, most_values: int) -> dict[str, tuple[int, ..
     if len(sides) != 4:
         raise _forbidden("an input other than (batch, channels, height, width)")
     sides[0].dim_value = 1
-    # What the file claims of shapes is not believed, only what follows from the input's.
+    # Shapes stated in the file are discarded; they are inferred from the input's shape.
     del one.graph.value_info[:]
     one.graph.output[0].type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(one, strict_mode=True, data_prop=True).graph
@@ -140,11 +140,11 @@ def _check_work(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> N
 
 
 def _each(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Work for each element of a node's output."""
+    """Operations for each element of a node's output."""
     if node.op_type == "Conv":
         return max(1, math.prod(shapes[node.input[1]][1:]))
     if node.op_type in ("Gemm", "MatMul"):
-        return max(shapes[node.input[1]], default=1)  # whichever side is summed over
+        return max(shapes[node.input[1]], default=1)  # summed elements, in either operand
     kernel = [abs(side) for a in node.attribute if a.name == "kernel_shape" for side in a.ints]
     return max(1, math.prod(kernel)) * max(1, len(node.input))
 

@@ -1,4 +1,4 @@
-"""An artifact, ready to classify: images in, class names and scores out."""
+"""A packed file as a classifier: images in, class names and probabilities out."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _BATCH = 64
 
 
 class Classifier:
-    """A network with its preparation of images and its class names.
+    """A network with its image preparation and class names.
 
     Made by :func:`load`.
 
     Attributes:
-        about: What the file says of itself: recipe, versions, measurements.
+        about: Metadata of the file: recipe, versions, measurements.
         onnx: The bytes of the ONNX file.
         classes: Class names in the order of the scores.
-        prepare: From an image to the network's input.
+        prepare: Turns an image into the network's input.
         channels: 1 for gray images, 3 for color.
 
     Examples:
@@ -66,8 +66,8 @@ class Classifier:
             max_pixels: Largest width times height of a file.
 
         Raises:
-            DataError: The images are not like that, or cannot be read.
-            ArtifactError: The network does not answer with finite numbers.
+            DataError: The images have another form, or cannot be read.
+            ArtifactError: An output of the network is not finite.
         """
         parts = []
         for some in _batches(squares(images, self.prepare, max_pixels), self._batch):
@@ -80,11 +80,11 @@ class Classifier:
     def predict(
         self, images: Any, top: int = 3, *, max_pixels: int = PIXEL_LIMIT
     ) -> list[list[tuple[str, float]]]:
-        """Return for each image the ``top`` classes, most likely first, each with its probability.
+        """Return the ``top`` most likely classes of each image with their probabilities.
 
         Args:
-            images: As above.
-            top: How many.
+            images: See :meth:`__call__`.
+            top: Number of classes for each image.
             max_pixels: Largest width times height of a file.
         """
         ranked = []
@@ -95,16 +95,16 @@ class Classifier:
 
 
 def load(path: str | Path, *, threads: int = 2, limit: int = LIMIT) -> Classifier:
-    """Open an artifact to classify with.
+    """Open a packed file for classification.
 
     Args:
         path: A file that ``secateur pack`` wrote.
         threads: Threads that one operator may use.
-        limit: Bytes that the network may take once unpacked.
+        limit: Largest size of the unpacked ONNX file, in bytes.
 
     Raises:
-        ArtifactError: The file is damaged, newer than this Secateur, larger than ``limit``, or
-            holds what is not run.
+        ArtifactError: The file is damaged, written by a newer version, larger than ``limit``, or
+            contains a network outside the limits.
         StoreError: The file cannot be read.
 
     Examples:
@@ -129,7 +129,7 @@ def _outputs(model: onnx.ModelProto) -> int:
 def _described(
     metadata: dict[str, str], sides: Sequence[Any], outputs: int
 ) -> tuple[tuple[str, ...], Preparation]:
-    """Class names and preparation, from the metadata of the ONNX file."""
+    """Read class names and preparation from the metadata of the ONNX file."""
     try:
         classes = tuple(str(name) for name in json.loads(metadata["classes"]))
         prepare = Preparation.from_metadata(metadata)
@@ -157,6 +157,6 @@ def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _batches(items: Iterator[npt.NDArray], size: int) -> Iterator[list[npt.NDArray]]:
-    """Lists of up to ``size`` items, each read when it is needed."""
+    """Yield lists of up to ``size`` items; items are read lazily."""
     while some := list(islice(items, size)):
         yield some

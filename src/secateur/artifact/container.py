@@ -1,4 +1,4 @@
-"""The file around everything: magic, version, and sections that are checked before they are used.
+"""The container format: magic, version and checked sections.
 
     offset  bytes  little endian
     0       8      magic: 89 53 45 43 0D 0A 1A 0A
@@ -8,8 +8,9 @@
     ...     4      CRC-32 of all bytes so far
     ...            the stored sections, in that order, and then the file ends
 
-The magic is PNG's idea: its first byte shows files cut to 7 bits, its line ends files translated as
-text. A section whose tag starts with a lower-case letter may be skipped by who does not know it.
+As in PNG, the first byte of the magic detects transfers that keep 7 bits only, and its line ends
+detect conversion as text. A reader skips unknown sections whose tag starts with a lower-case
+letter.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ _MOST_SECTIONS = 16
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the file.
+    """A section of the file.
 
     Attributes:
-        stored: Its bytes as they are in the file.
-        size: What it claims to take once unpacked; whoever unpacks it holds it to that.
+        stored: Bytes as stored in the file.
+        size: Stated size after unpacking, in bytes; unpacking enforces it.
     """
 
     stored: bytes
@@ -44,7 +45,7 @@ class Section:
 
 
 def write_sections(sections: Mapping[str, Section]) -> bytes:
-    """Return the file that holds ``sections``, by tag, in that order."""
+    """Return the bytes of a file with ``sections``, a mapping from tags, in that order."""
     head = _HEAD.pack(MAGIC, VERSION, len(sections))
     for tag, section in sections.items():
         check = zlib.crc32(section.stored)
@@ -57,11 +58,11 @@ def read_sections(data: bytes, known: tuple[str, ...]) -> dict[str, Section]:
     """Read and check every section.
 
     Args:
-        data: The whole file.
-        known: Tags of the sections that must be there.
+        data: Bytes of the file.
+        known: Tags of the required sections.
 
     Raises:
-        ArtifactError: This is no such file, a newer one, or a damaged one.
+        ArtifactError: The file is of another format, of a newer version, or damaged.
     """
     if data[: len(MAGIC)] != MAGIC:
         raise ArtifactError(

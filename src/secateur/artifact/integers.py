@@ -1,20 +1,21 @@
-"""Integers in rows and columns, coded by what was seen nearby.
+"""Context-adaptive coding of integer matrices.
 
-A magnitude falls into a bucket: 0, 1, 2, 3, and then two for each octave, 4-5, 6-7, 8-11, 12-15 and
-so on. Buckets are coded adaptively; a sign, and the place inside a bucket, are bits as they are.
+Magnitudes are grouped into buckets: 0, 1, 2, 3, and then two for each octave, 4-5, 6-7, 8-11, 12-15
+and so on. Buckets are coded adaptively. Signs and positions inside a bucket are stored as plain
+bits.
 
-**Context.** The matrix is cut into tiles. What to expect at a place follows from the tiles before:
-the mean magnitude of its row times that of its column over that of the whole matrix, as if rows and
-columns were independent. That (in half octaves) and the mean of the whole matrix (in octaves)
-choose one of a few hundred contexts, each with its own counts of buckets, which all matrices of a
-kind share. A pruned channel is therefore a row, and in the next layer a column, that costs next to
-nothing.
+**Context.** The matrix is divided into tiles. The expected magnitude of an element follows from the
+preceding tiles: the mean of its row times the mean of its column over the mean of the matrix, as if
+rows and columns were independent. The expected magnitude (in half octaves) and the mean of the
+matrix (in octaves) select one of a few hundred contexts. Each context has its own counts of
+buckets, shared by all matrices of a kind. A row or column of zeros, as a pruned channel leaves it,
+thus needs almost no bits.
 
-**Sparse.** Where nearly all is 0, the distances between the others are coded, and then the others.
-The writer tries both ways and keeps the shorter one.
+**Sparse.** If almost all elements are 0, the distances between nonzero elements are coded, then
+these elements. The writer tries both codings and keeps the shorter one.
 
-Counts are integers, and of float64 nothing but single additions, multiplications, divisions and
-comparisons decides, so that every platform finds the same contexts.
+Counts are integers. Contexts depend only on single float64 additions, multiplications, divisions
+and comparisons, so that they are the same on every platform.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from secateur.errors import ArtifactError
 
 Matrix = npt.NDArray[np.integer]
 _Values = Iterator[tuple[slice, Symbols]]
-"""Parts of a flat matrix, in order, with their integers."""
+"""Yields the indices of a part of the flattened matrix, and its integers."""
 
 _OCTAVES = 31
 LOWEST = np.array(
@@ -41,34 +42,34 @@ LOWEST = np.array(
 """The smallest magnitude in each bucket."""
 
 _EXTRA = np.array([0, 0, 0, 0, *(k - 1 for k in range(2, _OCTAVES) for _ in range(2))], np.int32)
-"""Bits that tell the place inside each bucket."""
+"""Number of bits of the position inside each bucket."""
 
 _TYPICAL = 2 * LOWEST + (1 << _EXTRA) - 1
 """Twice the mean magnitude in each bucket: an integer."""
 
-# Half octaves; the root of two to 8 bits, as the same number everywhere.
+# Half octaves; the square root of two is rounded to 8 bits to be equal on every platform.
 _EXPECTED = np.array([0.02 * 2**k * half for k in range(13) for half in (1.0, 1.4140625)])
 _OVERALL = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
 _START = 0.5
-"""What is expected of a matrix of which nothing is known."""
+"""Expected magnitude before any element is coded."""
 _TRUST = 2.0
-"""Integers that count for the matrix's mean in that of a row or a column."""
+"""Weight of the matrix's mean, in elements, in the mean of a row or column."""
 _FIRST, _SEEN = 1, 16
-"""What a bucket counts before it was seen, and what each time adds."""
+"""Initial count of a bucket, and its increment."""
 _SLICE = 2**18
-"""Integers whose signs and places are coded at a time."""
+"""Number of integers whose signs and positions are coded at once."""
 _SIGN = 7
 """The bit of a bucket's number that holds the sign: there are fewer than 2^7 buckets."""
 _MEMORY = 65536
-"""Counts of a context are halved when they sum to more, so that it can change its mind."""
+"""Counts of a context are halved once their sum exceeds this, so that it adapts to new data."""
 
 
 @dataclass
 class Bank:
-    """Counts of buckets by context, shared by all matrices of one kind.
+    """Counts of buckets for each context, shared by all matrices of one kind.
 
     Attributes:
-        most: The largest magnitude there can be.
+        most: Largest possible magnitude.
         counts: int64 (contexts, buckets), all positive.
     """
 
@@ -81,7 +82,7 @@ class Bank:
         self.counts = np.full((contexts, buckets), _FIRST, np.int64)
 
     def learn(self, contexts: npt.NDArray, buckets: Symbols) -> None:
-        """Count what was seen; both of shape (n,)."""
+        """Add observed buckets to the counts; both of shape (n,)."""
         shape = self.counts.shape
         seen = np.bincount(contexts * shape[1] + buckets, minlength=shape[0] * shape[1])
         self.counts += _SEEN * seen.reshape(shape)
@@ -99,22 +100,22 @@ def code_matrix(
 ) -> Matrix:
     """Code a matrix, dense or sparse.
 
-    Reading takes little more memory than ``out``, whatever the stream holds.
+    The memory for reading is bounded by about that of ``out``, for any stream.
 
     Args:
         stream: A writer or a reader.
-        bank: For magnitudes.
-        gaps: For distances between integers that are not 0.
+        bank: Counts for magnitudes.
+        gaps: Counts for distances between nonzero elements.
         matrix: Integers of ``shape``, magnitudes up to ``bank.most``; None when reading.
         shape: Rows and columns.
-        out: int8, uint8 or int32 zeros of ``rows * columns`` elements, which receive what is read;
-            None for new ones.
+        out: int8, uint8 or int32 zeros of ``rows * columns`` elements that receive the result; None
+            to allocate them.
 
     Returns:
         The matrix.
 
     Raises:
-        ArtifactError: The stream that is read contradicts itself.
+        ArtifactError: The stream is inconsistent.
     """
     if matrix is not None:
         sparse = _is_shorter_sparse(bank, gaps, matrix)
@@ -156,7 +157,7 @@ def _write_sparse(stream: Stream, bank: Bank, gaps: Bank, matrix: Matrix) -> Non
 
 
 def _read_sparse(stream: Stream, bank: Bank, gaps: Bank, out: Matrix) -> None:
-    """Mark the places of the integers in ``out`` by a 1, then replace each by its integer."""
+    """Mark nonzero elements in ``out`` by 1, then replace each by its integer."""
     count = int(stream.bits(None, np.array([31], np.int32))[0])
     if count > len(out):
         raise ArtifactError(
@@ -197,10 +198,10 @@ def _dense(
     shape: tuple[int, int],
     out: Matrix | None = None,
 ) -> _Values:
-    """Code all integers; yield them part by part.
+    """Code all integers; yield them in parts.
 
-    Buckets are kept, with the signs in bit 7, until their part is yielded: in ``out`` itself where
-    it is of that shape, since each of its elements is stored only after its bucket was read.
+    Buckets, with the sign in bit 7, are kept until their part is yielded. They are kept in ``out``
+    if its shape fits, because an element is stored only after its bucket was read.
     """
     buckets: Matrix = np.empty(shape[0] * shape[1], np.uint8) if out is None else out
     if buckets.dtype == np.int8:
@@ -231,10 +232,10 @@ def _tiles(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
 
 
 class _Means:
-    """Mean magnitudes so far, of each row, each column, and all.
+    """Running mean magnitudes of each row, each column and the matrix.
 
-    Tiles come row by row of tiles. So the rows of a tile have all been seen up to its left edge,
-    its columns down to its top edge, and sums of rows are only needed within one row of tiles.
+    Tiles are coded row by row. At each tile its rows are known up to its left edge and its columns
+    down to its top edge, so that sums of rows are needed within one row of tiles only.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -243,7 +244,7 @@ class _Means:
         self._total = self._count = 0.0
 
     def contexts(self, rows: slice, columns: slice) -> npt.NDArray[np.int64]:
-        """The context at each place of a tile."""
+        """Return the context of each element of a tile."""
         overall = (self._total + 4 * _START) / (self._count + 4)
         if columns.start == 0:
             self._rows = np.zeros(rows.stop - rows.start)
@@ -254,7 +255,7 @@ class _Means:
         return expected * (len(_OVERALL) + 1) + int(np.searchsorted(_OVERALL, overall))
 
     def see(self, rows: slice, columns: slice, twice: npt.NDArray[np.int64]) -> None:
-        """Add a tile, of which ``twice`` has twice the magnitudes."""
+        """Add a tile; ``twice`` holds its magnitudes times 2."""
         self._rows += twice.sum(axis=1) / 2
         if rows.stop < self._shape[0]:  # there are tiles below
             if rows.start == columns.start == 0:
@@ -267,8 +268,8 @@ class _Means:
 def _code_buckets(
     stream: Stream, bank: Bank, known: Symbols | None, contexts: npt.NDArray[np.int64]
 ) -> Symbols:
-    """Code a tile's buckets, those of one context together, so that each needs one call."""
-    order = np.argsort(contexts.astype(np.uint8), kind="stable")  # quick for few bits
+    """Code a tile's buckets, grouped by context to need one call for each context."""
+    order = np.argsort(contexts.astype(np.uint8), kind="stable")  # fast for 8 bits
     sizes = np.bincount(contexts)
     coded, start = np.empty(len(contexts), np.int32), 0
     for context in np.flatnonzero(sizes).tolist():
@@ -285,7 +286,7 @@ def _bucket(magnitudes: npt.NDArray) -> Symbols:
 
 
 def _inside(stream: Stream, known: Matrix | None, buckets: npt.NDArray) -> _Values:
-    """Code signs, and places inside buckets; yield the integers."""
+    """Code signs and positions inside buckets; yield the integers."""
     parts = [slice(start, start + _SLICE) for start in range(0, len(buckets), _SLICE)]
     for part in parts:
         filled = buckets[part] > 0

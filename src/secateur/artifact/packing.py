@@ -1,9 +1,9 @@
-"""From the bytes of an ONNX file to those of an artifact, and back to the very same bytes.
+"""Lossless conversion between an ONNX file and a packed file, byte for byte.
 
-Three sections: ``ABOU``, what the file is and what was measured of it (JSON); ``REST``, the ONNX
-file without its tensors, before it a table of where they go (JSON, one line); ``CODE``, the
-tensors. The first two are compressed as raw LZMA2 with a dictionary of 1 MiB. docs/format.md has it
-all.
+A packed file has three sections. ``ABOU`` holds metadata and measurements (JSON). ``REST`` holds a
+table of the tensors' positions (JSON, one line), then the ONNX file without its tensors. ``CODE``
+holds the tensors. The first two are compressed as raw LZMA2 with a dictionary of 1 MiB.
+docs/format.md specifies the format.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from secateur.artifact.tensors import DTYPES, FLOAT, Banks, can_code, code_tenso
 from secateur.errors import ArtifactError
 
 LIMIT = 2**28
-"""Bytes that an unpacked file may have unless the caller allows more. Decoding takes twice as much
-memory at most, and some 50 MB."""
+"""Default limit on the unpacked size, in bytes. Decoding needs at most twice that memory, plus
+about 50 MB."""
 
 LARGER = "if you trust the file, allow more with --limit"
-"""What to do about a file that is larger than allowed."""
+"""Remedy in the error about a file that is larger than allowed."""
 
 _ABOUT, _REST, _CODE = TAGS = ("ABOU", "REST", "CODE")
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**20}]
@@ -38,11 +38,11 @@ _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_s
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What an artifact holds.
+    """The content of a packed file.
 
     Attributes:
         onnx: The bytes of the ONNX file.
-        about: Everything said about it, plain data.
+        about: Metadata, plain data.
     """
 
     onnx: bytes
@@ -51,13 +51,13 @@ class Unpacked:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the table.
+    """An entry of the table of tensors.
 
     Attributes:
-        gap: Bytes of the rest since the tensor before.
-        kind: ONNX's number of the data type.
+        gap: Bytes of the rest between the preceding tensor and this one.
+        kind: ONNX data type, as a number.
         shape: Its shape.
-        factors: Numbers of the two tensors before it whose product it is, or None.
+        factors: Indices of two preceding tensors whose product this is, or None.
     """
 
     gap: int
@@ -71,12 +71,12 @@ class _Entry:
 
 
 def pack(onnx: bytes, about: Mapping[str, Any], limit: int = LIMIT) -> bytes:
-    """Return the artifact of an ONNX file; it is decoded once, to check that it gives ``onnx``.
+    """Return the packed file of an ONNX file, after checking that it decodes to ``onnx``.
 
     Args:
         onnx: The bytes of a self-contained ONNX file.
         about: Plain data: provenance and measurements, at most 1 MiB of JSON.
-        limit: Bytes that ``onnx`` may have.
+        limit: Largest size of ``onnx``, in bytes.
 
     Raises:
         ArtifactError: ``onnx`` is not an ONNX file, or larger than ``limit``.
@@ -107,18 +107,18 @@ def pack(onnx: bytes, about: Mapping[str, Any], limit: int = LIMIT) -> bytes:
 
 
 def unpack(data: bytes, limit: int = LIMIT) -> Unpacked:
-    """Return what an artifact holds, bit for bit as it was packed.
+    """Return the content of a packed file, bit for bit as it was packed.
 
-    Nothing is allocated before the sizes in the header have been checked against ``limit``. After
-    that, memory is at most twice those sizes, and some 50 MB.
+    The sizes in the header are checked against ``limit`` before memory is allocated. Decoding then
+    needs at most twice those sizes, plus about 50 MB.
 
     Args:
-        data: The whole file.
-        limit: Bytes that the ONNX file may have.
+        data: Bytes of the file.
+        limit: Largest size of the ONNX file, in bytes.
 
     Raises:
-        ArtifactError: The file is damaged, of a newer version, too large, or does not decode to
-            what it says.
+        ArtifactError: The file is damaged, of a newer version, too large, or decodes to another
+            network than its hash states.
     """
     sections = read_sections(data, TAGS)
     size = sections[_REST].size + sections[_CODE].size
@@ -149,13 +149,13 @@ def _check_size(size: int, limit: int) -> None:
 
 
 def read_about(sections: Mapping[str, Section]) -> dict[str, Any]:
-    """Return what an artifact says of itself, without decoding the network.
+    """Return the metadata of a packed file without decoding the network.
 
     Args:
-        sections: Of :func:`secateur.artifact.container.read_sections`.
+        sections: Result of :func:`secateur.artifact.container.read_sections`.
 
     Raises:
-        ArtifactError: It cannot be read.
+        ArtifactError: The metadata cannot be read.
     """
     _check_size(sections[_ABOUT].size, _MOST_ABOUT)
     try:
@@ -183,9 +183,9 @@ def _codable(onnx: bytes) -> tuple[list[Cut], list[npt.NDArray]]:
 
 
 class _Scales:
-    """Finds tensors that are products of two before them, as the scales of biases are.
+    """Finds tensors that are products of two preceding ones, such as the scales of biases.
 
-    Only the last tensors are searched, so that the time is linear in their number.
+    Only the most recent tensors are searched, so that the time is linear in their number.
     """
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ class _Scales:
         self._by_shape: dict[tuple[int, ...], _Recent] = {}
 
     def product(self, values: npt.NDArray, tensors: list[npt.NDArray]) -> tuple[int, int] | None:
-        """Numbers of two earlier ones of ``tensors`` whose product ``values`` is, bit for bit."""
+        """Return the indices of two ``tensors`` whose product equals ``values`` bit for bit."""
         self._number += 1
         if values.dtype.kind != "f" or values.ndim > 1:
             return None
@@ -216,7 +216,7 @@ _SCALARS, _OTHERS, _TRIALS = 1024, 256, 64
 
 
 class _Recent:
-    """The first elements of the last ``most`` tensors of a kind, and their numbers."""
+    """The first elements of the last ``most`` tensors of a kind, and their indices."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -234,7 +234,7 @@ def _times(tensors: list[npt.NDArray], factors: tuple[int, int]) -> npt.NDArray[
 
 
 def _decode(reader: Reader, entries: list[_Entry], onnx: bytearray) -> None:
-    """Decode each tensor into its place in ``onnx``, which holds zeros there."""
+    """Decode each tensor into its position in ``onnx``, which holds zeros there."""
     banks, tensors, at = Banks(), list[npt.NDArray](), 0
     for entry in entries:
         at += entry.gap
@@ -261,11 +261,11 @@ _MOST_TENSORS = 2**14
 _MOST_SIDES = 8
 _MOST_LINE = _MOST_TENSORS * 160
 _MOST_ABOUT = 2**20
-"""Bytes of JSON, which takes up to thirty times as much memory when it is read."""
+"""Largest table, in bytes of JSON; parsing takes up to 30 times as much memory."""
 
 
 def _table(data: bytes, size: int) -> tuple[list[_Entry], memoryview]:
-    """Read the table and check it against ``size``, the bytes of all tensors."""
+    """Read the table and check it against ``size``, the total bytes of the tensors."""
     end = data.find(b"\n", 0, _MOST_LINE)
     end = len(data) if end < 0 else end
     rest = memoryview(data)[end + 1 :]
@@ -305,7 +305,7 @@ def _entry(row: list[Any], before: list[_Entry]) -> _Entry:
     return entry
 
 
-# ---- compression of what is not a tensor
+# ---- compression of all but the tensors
 
 
 def _squeezed(data: bytes) -> Section:

@@ -1,7 +1,7 @@
-"""A stranger's ONNX file, tried in a process that can be killed, before this process touches it.
+"""Screening of an untrusted ONNX file in a separate process.
 
-The process reads the file within bounds and, where it is to be run, runs it once. It has limits of
-memory and time. What crashes it, hangs it or exhausts it is an error of one line here.
+The process reads the file within limits and optionally runs it once. Its memory and time are
+limited. If it crashes, hangs or runs out of memory, this process reports an error of one line.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from secateur.errors import ArtifactError, SecateurError
 from secateur.onnx_ir.reader import MOST_BYTES, read_onnx
 
 MEMORY = 4 * 2**30
-"""Bytes of data that the process may have, besides four times the size of the file."""
+"""Memory limit of the process, in bytes, in addition to four times the size of the file."""
 
 SECONDS = 60
-"""Processor seconds that it may take; five times as long where other work holds the cores."""
+"""Limit on processor time, in seconds; the limit on wall-clock time is five times as long."""
 
 DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc"))
-"""Domains whose operators ONNX Runtime has itself."""
+"""Operator domains that ONNX Runtime provides."""
 
 
 def screen(
@@ -37,18 +37,18 @@ def screen(
     seconds: int = SECONDS,
     memory: int = MEMORY,
 ) -> None:
-    """Read an ONNX file, and perhaps run it once, in a process of its own.
+    """Read an ONNX file, and optionally run it once, in a separate process.
 
     Args:
         path: The file.
         run: Also run it, on one image of zeros.
-        size: Height and width of that image, where the file leaves them open.
-        limit: Bytes that the file and its external data may have together.
+        size: Height and width of that image, if the file does not fix them.
+        limit: Largest size of the file and its external data, in bytes.
         seconds: See :data:`SECONDS`.
         memory: See :data:`MEMORY`.
 
     Raises:
-        ArtifactError: The file is refused, or cannot be read or run within the limits.
+        ArtifactError: The file is rejected, or cannot be read or run within the limits.
     """
     settings = {
         "path": str(path), "run": run, "size": size, "limit": limit, "seconds": seconds,
@@ -78,10 +78,10 @@ def screen(
 
 
 def check_operators(model: onnx.ModelProto, path: Path) -> None:
-    """Make sure that a graph has no inner graphs, functions or operators of other domains.
+    """Check that a graph has no subgraphs, functions or operators of other domains.
 
     Raises:
-        ArtifactError: It has; the message names the operator.
+        ArtifactError: It has one; the message names the operator.
     """
     for node in model.graph.node:
         inner = any(a.HasField("g") or len(a.graphs) > 0 for a in node.attribute)
@@ -125,7 +125,7 @@ def _limit_process(seconds: int, memory: int) -> None:
 
 
 def _image(model: onnx.ModelProto, size: int | None) -> dict[str, np.ndarray] | None:
-    """Zeros for the input, or None where its shape is open."""
+    """Zeros for the input, or None if its shape is not fixed."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1:
@@ -165,7 +165,7 @@ def _main(text: str) -> None:
         line = str(error)
     except MemoryError:
         line = f"an ONNX file that takes too much memory ({path})"
-    except Exception as error:  # neither library's exceptions share a public base
+    except Exception as error:  # the exceptions of the two libraries have no public base class
         line = str(SecateurError("ONNX Runtime cannot run the file", where=path, found=error))
     else:
         return

@@ -1,9 +1,9 @@
-"""Cutting the tensors out of the bytes of an ONNX file, and spreading the rest out again.
+"""Removal of the tensors from the bytes of an ONNX file, and the inverse.
 
-The file is protobuf: fields, each a key (number and wire type, as a varint) and a value. A tensor's
-numbers stand in one place, ``ModelProto.graph (7) . initializer (5) . raw_data (9)``, so that the
-bytes around them can be kept as they are: whatever library wrote the file, in whatever order of
-fields, it comes back bit for bit. https://protobuf.dev/programming-guides/encoding
+The file is protobuf: fields of a key (number and wire type, as a varint) and a value. The data of a
+tensor is contiguous in ``ModelProto.graph (7) . initializer (5) . raw_data (9)``. All other bytes
+are kept unchanged, so that the file is restored bit for bit, whichever library wrote it.
+https://protobuf.dev/programming-guides/encoding
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor in the bytes of a file.
+    """Position of a tensor in the bytes of a file.
 
     Attributes:
-        name: Its name.
-        kind: Its ONNX data type, a number.
-        shape: Its shape.
-        start: Where its numbers start.
-        end: Where they end.
+        name: Name of the tensor.
+        kind: ONNX data type, as a number.
+        shape: Shape of the tensor.
+        start: Offset of the first byte of its data.
+        end: Offset after the last byte of its data.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Cut:
 
 
 def find_tensors(data: bytes) -> list[Cut]:
-    """Find every initializer that keeps its numbers in ``raw_data``, in the file's order.
+    """Find every initializer with ``raw_data``, in the file's order.
 
     Raises:
-        ArtifactError: These are not the bytes of an ONNX file.
+        ArtifactError: The bytes are not an ONNX file.
     """
     return [
         cut
@@ -52,18 +52,19 @@ def find_tensors(data: bytes) -> list[Cut]:
 
 
 def cut_out(data: bytes, cuts: list[Cut]) -> bytes:
-    """Return ``data`` without the numbers of ``cuts``."""
+    """Return ``data`` without the tensors of ``cuts``."""
     ends = [0, *(cut.end for cut in cuts)]
     starts = [*(cut.start for cut in cuts), len(data)]
     return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
 
 
 def spread_out(rest: bytes | memoryview, holes: list[tuple[int, int]]) -> bytearray:
-    """Return the file of which :func:`cut_out` gave ``rest``, with zeros where tensors belong.
+    """Invert :func:`cut_out`, with zeros in place of the tensors.
 
     Args:
-        rest: The bytes around the tensors.
-        holes: For each tensor the bytes of ``rest`` since the one before, and its own bytes.
+        rest: Result of :func:`cut_out`.
+        holes: For each tensor, the bytes of ``rest`` since the preceding tensor, and its size in
+            bytes.
     """
     data = bytearray(len(rest) + sum(size for _, size in holes))
     at = source = 0
@@ -99,7 +100,7 @@ def _messages(data: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[
 
 
 def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield number, wire type, value (or where it starts) and where it stops, of each field."""
+    """Yield number, wire type, value (or its start) and end of each field."""
     while start < end:
         key, start = _varint(data, start, end)
         number, wire = key >> 3, key & 7

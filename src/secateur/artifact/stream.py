@@ -1,11 +1,12 @@
-"""Symbols to bits and back, by range coding: one protocol, so that both ways run the same code.
+"""Range coding of symbols, with one protocol for writing and reading.
 
-At every step a coder takes distributions and sizes that follow from what was coded before. A writer
-takes the symbols too and returns them; a reader decodes them. Each kind of data is therefore coded
-by one function, and what is written is read.
+At each step a coder takes distributions and sizes that depend on preceding symbols only. A writer
+also takes the symbols and returns them; a reader decodes them. One function thus both writes and
+reads each kind of data.
 
-The range coder is constriction's (Bamler 2022). Distributions are made of integer counts by one
-division and one multiplication of float64 each, so that every platform makes the same bits.
+The range coder is that of constriction (Bamler 2022). Each probability is computed from integer
+counts by one float64 division and one multiplication, so that every platform produces the same
+bits.
 """
 
 from __future__ import annotations
@@ -32,27 +33,27 @@ class Stream(Protocol):
     """A writer or a reader."""
 
     def categorical(self, symbols: Symbols | None, count: int, weights: Weights) -> Symbols:
-        """Code ``count`` symbols; each is i with a probability in proportion to ``weights[i]``.
+        """Code ``count`` symbols; symbol i has a probability proportional to ``weights[i]``.
 
         Args:
             symbols: int32 (count,), each in [0, len(weights)); None when reading.
-            count: How many.
-            weights: int64, positive, two at least.
+            count: Number of symbols.
+            weights: int64, positive, at least two.
         """
 
     def bits(self, symbols: Symbols | None, widths: Symbols) -> Symbols:
-        """Code evenly distributed symbols; number i is in [0, 2^widths[i]), widths in 0 to 31."""
+        """Code uniform symbols; symbol i is in [0, 2^widths[i]), with widths in 0 to 31."""
 
     def bits_in_parts(
         self, symbols: Callable[[int], Symbols] | None, widths: Callable[[int], Symbols], count: int
     ) -> Iterator[Symbols]:
-        """Code one long list as :meth:`bits` does, and yield it part by part.
+        """Code a long list as :meth:`bits` does, and yield it in parts.
 
         Args:
-            symbols: Returns the symbols of part i; None when reading.
-            widths: Returns the widths of part i; it may be asked several times before that part is
+            symbols: From i to the symbols of part i; None when reading.
+            widths: From i to the widths of part i; called one or more times before part i is
                 yielded, and not after.
-            count: How many parts there are.
+            count: Number of parts.
         """
 
 
@@ -99,7 +100,7 @@ class Writer:
             self._coder.encode(symbols[some], _uniform, _sizes(widths[some]))
 
     def to_bytes(self) -> bytes:
-        """Everything written so far."""
+        """Return all bytes written so far."""
         return self._coder.get_compressed().astype("<u4").tobytes()
 
 
@@ -107,11 +108,11 @@ class Reader:
     """Decodes the symbols.
 
     Args:
-        data: What :meth:`Writer.to_bytes` gave.
+        data: Result of :meth:`Writer.to_bytes`.
 
     Raises:
-        ArtifactError: These are not such bytes, or in later calls: they run out or contradict
-            themselves.
+        ArtifactError: The bytes are not a stream; in later calls, they end too early or are
+            inconsistent.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -137,8 +138,8 @@ class Reader:
     ) -> Iterator[Symbols]:
         """See :class:`Stream`.
 
-        The high bits come after the low bits of all parts. To keep no more than a part in memory,
-        the low bits are decoded twice where there are high ones: to get past them, and to use them.
+        The high bits follow the low bits of all parts. To hold only one part in memory, the low
+        bits are decoded twice if there are high bits: once to skip them, once to use them.
         """
         if not any(widths(i).max(initial=0) > CHUNK_BITS for i in range(count)):
             yield from (self.bits(None, widths(i)) for i in range(count))
@@ -153,10 +154,10 @@ class Reader:
             yield values | high << CHUNK_BITS
 
     def finish(self) -> None:
-        """Make sure that everything has been read.
+        """Check that all bytes have been read.
 
         Raises:
-            ArtifactError: Something is left.
+            ArtifactError: Bytes are left.
         """
         if not self._coder.maybe_exhausted():
             raise ArtifactError("a damaged stream", found="bytes after its end")

@@ -1,11 +1,11 @@
-"""Tensors as matrices of integers, and back.
+"""Conversion between tensors and integer matrices.
 
 - int8, uint8, int32: the integers themselves.
-- float32: their bits read as integers, from the smallest on, without the zero bits that all of
-  these distances end with. Scales that share their lower halves thus become integers of about ten
-  bits.
+- float32: the bits read as integers, minus the smallest, without trailing zero bits that all of
+  these differences share. Scales with equal lower halves thus become integers of about ten bits.
 
-A tensor of two or more dimensions is a matrix by its first; any other is one row.
+A tensor of two or more dimensions becomes a matrix with a row for each index of the first
+dimension; any other becomes one row.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ DTYPES: dict[int, np.dtype] = {
     3: np.dtype("i1"),
     6: np.dtype("<i4"),
 }
-"""By ONNX's number of the data type, what can be coded."""
+"""From an ONNX data type to the dtype, for all types that can be coded."""
 
 _MOST = 2**30 - 1
 _FLOAT_HEAD = np.array([16, 16, 5], np.int32)
-"""Widths: the smallest integer's low and high half, and how many zero bits are left out."""
+"""Bit widths of the header: low and high half of the smallest integer, and the number of dropped
+zero bits."""
 
 
 _CHUNK = 2**18
-"""Elements that are converted at a time."""
+"""Number of elements converted at once."""
 
 
 class Banks:
-    """What has been learned so far of each kind of tensor, matrices and vectors apart."""
+    """Adaptive counts for each kind of tensor, with matrices and vectors separate."""
 
     def __init__(self) -> None:
         self._known: dict[str, Bank] = {}
 
     def of(self, dtype: np.dtype, shape: tuple[int, ...]) -> Bank:
-        """The bank for magnitudes of tensors like this."""
+        """The counts for magnitudes of tensors of this dtype and rank."""
         return self._bank(
             f"{dtype.name} {min(len(shape), 2)}", 2**8 if dtype.itemsize == 1 else _MOST
         )
 
     @property
     def gaps(self) -> Bank:
-        """The bank for distances between integers that are not 0."""
+        """The counts for distances between nonzero elements."""
         return self._bank("gaps", _MOST)
 
     def _bank(self, kind: str, most: int) -> Bank:
@@ -61,7 +62,7 @@ class Banks:
 
 
 def can_code(values: npt.NDArray) -> bool:
-    """Tell whether :func:`code_tensor` can code a tensor of one of :data:`DTYPES`."""
+    """Whether :func:`code_tensor` can code a tensor of one of :data:`DTYPES`."""
     if values.size == 0 or values.size > _MOST:
         return False
     if values.dtype.kind == "f":
@@ -83,17 +84,18 @@ def code_tensor(
 
     Args:
         stream: A writer or a reader.
-        banks: The same ones for all tensors of a file, in their order.
-        values: Of that dtype and shape, and one that :func:`can_code`; None when reading.
+        banks: Shared by all tensors of a file, in order.
+        values: Tensor of that dtype and shape for which :func:`can_code` is true; None when
+            reading.
         dtype: One of :data:`DTYPES`.
-        shape: Of at least one element.
-        out: Zeros of that dtype, flat, which receive what is read; None for new ones.
+        shape: With at least one element.
+        out: Flat zeros of that dtype that receive the result; None to allocate them.
 
     Returns:
         The tensor.
 
     Raises:
-        ArtifactError: The stream that is read contradicts itself.
+        ArtifactError: The stream is inconsistent.
     """
     rows = shape[0] if len(shape) > 1 else 1
     flat = (rows, math.prod(shape) // rows)
@@ -115,7 +117,7 @@ def _code_floats(
     shape: tuple[int, int],
     out: npt.NDArray | None = None,
 ) -> None:
-    """Code float32: the lowest bit pattern, then the steps of 2^zeros from there to each."""
+    """Code float32: the smallest bit pattern, then each difference to it in units of 2^zeros."""
     if values is not None:
         words = _words(values)
         lowest = int(words.min())
@@ -138,12 +140,12 @@ def _code_floats(
 
 
 def _words(values: npt.NDArray) -> npt.NDArray[np.uint32]:
-    """The bits of float32 as integers, flat."""
+    """The bits of float32 as flat integers."""
     return np.ascontiguousarray(values).reshape(-1).view("<u4")
 
 
 def _zeros(words: npt.NDArray[np.uint32], lowest: int) -> int:
-    """How many zero bits all distances from the lowest word end with."""
+    """Number of trailing zero bits that all differences to the smallest word share."""
     together = 0
     for start in range(0, len(words), _CHUNK):
         distances = words[start : start + _CHUNK] - np.uint32(lowest)

@@ -1,4 +1,4 @@
-"""Whether an artifact is whole, and as accurate as it says."""
+"""Verification of a packed file: integrity, and the accuracy that it records."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from secateur.recipe import Data
 from secateur.training.evaluation import correct
 
 TOLERATED = 1e-3
-"""Share of the images that may be decided otherwise: kernels of another processor may round a sum
-that lies next to a half the other way."""
+"""Largest fraction of images with another decision: kernels of another processor may round a sum
+close to a half differently."""
 
 _BATCH = 500
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What :func:`verify` checked.
+    """The result of :func:`verify`.
 
     Attributes:
-        network: The network, decoded: header, checksums, hash and bounds are right.
-        recorded: Images that the file says it is right on, of how many; None where it does not say.
-        measured: Images that it is right on here; None where no data was given.
+        network: The decoded network; header, checksums, hash and limits were checked.
+        recorded: Number of correct images and of all images, as the file records them; None if it
+            does not.
+        measured: Number of correct images on this machine; None without data.
     """
 
     network: Classifier
@@ -47,8 +48,8 @@ def verify(path: str | Path, data: Path | None = None) -> Verified:
         data: Folder with the data set that the file names, or None to leave accuracy unchecked.
 
     Raises:
-        ArtifactError: The file is damaged, or not as accurate as it says, or its test images are
-            others.
+        ArtifactError: The file is damaged, its accuracy differs from the recorded one, or the test
+            images are not those that it records.
         DataError: The data cannot be read.
 
     Examples:
