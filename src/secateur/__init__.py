@@ -1,4 +1,4 @@
-"""Prunes and quantizes image classifiers, and proves what that cost.
+"""Prunes and quantizes image classifiers, and measures the loss of accuracy.
 
 The names in ``__all__`` are public and documented in docs/python.md. All other modules and names
 are internal: they may change in any version.
@@ -52,7 +52,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# ONNX Runtime sends telemetry from the moment it is imported, unless this says otherwise.
+# ONNX Runtime sends telemetry as soon as it is imported, unless this variable is set.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {

@@ -1,1 +1,1 @@
-"""Latency, accuracy and size of files, networks and layers; one timing protocol for all."""
+"""Latency, accuracy and size of files, networks and layers, with one timing protocol."""

@@ -1,4 +1,4 @@
-"""Candidates of a comparison: files on a runtime, and networks in eager PyTorch."""
+"""Candidates of a comparison: files in a runtime, and networks in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class ClassifierShape:
 
 @dataclass(frozen=True)
 class FileCandidate:
-    """A file on a runtime.
+    """A file in a runtime.
 
     Attributes:
-        path: ``.onnx``, or a packed ``.sec``, which is decoded when it is opened.
+        path: ``.onnx``, or packed ``.sec``, which is decoded when it is opened.
         runtime: One of :data:`secateur.runtimes.RUNTIMES`.
-        threads: Inside one operator.
+        threads: Threads inside one operator.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class FileCandidate:
 
     @property
     def title(self) -> str:
-        """The file's name, with its runtime unless that is ONNX Runtime."""
+        """The file's name, and its runtime unless that is ONNX Runtime."""
         return str(self.path) + ("" if self.runtime == OnnxRuntime.name else f" ({self.runtime})")
 
     @property
@@ -65,7 +65,7 @@ class FileCandidate:
             importlib.import_module("openvino")
 
     def open(self) -> Runtime:
-        """Read, decode and load it.
+        """Read, decode and load the file.
 
         Raises:
             SecateurError: The file is damaged, or the runtime cannot run it.
@@ -83,7 +83,7 @@ class FileCandidate:
 
 @dataclass(frozen=True)
 class EagerCandidate:
-    """A torchvision network in eager PyTorch, float32, untrained: time depends on no weight."""
+    """An untrained torchvision network in eager PyTorch, float32. Weights do not affect latency."""
 
     name: str
     shape: ClassifierShape
@@ -91,20 +91,20 @@ class EagerCandidate:
 
     @property
     def title(self) -> str:
-        """The network's name and where it runs."""
+        """The network's name, and that it runs in eager PyTorch."""
         return f"{self.name} (eager PyTorch, fp32)"
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its float32 weights and statistics."""
+        """Bytes of its float32 parameters and buffers."""
         return sum(tensor.nbytes for tensor in self._build().state_dict().values())
 
     def prepare(self) -> None:
-        """Import the networks, which are slow to import."""
+        """Import torchvision, which is slow."""
         importlib.import_module("torchvision.models")
 
     def open(self) -> Runtime:
-        """Build it."""
+        """Build the network."""
         return Eager(self._build(), self.threads)
 
     def _build(self) -> nn.Module:
@@ -114,11 +114,12 @@ class EagerCandidate:
 
 @dataclass(frozen=True)
 class ModuleCandidate:
-    """A network of the caller's in eager PyTorch.
+    """A given network in eager PyTorch.
 
     Attributes:
-        network: In inference mode; it must be picklable, for the cold start in a new process.
-        threads: Inside one operator.
+        network: In inference mode; it must be picklable, because the cold start is measured in a
+            new process.
+        threads: Threads inside one operator.
     """
 
     network: nn.Module
@@ -126,19 +127,19 @@ class ModuleCandidate:
 
     @property
     def title(self) -> str:
-        """The class's name and where it runs."""
+        """The class's name, and that it runs in eager PyTorch."""
         return f"{type(self.network).__name__} (eager PyTorch)"
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its weights and statistics."""
+        """Bytes of its parameters and buffers."""
         return sum(tensor.nbytes for tensor in self.network.state_dict().values())
 
     def prepare(self) -> None:
-        """Nothing more: unpickling has imported its class."""
+        """Do nothing: unpickling has imported the class."""
 
     def open(self) -> Runtime:
-        """Put it into inference mode."""
+        """Set the network to inference mode."""
         return Eager(self.network, self.threads)
 
 
@@ -146,10 +147,10 @@ Candidate = FileCandidate | EagerCandidate | ModuleCandidate
 
 
 def shape_of(path: Path) -> ClassifierShape:
-    """Read the input and output of a classifier from its file.
+    """Read the input and output shape of a classifier from its file.
 
     Raises:
-        SecateurError: It is not a file of a classifier of square images.
+        SecateurError: The file is not a classifier of square images.
     """
     if path.suffix == PACKED:
         model, _ = check_network(unpack(read_bytes(path, LIMIT)).onnx)
@@ -176,13 +177,13 @@ def list_candidates(
     """List the candidates of a comparison, the baseline first.
 
     Args:
-        files: At least one file, all of the same input and output; and modules.
-        against: Baselines: a torchvision network (in eager PyTorch), a runtime (each of ``files``
-            runs there too), or another file.
-        threads: Inside one operator, for all.
+        files: Files and modules with the same input and output, at least one file.
+        against: Baselines: a torchvision network (in eager PyTorch), a runtime (which runs each of
+            ``files`` too), or another file.
+        threads: Threads inside one operator, for all candidates.
 
     Raises:
-        SecateurError: A baseline is none of these, or shapes differ.
+        SecateurError: A baseline is unknown, or shapes differ.
     """
     known = [*NETWORKS, *RUNTIMES]
     more = [Path(name) for name in against if name not in known]

@@ -1,4 +1,4 @@
-"""Comparison of files and networks, timed in turns, with everything the times depend on."""
+"""Comparison of files and networks, timed in turns."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class CandidateResult:
 
     Attributes:
         title: Name of the candidate.
-        size_bytes: On disk; of an eager network, of its weights.
-        samples: By batch size, the milliseconds of each counted turn in order.
+        size_bytes: Size of the file; for an eager network, of its parameters and buffers.
+        samples: From batch size to the milliseconds of each counted turn, in order.
         start: Cold start in a new process.
     """
 
@@ -41,9 +41,9 @@ class Comparison:
     """The result of :func:`benchmark`.
 
     Attributes:
-        rows: One result per candidate; all are compared with the first.
-        threads: Inside one operator.
-        about: Processor, versions, commit.
+        rows: One result for each candidate; the first is the baseline.
+        threads: Threads inside one operator.
+        about: Processor, versions and commit.
     """
 
     rows: list[CandidateResult]
@@ -52,11 +52,11 @@ class Comparison:
 
     @property
     def noise(self) -> float:
-        """The widest spread of any row at the smallest batch: (p90 - p10) / median."""
+        """The largest spread of a row at the smallest batch: (p90 - p10) / median."""
         return max(noise(row.samples[min(row.samples)]) for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, raw samples too, as plain data."""
+        """Return everything, with raw samples, as plain data."""
         rows = [
             asdict(row)
             | {"samples": {str(k): np.round(v, 5).tolist() for k, v in row.samples.items()}}
@@ -76,20 +76,19 @@ def benchmark(
 ) -> Comparison:
     """Compare files: latency, throughput, cold start and memory.
 
-    Times come from :func:`secateur.benchmarking.timing.latencies`. The images are noise, on which
-    no time depends.
+    Latencies are measured by :func:`secateur.benchmarking.timing.latencies`, on images of noise.
 
     Args:
         files: ``.onnx`` or ``.sec`` files with the same input and output, and modules of PyTorch.
         against: Baselines: torchvision networks, runtimes or files; see
             :func:`secateur.benchmarking.candidates.list_candidates`.
-        threads: Inside one operator.
-        batches: Sizes; those above 1 measure throughput, with a quarter of the turns.
+        threads: Threads inside one operator.
+        batches: Batch sizes; sizes above 1 measure throughput, with a quarter of the turns.
         repeats: Counted turns at batch 1.
-        warmup: Uncounted turns before those.
+        warmup: Uncounted turns before them.
 
     Returns:
-        Raw samples of each candidate, the baseline first.
+        The raw samples of each candidate, the baseline first.
 
     Raises:
         SecateurError: A file is missing or damaged, shapes differ, or a file cannot be run.
@@ -128,7 +127,7 @@ def benchmark(
 
 
 def _about() -> dict[str, Any]:
-    """Where the times were taken."""
+    """The machine and versions of the measurement."""
     return {
         "processor": environment.processor(),
         "versions": environment.versions(),

@@ -1,4 +1,4 @@
-"""Cost of a network that needs no measurement: parameters and multiply-accumulates."""
+"""Static cost of a network: parameters and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def nonzero_parameters(model: nn.Module) -> int:
 def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Count the multiply-accumulates of one input, in inference mode.
 
-    One multiply-accumulate counts one. Convolution and linear layers only, each as often as it is
-    called; not biases, normalization, activations, pooling, attention, nor a convolution written as
-    a function call. Only shapes are computed (on the meta device), so any size is cheap.
+    Convolution and linear layers are counted, each as often as it is called. Biases, normalization,
+    activations, pooling, attention and functional convolutions are not. Only shapes are computed,
+    on the meta device.
 
     Args:
-        model: Not modified.
-        input_shape: Of one input without the batch, for example ``(3, 224, 224)``.
+        model: Any network; it is not modified.
+        input_shape: Shape of one input without the batch, for example ``(3, 224, 224)``.
 
     Example:
         >>> macs(nn.Conv2d(3, 8, 3), (3, 32, 32))  # 30 x 30 outputs x 8 channels x 27 weights
@@ -57,7 +57,7 @@ def macs(model: nn.Module, input_shape: Sequence[int]) -> int:
 def _layer_macs(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
     if isinstance(layer, nn.Linear):
         return output.numel() * layer.in_features
-    if isinstance(layer, _TRANSPOSED):  # every input element is spread over a whole kernel
+    if isinstance(layer, _TRANSPOSED):  # each input element is multiplied by the entire kernel
         kernel = math.prod(layer.kernel_size)
         return inputs.numel() * layer.out_channels // layer.groups * kernel
     assert isinstance(layer, _CONVOLUTIONS)

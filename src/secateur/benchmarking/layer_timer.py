@@ -1,12 +1,14 @@
 """Latency of single layers on this machine, measured once and cached.
 
-A layer's time does not follow its multiply-accumulates: kernels work in blocks of 8 or 16 channels,
-and a width between two blocks can cost more than the next one up. So widths are measured,
-not modeled (NetAdapt, Yang et al. 2018, section 3.3; HALP, Shen et al. 2022, section 3.2).
+The latency of a layer is not proportional to its multiply-accumulates: kernels work on blocks of 8
+or 16 channels, and a width between two multiples can be slower than the next multiple. Widths are
+therefore measured, not modeled (NetAdapt, Yang et al. 2018, section 3.3; HALP, Shen et al. 2022,
+section 3.2).
 
-A layer runs several times side by side in a graph of its own, through the same runtime, options and
-quantizers as the file that ships. Each copy's result is thinned to a pixel: runtimes keep images in
-a layout of their own between layers, and what changes it back at a graph's edge would be timed too.
+Several copies of a layer run in parallel branches of one graph, with the runtime, options and
+quantizers of the exported file. The output of each copy is reduced to one pixel per channel.
+Without this, the runtime's conversion of its internal layout at the graph's output would be timed
+too.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ from secateur.runtimes.onnx_runtime import is_saturation_free
 Precision = Literal["fp32", "int8"]
 
 COPIES = 6
-"""Most copies of a layer in one graph."""
+"""Largest number of copies of a layer in one graph."""
 ENOUGH_MACS = 12_000_000
-"""Multiply-accumulates of a graph that lift it well above the cost of a call."""
+"""Multiply-accumulates of a graph at which the overhead of a call is small."""
 REPEATS, MAX_ROUNDS = 12, 5
-"""Timings of a graph in a round, and rounds at most on a busy machine."""
+"""Timings of a graph in a round, and the largest number of rounds on a busy machine."""
 AGREES = 1.03
-"""Largest ratio of the second least time to the least at which the least is accepted."""
+"""Largest ratio of the second smallest time to the smallest at which the smallest is accepted."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,14 @@ class Layer:
 
     Attributes:
         kind: Convolution over any number of dimensions, or linear.
-        inputs: Channels it reads.
-        outputs: Channels it makes.
-        groups: 1 but for grouped convolutions.
-        size: Pixels of its input along each dimension; for ``linear``, how many rows.
-        kernel: Along each dimension; empty for ``linear``, as are those that follow.
+        inputs: Input channels.
+        outputs: Output channels.
+        groups: Groups of the convolution, else 1.
+        size: Input size along each spatial dimension; for ``linear``, the number of rows.
+        kernel: Along each dimension; empty for ``linear``, as are the following attributes.
         stride: Along each dimension.
         dilation: Along each dimension.
-        pads: Before each dimension, then behind each.
+        pads: At the start of each dimension, then at the end of each.
     """
 
     kind: Literal["conv", "linear"]
@@ -75,7 +77,7 @@ class Layer:
 
     @property
     def result(self) -> tuple[int, ...]:
-        """Pixels of its output along each dimension; for ``linear``, how many rows."""
+        """Output size along each spatial dimension; for ``linear``, the number of rows."""
         if self.kind == "linear":
             return self.size
         axes = range(len(self.size))
@@ -85,17 +87,17 @@ class Layer:
 
     @property
     def elements(self) -> int:
-        """Elements of its output."""
+        """Number of elements of the output."""
         return self.outputs * math.prod(self.result)
 
     @property
     def weights(self) -> int:
-        """Elements of its weight."""
+        """Number of elements of the weight."""
         return self.outputs * self.inputs // self.groups * math.prod(self.kernel)
 
     @property
     def key(self) -> str:
-        """All of it in one line, for example ``conv 58>58/58 28x28 k3x3 s1x1 d1x1 p1x1x1x1``."""
+        """The geometry in one line, for example ``conv 58>58/58 28x28 k3x3 s1x1 d1x1 p1x1x1x1``."""
         parts = [("", self.size), ("k", self.kernel), ("s", self.stride), ("d", self.dilation),
                  ("p", self.pads)]  # fmt: skip
         shape = " ".join(head + "x".join(map(str, part)) for head, part in parts if part)
@@ -103,20 +105,21 @@ class Layer:
 
 
 class LayerTimer:
-    """Relative time of a layer, cached in a file per machine.
+    """Measures the relative latency of layers, cached in a file per machine.
 
-    A shared machine's speed drifts. So a layer takes turns with a reference layer, a fixed
-    convolution, and the ratio of their times is returned and cached.
+    The speed of a shared machine drifts. A layer is therefore timed in turns with a fixed reference
+    convolution; the ratio of their times is returned and cached.
 
     Args:
-        precision: ``int8`` as :mod:`secateur.quantization.qdq` makes it, or ``fp32``.
+        precision: ``int8`` as in :mod:`secateur.quantization.qdq`, or ``fp32``.
         threads: Inside one operator.
-        folder: Of the cache file; by default the user's cache. An unreadable file is replaced; a
-            file that cannot be written is not an error.
-        ratio: From a layer to its time over the reference layer's; by default a measurement.
+        folder: Folder of the cache file; by default the user's cache. An unreadable file is
+            replaced; failure to write the file is ignored.
+        ratio: Maps a layer to its latency relative to the reference layer; by default it is
+            measured.
 
     Attributes:
-        fresh: Number of layers measured rather than read from the cache.
+        fresh: Number of layers that were measured, not read from the cache.
     """
 
     def __init__(
@@ -131,7 +134,7 @@ class LayerTimer:
             "threads": threads,
             "onnxruntime": onnxruntime.__version__,
             "precision": precision,
-            "saturation_free": True,  # older cache files lack it
+            "saturation_free": True,  # missing in older cache files
         }
         self.path = (folder or cache_folder()) / f"latency-{content_id(about)}.json"
         self.fresh = 0
@@ -141,7 +144,7 @@ class LayerTimer:
         self._ratio = ratio
 
     def __call__(self, layer: Layer) -> float:
-        """Time of one call of ``layer`` over the reference layer's, call overhead excluded."""
+        """Latency of ``layer`` relative to the reference layer, without call overhead."""
         if layer.key not in self._known:
             measure = self._ratio or self._runner.ratio
             self._known[layer.key] = measure(layer)
@@ -150,7 +153,7 @@ class LayerTimer:
 
     @property
     def reference(self) -> Runtime:
-        """The reference layer, to take turns with a network that is compared with layers."""
+        """The reference layer as a runtime, to be timed in turns with a network."""
         return self._runner
 
     @property
@@ -160,7 +163,7 @@ class LayerTimer:
         return self._cached_runner
 
     def save(self) -> None:
-        """Merge the measurements into the cache file, which another process may have changed."""
+        """Merge the measurements into the cache file, which other processes may have changed."""
         if self.fresh:
             known = _read(self.path, self._about) | self._known
             with contextlib.suppress(OSError, StoreError):
@@ -169,13 +172,13 @@ class LayerTimer:
 
 
 def cache_folder() -> Path:
-    """The user's cache of Secateur."""
+    """Secateur's folder in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "secateur"
 
 
 def _read(path: Path, about: dict[str, Any]) -> dict[str, float]:
-    """Read cached ratios; empty if the file is missing, damaged or of another machine."""
+    """Read cached ratios; empty if the file is missing, damaged or from another machine."""
     try:
         cached = json.loads(path.read_text(encoding="utf-8"))
         ratios = {str(key): float(value) for key, value in cached["ratios"].items()}
@@ -186,7 +189,7 @@ def _read(path: Path, about: dict[str, Any]) -> dict[str, float]:
 
 
 class _LayerRunner:
-    """Runs layers in turns with the reference layer; as a runtime, it is the reference layer."""
+    """Times layers in turns with the reference layer; as a runtime, it runs the reference layer."""
 
     name, version = "onnxruntime", onnxruntime.__version__
 
@@ -204,7 +207,7 @@ class _LayerRunner:
         return images
 
     def ratio(self, layer: Layer) -> float:
-        """Time of ``layer`` over the reference layer's, taking turns."""
+        """Latency of ``layer`` relative to the reference layer, timed in turns."""
         copies = copies_of(layer)
         session = self._session(layer_graph(layer, self.precision, copies))
         of_copies, of_reference = _fastest(session, self._reference)
@@ -224,9 +227,9 @@ class _LayerRunner:
 
 
 def _fastest(*runners: Callable[[], object]) -> list[float]:
-    """Least milliseconds of each, taking turns, until the two least of each nearly agree.
+    """Smallest milliseconds of each, timed in turns until the two smallest of each nearly agree.
 
-    Disturbances only ever make a run longer.
+    Disturbances only make a run slower.
     """
     for runner in runners:
         runner()
@@ -246,7 +249,7 @@ def _timed(runner: Callable[[], object]) -> float:
 
 
 def copies_of(layer: Layer) -> int:
-    """Copies for a graph to take much longer than its call; one where weights are large."""
+    """Number of copies at which a graph takes much longer than its call; 1 if weights are large."""
     if layer.weights > 1_000_000:
         return 1
     macs = layer.weights * math.prod(layer.result)
@@ -256,8 +259,8 @@ def copies_of(layer: Layer) -> int:
 def layer_graph(layer: Layer, precision: Precision, copies: int) -> onnx.ModelProto:
     """Build a graph that runs ``copies`` of ``layer`` side by side on one input, ``x``.
 
-    In int8 it is QDQ, in the manner of :mod:`secateur.quantization.qdq`: uint8 activations, one
-    scale a tensor; int8 weights, one scale an output channel; int32 biases.
+    An int8 graph is QDQ as in :mod:`secateur.quantization.qdq`: uint8 activations with one scale
+    for each tensor, int8 weights with one scale for each output channel, int32 biases.
     """
     writer = _Writer(precision == "int8")
     source = writer.dequantized("x")
@@ -299,11 +302,11 @@ def _model(
 
 
 SCALE = 0.05
-"""Scale of all activations; time does not depend on it."""
+"""Scale of all activations; latency does not depend on it."""
 
 
 class _Writer:
-    """Adds nodes one by one, with quantizers around them if ``quantized``."""
+    """Adds nodes, surrounded by quantizers if ``quantized``."""
 
     def __init__(self, quantized: bool) -> None:
         self.quantized = quantized
@@ -324,10 +327,9 @@ class _Writer:
         return self._add("QuantizeLinear", [tensor, *self.grid]) if self.quantized else tensor
 
     def weighted(self, layer: Layer, source: str, tag: str) -> str:
-        """One copy of the layer."""
+        """Add one copy of the layer."""
         shape = (layer.outputs, layer.inputs // layer.groups, *layer.kernel)
-        # Which values does not matter but that they cannot saturate, as those of a file that ships;
-        # denormal ones alone would be slower.
+        # Any values that neither saturate nor are denormal, which would be slower.
         values = (np.arange(math.prod(shape)) % 129 - 64).astype(np.int8).reshape(shape)
         if self.quantized:
             biases = np.zeros(len(values), np.int32)
@@ -350,7 +352,7 @@ class _Writer:
         )
 
     def thinned(self, layer: Layer, tensor: str) -> str:
-        """One pixel of each channel: a pool of one pixel whose stride is the whole image."""
+        """Reduce to one pixel per channel by a pool of kernel 1 and a stride of the image size."""
         if self.quantized:
             tensor = self.dequantized(self.quantized_output(tensor))
         ones = [1] * len(layer.size)

@@ -1,4 +1,4 @@
-"""Accuracy, size and latency of the files that ship, read back from disk."""
+"""Accuracy, size and latency of the exported files, read from disk."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ BATCH = 100
 def measure(
     files: Mapping[str, Path], test: Images, prepare: Preparation, config: recipe.Bench
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]]]:
-    """Run each file on the test images, and time all of them on one image in turns.
+    """Run each file on the test images, and time all files on one image in turns.
 
     Args:
-        files: Variant to its ONNX file.
+        files: From variant to its ONNX file.
         test: The test images, on the CPU.
-        prepare: From stored pixels to the files' input.
-        config: Threads, and how often to time.
+        prepare: Maps stored pixels to the files' input.
+        config: Threads, repeats and warm-up.
 
     Returns:
-        Plain data (runtime, threads, fingerprint of the images, and for each variant bytes and
-        every timing in ms), and for each variant its logits, shape (n, classes).
+        Plain data (runtime, threads, fingerprint of the images; for each variant its bytes and
+        every timing in ms), and the logits of each variant, shape (n, classes).
 
     Raises:
         SecateurError: A file is missing, corrupt, or cannot be run.

@@ -1,4 +1,4 @@
-"""Latency of networks on this machine, exported and quantized as they would ship."""
+"""Latency of networks on this machine, exported and quantized like a final file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class NetworkTimer:
     """Times networks in turns.
 
     Args:
-        shape: Of one image, (C, H, W).
-        precision: ``fp32`` or ``int8``; int8 is calibrated on noise: speed is the same.
-        threads: Inside one operator.
+        shape: Shape of one image, (C, H, W).
+        precision: ``fp32`` or ``int8``; int8 is calibrated on noise, which does not change its
+            speed.
+        threads: Threads inside one operator.
         repeats: Counted turns.
     """
 
@@ -44,7 +45,7 @@ class NetworkTimer:
         """Export a network, quantize it in int8 precision, and open it.
 
         Raises:
-            NetworkError: It cannot be exported.
+            NetworkError: The network cannot be exported.
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
@@ -57,7 +58,7 @@ class NetworkTimer:
             return OnnxRuntime(path, self.threads)
 
     def time(self, *networks: Runtime) -> list[float]:
-        """Least milliseconds of each on one image, taking turns; disturbances only add time."""
+        """Smallest milliseconds of each on one image, in turns; disturbances only add time."""
         named = {str(number): network for number, network in enumerate(networks)}
         samples = latencies(named, self._noise(1), WARMUP, self.repeats)
         return [float(samples[name].min()) for name in named]

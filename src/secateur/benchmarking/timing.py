@@ -1,7 +1,7 @@
 """Latency of a batch, cold start and peak memory.
 
-One protocol times everything (:func:`latencies`): candidates take turns, each turn first rests and
-then settles, and only its last run counts.
+All timings use one protocol (:func:`latencies`): candidates take turns; in each turn there is a
+pause, some untimed runs, and one timed run.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy.typing as npt
 from secateur.runtimes import Runtime
 
 REST = 0.01
-"""Seconds of rest before a turn: OpenMP threads of the previous one spin on for milliseconds."""
+"""Seconds of pause before a turn: OpenMP threads of the previous turn spin for milliseconds."""
 SETTLE = 5
-"""Uncounted runs of one image after the rest: a core that fell asleep wakes late, and after a
-single run some turns of a small network on two threads still take several times too long."""
+"""Untimed runs of one image after the pause, until idle cores are awake. With a single untimed run,
+some turns of a small network on two threads still take several times too long."""
 SETTLE_BATCH = 1
-"""The same for a larger batch, one run of which takes longer than a core needs to wake."""
+"""Untimed runs of a larger batch, one of which takes longer than a core needs to wake up."""
 
 
 def latencies(
@@ -36,19 +36,19 @@ def latencies(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Time each runtime on one batch, taking turns: A B C A B C ...
 
-    Turns share a machine's slow moments evenly, so that ratios hold where absolute times drift.
-    Each turn rests for :data:`REST` seconds, runs :data:`SETTLE` times (:data:`SETTLE_BATCH` for
-    more than one image) without being timed, then once more, which is timed: what the candidate
-    before left in caches and spinning threads is not attributed to this one.
+    Taking turns spreads slow periods of a machine over all candidates, so that ratios are reliable
+    even if absolute times drift. Each turn pauses for :data:`REST` seconds, runs :data:`SETTLE`
+    times untimed (:data:`SETTLE_BATCH` for more than one image), then once timed. Thus caches and
+    threads of the previous candidate do not affect the result.
 
     Args:
-        runtimes: What to time, by name.
+        runtimes: Runtimes to time, by name.
         images: One batch, float32 (N, C, R, R).
-        warmup: Uncounted rounds at the start.
-        repeats: Counted rounds.
+        warmup: Untimed rounds at the start.
+        repeats: Timed rounds.
 
     Returns:
-        For each name, the milliseconds of each counted round, float64 (repeats,), in order.
+        For each name, the milliseconds of each timed round, float64 (repeats,), in order.
 
     Raises:
         ValueError: ``images`` is not a batch, or ``repeats`` is not positive.
@@ -79,18 +79,18 @@ class Openable(Protocol):
         """Import the libraries that :meth:`open` needs; not part of the cold start."""
 
     def open(self) -> Runtime:
-        """Read the file and make it ready to run."""
+        """Load the file and prepare it to run."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The cold start of a network in a new process, libraries already imported.
+    """The cold start of a network in a new process, after the imports.
 
     Attributes:
-        open_ms: Reading, decoding and optimizing the graph, in milliseconds.
-        first_ms: Inference of the first image after that, in milliseconds.
-        peak_bytes: Largest growth of the process while it opened the network and ran the batches;
-            0 where the system does not tell.
+        open_ms: Time to read, decode and optimize the graph, in milliseconds.
+        first_ms: Time of the first inference, in milliseconds.
+        peak_bytes: Largest growth of the process's memory while it opened the network and ran the
+            batches; 0 if the system does not report it.
     """
 
     open_ms: float
@@ -122,9 +122,10 @@ def _start(network: Openable, images: npt.NDArray[np.float32], runs: int) -> Sta
 
 
 def _peak_memory(reset: bool = False) -> int:
-    """Peak resident bytes of this process, counted from a ``reset``; 0 if unknown.
+    """Peak resident bytes of this process since the last ``reset``; 0 if unknown.
 
-    Linux's VmHWM; unlike ``ru_maxrss`` it does not include the process that forked this one.
+    This is VmHWM of Linux. Unlike ``ru_maxrss``, it does not include the parent process before the
+    fork.
     """
     try:
         if reset:

@@ -2,8 +2,8 @@
 
     reference -> trials -> candidate, candidate, ... -> verdict
 
-Candidates are compared on the validation images. The test images are read once, by the verdict, for
-the file that ships.
+Candidates are compared on the validation images. The test images are read once, to test the file
+that was chosen.
 """
 
 from secateur.compression.api import Result, compress

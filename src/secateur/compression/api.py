@@ -1,4 +1,4 @@
-"""One call from a trained network to files that ship, with the proof of what they cost."""
+"""``secateur.compress``: from a trained network to tested files in one call."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ Part = str | Path | Loader | None
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a compression came to.
+    """The result of a compression.
 
     Attributes:
-        verdict: Of the test against the allowed loss.
-        onnx: The file that ships.
-        packed: The same, packed.
-        report: A page for people.
-        curve: Accuracy, bytes and latency of every candidate, as CSV.
-        model: The smaller network before quantization, in PyTorch, in inference mode.
-        summary: What became smaller and faster, in one sentence.
+        verdict: Result of the test against the allowed loss.
+        onnx: The quantized ONNX file.
+        packed: The packed file, net.sec.
+        report: The report, an HTML page.
+        curve: CSV file with accuracy, bytes and latency of every candidate.
+        model: The pruned PyTorch network before quantization, in inference mode.
+        summary: The reduction in size and latency, in one sentence.
     """
 
     verdict: Verdict
@@ -77,37 +77,39 @@ def compress(
 ) -> Result:
     """Compress a trained classifier as far as the allowed loss of accuracy permits.
 
-    The given network is the reference and the teacher. Candidates are compared on validation
-    images; the test images are read once, for the file that ships. A run that was interrupted goes
-    on where it was.
+    The given network is the reference and the teacher. Candidates are compared on the validation
+    images; the test images are read once, for the chosen file. Running again resumes an interrupted
+    run.
 
     Args:
         model: A network, or its description: see
-            :func:`secateur.models.networks.build_described`; None for the network in this package.
-        train: Folder of images, with ``train/``, ``val/``, ``test/`` or classes inside; or a
-            folder of classes, or a DataLoader of prepared images, together with the next two.
+            :func:`secateur.models.networks.build_described`; None for the network that ships with
+            this package.
+        train: Folder with ``train/``, ``val/``, ``test/`` or classes inside. With ``validation``
+            and ``test``: a folder of classes, or a DataLoader of prepared images.
         validation: Folder of classes, or a DataLoader.
         test: Folder of classes, or a DataLoader.
-        data: The same as ``train`` alone; neither for the excerpt of FashionMNIST in this package.
-        weights: File with the weights of a described network.
+        data: Alias of ``train``. Without either, the excerpt of FashionMNIST in this package is
+            used.
+        weights: File with the weights of a network given by its description.
         max_drop: Accuracy that may be lost, in percentage points, in (0, 100).
-        target: What becomes as small as possible: ``latency``, ``size`` or ``macs``.
-        latency_ms: Instead: the time that one image may take, in ms.
-        size_bytes: Instead: the bytes that the packed file may have.
-        within_seconds: Time the search may take, kept to a tenth.
-        out: Folder that receives everything.
+        target: The quantity to minimize: ``latency``, ``size`` or ``macs``.
+        latency_ms: Limit on the latency of one image in ms, in place of ``target``.
+        size_bytes: Limit on the packed file in bytes, in place of ``target``.
+        within_seconds: Limit on the time of the search in seconds, kept within 10 %.
+        out: Output folder.
         device: As in :func:`secateur.environment.choose_device`.
         image_size: Side in pixels of the network's square input.
         mean: Per channel, in units of [0, 1].
         std: Per channel, in units of [0, 1].
-        train_step: From the network, prepared images (N, C, R, R) and labels (N,) to the loss, a
-            scalar tensor; in place of cross-entropy and distillation.
-        evaluate: From a function (prepared images to scores) and ``validation`` or ``test`` as
-            passed here to a truth value for each image: whether the network is right.
-        settings: Everything else; the goal's arguments above replace those in it.
+        train_step: Function of the network, prepared images (N, C, R, R) and labels (N,) that
+            returns the loss, a scalar tensor; replaces cross-entropy and distillation.
+        evaluate: Function of a predictor (prepared images to scores) and of ``validation`` or
+            ``test`` as passed here; returns for each image whether the prediction is correct.
+        settings: All other settings; the arguments above override its goal.
 
     Returns:
-        Files, verdict and the smaller network.
+        Files, verdict and the pruned network.
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
@@ -150,7 +152,7 @@ def compress(
 
 
 def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Result:
-    """Compress a problem: plan, search, verdict, files."""
+    """Run a compression: preflight, search, verdict, files."""
     start = time.monotonic()
     store = Store(out / "stages")
     estimate = _estimate(problem, settings)

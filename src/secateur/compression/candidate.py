@@ -1,4 +1,4 @@
-"""A candidate: what is removed and how the rest is quantized; and what was measured of it."""
+"""A candidate (a plan of removal and quantization), and its measurements."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from secateur.statistics import Interval, paired_drop, proportion
 
 Objective = Literal["macs", "parameters", "latency"]
 OBJECTIVES: dict[Target, Objective] = {"latency": "macs", "size": "parameters", "macs": "macs"}
-"""What is counted while channels are chosen. Latency is measured of each candidate afterwards; in
-the choice of channels, MACs stand for it."""
+"""The cost that planning reduces, for each target. MACs approximate latency in planning; the
+latency of each candidate is measured afterwards."""
 
 
 class Method(Part):
@@ -33,7 +33,7 @@ class Method(Part):
 
 
 class Removal(Part):
-    """What leaves the network."""
+    """The channels to remove."""
 
     kept: Annotated[float, Field(gt=0, lt=1)]
     objective: Objective
@@ -44,8 +44,8 @@ class Candidate(Part):
     """One network to try, as plain data.
 
     Attributes:
-        removal: None for the network as it is.
-        epochs: Of fine-tuning.
+        removal: None for the unpruned network.
+        epochs: Epochs of fine-tuning.
         quantize: None for a float file.
     """
 
@@ -55,12 +55,12 @@ class Candidate(Part):
 
     @property
     def kept(self) -> float:
-        """Share of the network that stays."""
+        """Fraction of the network's cost that is kept."""
         return self.removal.kept if self.removal else 1.0
 
     @property
     def name(self) -> str:
-        """Short, for example ``macs 0.50, local l2, int8``."""
+        """A short description, for example ``macs 0.50, local l2, int8``."""
         words = []
         if self.removal:
             words += [f"{self.removal.objective} {self.kept:.2f}", str(self.removal.method)]
@@ -76,22 +76,22 @@ def _bits(config: recipe.Quantize) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What was measured of a candidate on this machine.
+    """Measurements of a candidate on this machine.
 
     Attributes:
-        candidate: What it is.
-        folder: Holds ``net.onnx`` and ``net.sec``; None where it was given up. What needs files is
-            empty or 0 then.
-        right: On validation, shape (n,).
-        reference: Whether the given network is right on the same images.
-        onnx_bytes: Of the ONNX file.
-        packed_bytes: Of the packed file.
-        latencies_ms: Of one image, shape (turns,).
-        reference_latencies_ms: Of the given network in ONNX Runtime, in the same turns.
+        candidate: The candidate.
+        folder: Folder with ``net.onnx`` and ``net.sec``; None if it was abandoned. Attributes that
+            need files are then empty or 0.
+        right: Whether each validation image is classified correctly, shape (n,).
+        reference: The same for the given network.
+        onnx_bytes: Size of the ONNX file.
+        packed_bytes: Size of the packed file.
+        latencies_ms: Latency of one image in each turn, shape (turns,).
+        reference_latencies_ms: The same for the given network in ONNX Runtime, in the same turns.
         macs: Multiply-accumulates of one image.
-        parameters: Elements of all parameters.
-        seconds: It took to make.
-        given_up: Why there are no files; empty where there are.
+        parameters: Number of elements of all parameters.
+        seconds: Time to make the candidate.
+        given_up: Why there are no files; empty if there are.
     """
 
     candidate: Candidate
@@ -116,7 +116,7 @@ class Measured:
         parameters: int = 0,
         seconds: float = 0.0,
     ) -> Measured:
-        """A candidate that was given up for ``reason``, or could not be made."""
+        """A candidate without files, because it was abandoned or could not be made."""
         nothing, never = np.empty(0, bool), np.empty(0)
         return cls(
             candidate, None, nothing, nothing, 0, 0, never, never, macs, parameters, seconds, reason
@@ -124,25 +124,25 @@ class Measured:
 
     @property
     def accuracy(self) -> Interval:
-        """On validation, in [0, 1]."""
+        """Accuracy on validation, in [0, 1]."""
         return proportion(int(self.right.sum()), len(self.right))
 
     @property
     def drop(self) -> Interval:
-        """On validation, reference minus candidate, in [-1, 1]."""
+        """Loss of accuracy on validation, reference minus candidate, in [-1, 1]."""
         return paired_drop(self.reference, self.right)
 
     @property
     def latency_ms(self) -> float:
-        """Median time of one image."""
+        """Median latency of one image."""
         return float(np.median(self.latencies_ms))
 
     @property
     def relative_latency(self) -> float:
-        """Median time as a share of the given network's, timed in turns: no drift is in it."""
+        """Median latency relative to the given network, timed in turns to cancel drift."""
         return self.latency_ms / float(np.median(self.reference_latencies_ms))
 
     def cost(self, target: Target) -> float:
-        """What the target counts: relative latency, bytes of the packed file, or MACs."""
+        """The cost by target: relative latency, bytes of the packed file, or MACs."""
         costs = {"latency": self.relative_latency, "size": self.packed_bytes, "macs": self.macs}
         return float(costs[target])

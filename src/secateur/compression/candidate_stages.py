@@ -1,4 +1,4 @@
-"""Makes and measures candidates; each is a stage of the store, so that a run can be repeated."""
+"""Makes and measures candidates; each is a stage in the store, so that runs can resume."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ from secateur.training.loop import train
 from secateur.training.trainer import Epoch, Teacher
 
 GRADIENT_IMAGES = 2000
-"""Training images whose mean gradient first-order importance uses."""
+"""Number of training images whose mean gradient is used by first-order importance."""
 
 Hopeless = Callable[[Sequence[Epoch]], str]
-"""Says after each epoch why a candidate is given up; an empty string lets it go on."""
+"""Returns after each epoch the reason to abandon a candidate, or an empty string to continue."""
 
 
 def evaluate(runtime: Runtime, images: Images, problem: Problem, part: str) -> Right:
-    """Tell for each image of a part, ``validation`` or ``test``, whether a file is right: (n,)."""
+    """Whether a file classifies each image of ``validation`` or ``test`` correctly: (n,)."""
     if problem.loop.evaluate is not None:
         return problem.loop.right(scorer(runtime), part)
     return correct(scorer(runtime), images.to(torch.device("cpu")), problem.prepare)
@@ -58,8 +58,8 @@ class Stages:
     """The stages of one compression.
 
     Args:
-        problem: What is compressed.
-        settings: How.
+        problem: The network and images.
+        settings: Goal and limits.
         store: Keeps the stages.
     """
 
@@ -70,7 +70,7 @@ class Stages:
 
     @cached_property
     def reference(self) -> Stage:
-        """The given network as a float file, and what it decides on validation."""
+        """The given network as a float file, and its decisions on validation."""
         key = {**self.problem.identity, "metadata": self.metadata}
         return self.store.stage("reference", key, {}, self._make_reference)
 
@@ -84,7 +84,7 @@ class Stages:
         write_json(folder / "reference.json", facts)
 
     def _export(self, network: nn.Module, path: Path) -> None:
-        """Write a network as a float file; an ONNX file keeps its own graph."""
+        """Write a network as a float file; the graph of an ONNX file is kept."""
         if not isinstance(network, OnnxNetwork):
             export_onnx(network, self.problem.input_shape, path, self.metadata)
             return
@@ -95,14 +95,14 @@ class Stages:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a user of an exported file must know."""
+        """Metadata of exported files: classes and image preparation."""
         facts = {"classes": self.problem.classes, "name": self.problem.data_name}
         described = {key: json.dumps(value) for key, value in facts.items()}
         return described | self.problem.prepare.to_metadata()
 
     @cached_property
     def reference_right(self) -> Right:
-        """Whether the given network is right, for each validation image."""
+        """Whether the given network classifies each validation image correctly."""
         return self.reference.tensors("right.safetensors")["right"].numpy()
 
     @cached_property
@@ -116,7 +116,7 @@ class Stages:
     # ---- pruning and fine-tuning
 
     def tuned(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Stage:
-        """The network of a candidate that removes channels, fine-tuned."""
+        """The pruned and fine-tuned network of a candidate."""
         assert candidate.removal is not None
         key = {
             "removal": candidate.removal.model_dump(mode="json"),
@@ -178,10 +178,10 @@ class Stages:
         return network, history, reasons[-1]
 
     def plan(self, removal: Removal) -> Plan:
-        """What leaves the network.
+        """Plan the channels to remove.
 
         Raises:
-            NetworkError: The network cannot be followed, or that share cannot be reached.
+            NetworkError: The network cannot be traced, or the cost cannot be reached.
         """
         problem = self.problem
         if removal.method.importance == "taylor":
@@ -198,7 +198,7 @@ class Stages:
         )
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to where it is trained."""
+        """Move a network to the training device."""
         return network.to(device=self.problem.device).to(memory_format=torch.channels_last)
 
     def network(self, candidate: Candidate) -> nn.Module:
@@ -214,7 +214,7 @@ class Stages:
     # ---- files
 
     def measured(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Measured:
-        """Make a candidate's files and measure them, or find them in the store."""
+        """Make a candidate's files and measure them, or read them from the store."""
         upstream, seconds = {"reference": self.reference}, 0.0
         if candidate.removal is not None:
             upstream["tune"] = tuned = self.tuned(candidate, hopeless)
@@ -290,7 +290,7 @@ class Stages:
         write_qdq(done.model, done.scheme, path)
 
     def provenance(self, candidate: Candidate) -> dict[str, Any]:
-        """What a packed file says of where it comes from."""
+        """Provenance stored in a packed file."""
         from secateur import environment
 
         return {

@@ -1,4 +1,4 @@
-"""From the words of a command line to inputs and settings, and the run."""
+"""Turns command-line arguments into inputs and settings, and runs the compression."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from secateur.training.cpu import keep_freed_memory
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the command line says; None and empty strings leave a setting as it is."""
+    """Command-line arguments; None and empty strings leave a setting unchanged."""
 
     network: str = ""
     description: str = ""
@@ -42,7 +42,7 @@ class Arguments:
 
 
 def compress_command(arguments: Arguments, out: Path) -> Result:
-    """Run what the command line says.
+    """Run ``secateur compress``.
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
@@ -54,10 +54,10 @@ def compress_command(arguments: Arguments, out: Path) -> Result:
 
 
 def resolve(arguments: Arguments) -> tuple[Inputs, Settings]:
-    """Inputs and settings of a command line, over those of a recipe where it names one.
+    """Return inputs and settings of a command line, which override those of a recipe.
 
     Raises:
-        RecipeError: Something is impossible or does not go together.
+        RecipeError: Arguments are invalid or contradict each other.
     """
     recipe: dict[str, Any] = {}
     if arguments.network.endswith(".toml"):
@@ -107,7 +107,7 @@ def _inputs(arguments: Arguments) -> dict[str, Any]:
 
 
 def _settings(arguments: Arguments) -> list[tuple[str, str, Any]]:
-    """Part, key and value of each setting that the command line names."""
+    """Yield part, key and value of each setting in the command line."""
     latency, size, within = arguments.latency, arguments.size, arguments.within
     rows = [
         ("goal", "max_drop", arguments.max_drop),

@@ -1,4 +1,4 @@
-"""What is left in the output folder: files to deploy, to show, and to repeat the run with."""
+"""Writes the output folder: files to deploy, a page, and a recipe to repeat the run."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ def deliver(
 ) -> None:
     """Write curve.csv, recipe.toml, README.md and run_python.py into ``out``, beside the network.
 
-    Where the preparation of images is not known, as with a user's loaders, there is no
-    run_python.py.
+    There is no run_python.py if the image preparation is not known, as with a user's loaders.
     """
     write_text(out / "curve.csv", curve(tried, chosen))
     write_text(out / "recipe.toml", recipe_toml(inputs, settings))
@@ -52,7 +51,7 @@ def deliver(
 
 
 def _values(out: Path, stages: Stages, final: Final) -> dict[str, Any]:
-    """What the templates speak of."""
+    """Values for the templates."""
     problem = stages.problem
     prepare: Any = problem.prepare
     known: Preparation | None = prepare.known if isinstance(prepare, Prepared) else prepare
@@ -73,7 +72,7 @@ def _values(out: Path, stages: Stages, final: Final) -> dict[str, Any]:
 
 
 def write_network(out: Path, stages: Stages, chosen: Measured, final: Final) -> int:
-    """Write net.onnx and net.sec with its accuracy into ``out``; returns the bytes of net.sec."""
+    """Write net.onnx and net.sec with its accuracy into ``out``; return the size of net.sec."""
     assert chosen.folder is not None
     content = (chosen.folder / "net.onnx").read_bytes()
     packed = pack(content, stages.provenance(chosen.candidate) | {"accuracy": _accuracy(final)})
@@ -101,7 +100,7 @@ COLUMNS = (
 
 
 def curve(tried: Sequence[Measured], chosen: Measured) -> str:
-    """Every candidate as a line of CSV, in the order in which they were tried."""
+    """Return every candidate as a line of CSV, in the order of the search."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -131,7 +130,7 @@ def curve(tried: Sequence[Measured], chosen: Measured) -> str:
 
 
 def recipe_toml(inputs: Inputs, settings: Settings) -> str:
-    """The run as TOML: inputs, and every setting."""
+    """Return inputs and settings of the run as TOML."""
     named = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in vars(inputs).items()

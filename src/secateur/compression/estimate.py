@@ -1,4 +1,4 @@
-"""How long a compression takes, from one short step on this machine."""
+"""Estimates the duration of a compression from one short step on this machine."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from secateur.compression.problem import Problem
 
 STEP_IMAGES = 16
 FIXED_SECONDS = 8.0
-"""Of each candidate: planning, export, packing, timing."""
+"""Fixed seconds of each candidate: planning, export, packing, timing."""
 PER_QUANTIZED_IMAGE = 3.0
-"""Forward passes that each calibration or validation image costs a candidate, about."""
+"""Approximate number of forward passes for each calibration or validation image of a candidate."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that parts of a compression take.
+    """Durations of the parts of a compression, in seconds.
 
     Attributes:
-        step: Of training with one image, the given network's forward pass included.
-        forward: Of inference with one image in PyTorch.
-        training: Images of an epoch.
-        evaluated: Images that a candidate is calibrated and measured on.
-        tested: Test images.
+        step: Training step of one image, with the teacher's forward pass.
+        forward: Inference of one image in PyTorch.
+        training: Number of images of an epoch.
+        evaluated: Number of images for calibration and evaluation of a candidate.
+        tested: Number of test images.
         within: Limit of the search in seconds; None without one.
-        pace: What candidates took, as a multiple of what was expected.
+        pace: Measured over expected duration of candidates.
     """
 
     step: float
@@ -48,11 +48,11 @@ class Estimate:
 
     @property
     def verdict(self) -> float:
-        """Seconds of the verdict and of writing the results."""
+        """Seconds of the final test and of writing the results."""
         return self.pace * (FIXED_SECONDS + 2 * self.forward * self.tested)
 
     def epoch(self, kept: float) -> float:
-        """Seconds of an epoch with that share of the network; the teacher's part stays."""
+        """Seconds of an epoch if a fraction ``kept`` of the network is left."""
         return self.pace * self.training * ((self.step - self.forward) * kept + self.forward)
 
     def candidate(self, epochs: int, kept: float) -> float:
@@ -60,33 +60,33 @@ class Estimate:
         return self.fixed + epochs * self.epoch(kept)
 
     def epochs_that_fit(self, epochs: int, kept: float, elapsed: float) -> int:
-        """How many of ``epochs`` a candidate may have so that the limit is kept."""
+        """The number of ``epochs`` of a candidate that fit within the limit."""
         if self.within is None:
             return epochs
         free = self.within - elapsed - self.verdict - self.fixed
         return max(0, min(epochs, int(free / self.epoch(kept))))
 
     def fits(self, elapsed: float, more: float) -> bool:
-        """Whether ``more`` seconds and the verdict are left of the limit."""
+        """Whether ``more`` seconds and the final test fit within the limit."""
         return self.within is None or elapsed + more + self.verdict <= self.within
 
     def after(self, epochs: int, kept: float, seconds: float) -> Estimate:
-        """The estimate once a candidate took so many seconds: never faster than the slowest."""
+        """The estimate after a candidate took ``seconds``; the slowest candidate sets the pace."""
         pace = self.pace * seconds / self.candidate(epochs, kept)
         return replace(self, pace=max(self.pace, pace))
 
     def total(self, epochs: int, tries: int, trials: int) -> float:
-        """Seconds of everything, about; half of the network in the mean."""
+        """Approximate total seconds, if half of the network is kept on average."""
         search = 2 * self.fixed + trials * self.epoch(0.5) + tries * self.candidate(epochs, 0.5)
         return min(search + self.verdict, self.within or float("inf"))
 
     def left(self, elapsed: float) -> str:
-        """The time left of the limit, in words; empty without one."""
+        """The remaining time in words; empty without a limit."""
         return "" if self.within is None else duration(max(0.0, self.within - elapsed))
 
 
 def duration(seconds: float) -> str:
-    """A duration in words, for example ``2 min 10 s``."""
+    """Format a duration, for example ``2 min 10 s``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -96,7 +96,7 @@ def duration(seconds: float) -> str:
 
 
 def measure_step(problem: Problem) -> tuple[float, float]:
-    """Seconds of training and of inference with one image, measured on a copy of the network."""
+    """Measure the seconds of training and inference of one image, on a copy of the network."""
     network = copy.deepcopy(problem.network)
     images = problem.training.spread(STEP_IMAGES)
     inputs, labels = problem.prepare(images.pixels[:]), images.labels

@@ -1,4 +1,4 @@
-"""The verdict: the file that ships beside the given network, on the test images, read once."""
+"""The final test: the chosen file and the given network on the test images, which are read once."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ from secateur.store import save_tensors, write_json, write_text
 from secateur.training.evaluation import BATCH
 
 TIMED = {"eager": "given, eager PyTorch", "reference": "given, ONNX Runtime", "net": "result"}
-"""What is timed in turns, in words."""
+"""Descriptions of the timed runtimes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Final:
-    """What was measured of the result and of the given network.
+    """Measurements of the result and of the given network.
 
     Attributes:
-        verdict: Of the test.
-        labels: Of the test images, shape (n,).
-        scores: ``reference`` and ``net`` to logits, float32 (n, classes).
-        right: Likewise, whether each image is right, shape (n,).
-        samples_ms: As :data:`TIMED`, each timing of one image.
-        bytes_before: Of the given network's float file.
-        bytes_after: Of the result.
-        packed_bytes: Of the packed result.
-        fingerprint: Of the test images.
-        changes: Layer by layer and image by image.
+        verdict: Result of the test.
+        labels: Labels of the test images, shape (n,).
+        scores: From ``reference`` and ``net`` to logits, float32 (n, classes).
+        right: From ``reference`` and ``net`` to whether each image is classified correctly, shape
+            (n,).
+        samples_ms: From the keys of :data:`TIMED` to each timing of one image.
+        bytes_before: Size of the given network's float file.
+        bytes_after: Size of the resulting ONNX file.
+        packed_bytes: Size of the packed file.
+        fingerprint: Fingerprint of the test images.
+        changes: Differences by layer and by image, for the report.
     """
 
     verdict: Verdict
@@ -60,7 +61,7 @@ class Final:
     changes: Changes
 
     def accuracy(self, which: str) -> Interval:
-        """Share of test images on which ``reference`` or ``net`` is right."""
+        """Accuracy of ``reference`` or ``net`` on the test images."""
         right = self.right[which]
         return proportion(int(right.sum()), len(right))
 
@@ -70,7 +71,7 @@ class Final:
 
     @property
     def summary(self) -> str:
-        """What became smaller and faster, in one sentence."""
+        """The reduction in size and latency, in one sentence."""
         times = {name: self.latency(name).value for name in self.samples_ms}
         smaller = self.bytes_before / self.packed_bytes
         runtime = f"{times['reference'] / times['net']:.1f} times"
@@ -85,7 +86,7 @@ class Final:
 
 
 def measure_final(stages: Stages, chosen: Measured) -> Final:
-    """Test the candidate that ships; the only place that reads the test images."""
+    """Test the chosen candidate; only this function reads the test images."""
     assert chosen.folder is not None
     path = chosen.folder / "net.onnx"
 

@@ -1,4 +1,4 @@
-"""From what a user names to a problem: images, a network, and the preparation between them."""
+"""Reads the user's inputs: images, a network, and the image preparation."""
 
 from __future__ import annotations
 
@@ -42,24 +42,25 @@ SHIPPED = "small_resnet"
 
 _IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 256)
 THREADS = 2
-"""Inside one operator, where a file is run to be evaluated."""
+"""Threads inside one operator when a file is evaluated."""
 
-_SAMPLED = 50  # image files whose size is looked at
+_SAMPLED = 50  # image files whose size is read
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a user names.
+    """The inputs that a user names.
 
     Attributes:
-        network: As of :func:`secateur.models.networks.build_described`, or the shipped network.
+        network: See :func:`secateur.models.networks.build_described`; or the network in the
+            package.
         weights: File with the network's weights.
         data: Folder of images; None for the excerpt inside the package.
         image_size: Side in pixels of the square input; by default the network's own.
         resize: Length in pixels of the shorter side before the crop.
         mean: Per channel, in units of [0, 1]; by default the network's own.
-        std: Likewise.
-        seed: Of the split.
+        std: Per channel, in units of [0, 1]; by default the network's own.
+        seed: Seed of the split.
     """
 
     network: str = SHIPPED
@@ -82,14 +83,14 @@ def read_problem(
     """Read the images and the network.
 
     Args:
-        inputs: What to read.
-        device: Where networks are trained.
-        network: Used in place of the one that ``inputs`` names.
-        named: ``train``, ``validation`` and ``test`` in place of the folder of ``inputs``.
-        loop: What of training and evaluation is the user's own.
+        inputs: The inputs to read.
+        device: Device for training.
+        network: Replaces the network that ``inputs`` names.
+        named: ``train``, ``validation`` and ``test``, in place of the folder of ``inputs``.
+        loop: The user's own training step and evaluation.
 
     Raises:
-        SecateurError: Something is missing or does not fit together.
+        SecateurError: An input is missing, or inputs contradict each other.
     """
     parts, prepare = _images(inputs, network is not None, named or {}, loop)
     if network is None:
@@ -115,7 +116,7 @@ def read_problem(
 def _images(
     inputs: Inputs, own: bool, named: Mapping[str, Any], loop: UserLoop
 ) -> tuple[Parts, Preparation]:
-    """The images, and how they are prepared."""
+    """Return the images and their preparation."""
     kind = kind_of(named)
     if kind == "loaders":
         known = None
@@ -137,15 +138,15 @@ def _images(
 
 
 def preparation(inputs: Inputs, root: Path, own: bool) -> Preparation:
-    """How images of a folder are prepared: as the user says, else as the published weights.
+    """Return the preparation of a folder's images: the user's, else that of the published weights.
 
-    A network that is no library's gets ImageNet's mean and standard deviation, and the images' own
-    size where they are all squares of one size, else 224 pixels.
+    Other networks get the mean and standard deviation of ImageNet. Their input size is that of the
+    images if all are squares of one size, else 224 pixels.
 
     Args:
-        inputs: What the user says.
-        root: The folder.
-        own: Whether the network was passed as a module.
+        inputs: The user's inputs.
+        root: Folder of images.
+        own: Whether the network is a module.
     """
     advice = None if own else published_preparation(inputs.network)
     if advice is None:
@@ -157,7 +158,7 @@ def preparation(inputs: Inputs, root: Path, own: bool) -> Preparation:
 
 
 def _adjusted(prepare: Preparation, inputs: Inputs) -> Preparation:
-    """A preparation with what the user says in place of its own."""
+    """Apply the user's overrides to a preparation."""
     if inputs.image_size is not None:
         prepare = prepare.at(inputs.image_size)
     if inputs.resize is not None:
@@ -170,14 +171,14 @@ def _adjusted(prepare: Preparation, inputs: Inputs) -> Preparation:
 
 
 def _common_side(root: Path) -> int | None:
-    """The side of the images where they are squares of one size, seen in some of them."""
+    """The side of the images if a sample of them are squares of one size."""
     files = [path for path, _ in list_folder(root).files["train"]]
     sizes = set()
     for path in files[:: max(1, len(files) // _SAMPLED)]:
         try:
             sizes.add(read_size(path))
         except DataError:
-            return None  # refused by name once it is decoded
+            return None  # the error is raised when the image is decoded
     sides = {side for size in sizes for side in size}
     return sides.pop() if len(sides) == 1 else None
 
@@ -212,10 +213,10 @@ def _file(inputs: Inputs, prepare: Preparation) -> nn.Module:
 def _check_outputs(
     network: nn.Module, prepare: Preparation, images: Images, device: torch.device
 ) -> None:
-    """Run the network on one image, so that what does not fit is known before anything is made."""
+    """Run the network on one image to detect mismatches early."""
     try:
         scores = network(prepare(images.pixels[:1].to(device)))
-    except Exception as error:  # the network's own code, which may raise anything
+    except Exception as error:  # the network's code may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError(
             "the network does not run on the images", found=reason,

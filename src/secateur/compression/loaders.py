@@ -1,4 +1,4 @@
-"""Images from a user's own DataLoaders, and the user's own training step and evaluation."""
+"""Images from a user's DataLoaders, and the user's training step and evaluation."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from secateur.training.loop import GLANCE
 from secateur.training.trainer import Epoch, Teacher, Trainer, TrainStep, learning_rate
 
 Loader = Iterable[Any]
-"""Yields (images, labels): prepared float32 (N, C, R, R), and int64 (N,); again for each epoch."""
+"""Yields (images, labels): prepared float32 (N, C, R, R) and int64 (N,). Iterated once per
+epoch."""
 
 Predict = Callable[[Tensor], Tensor]
 """From prepared images, float32 (N, C, R, R), to scores (N, classes)."""
 
 Evaluate = Callable[[Predict, Any], npt.ArrayLike]
-"""Tells of each image of a part, as the user passed it, whether a network is right: shape (n,)."""
+"""From a predictor and a part as passed by the user to whether each image is correct: shape
+(n,)."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Stands in for a :class:`Preparation` where images are prepared already.
+    """Replaces a :class:`Preparation` if images are already prepared.
 
     Attributes:
-        channels: Of the network's input.
+        channels: Channels of the network's input.
         resolution: Side in pixels of the square input.
-        known: What the loader does to pixels, where that is known, for the files that ship.
+        known: The loader's preparation if it is known, for the metadata of exported files.
     """
 
     channels: int
@@ -46,23 +48,23 @@ class Prepared:
     known: Preparation | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The same images, channels last in memory."""
+        """Return the images unchanged, channels last in memory."""
         return images.contiguous(memory_format=torch.channels_last)
 
     def to_metadata(self) -> dict[str, str]:
-        """Of the files that ship; empty where the preparation is not known."""
+        """Metadata of exported files; empty if the preparation is not known."""
         return {} if self.known is None else self.known.to_metadata()
 
 
 @dataclass(frozen=True, eq=False)
 class UserLoop:
-    """What of training and evaluation is the user's own.
+    """The user's own loader, training step and evaluation.
 
     Attributes:
         loader: Yields training batches; None for the images in memory.
-        train_step: From the network, a batch's images and labels to the loss, in place of
+        train_step: From the network, images and labels of a batch to the loss; replaces
             cross-entropy and distillation.
-        evaluate: In place of comparing the highest score with the label.
+        evaluate: Replaces comparing the highest score with the label.
         parts: ``validation`` and ``test`` as the user passed them, for ``evaluate``.
     """
 
@@ -72,10 +74,10 @@ class UserLoop:
     parts: dict[str, Any] | None = None
 
     def right(self, predict: Predict, part: str) -> npt.NDArray[np.bool_]:
-        """What the user's evaluation says of a part.
+        """Evaluate a part by the user's function.
 
         Raises:
-            DataError: It is not one truth value for each image.
+            DataError: The result is not one boolean for each image.
         """
         assert self.evaluate is not None
         right = np.asarray(self.evaluate(predict, (self.parts or {}).get(part)))
@@ -88,15 +90,15 @@ class UserLoop:
 
 
 def collect(loader: Loader, classes: tuple[str, ...] | None, where: str) -> Images:
-    """Hold what a loader yields in memory, as images with float pixels.
+    """Read all batches of a loader into memory, as images with float pixels.
 
     Args:
-        loader: Yields prepared batches; goes through once.
-        classes: Names; by default those of the loader's data set, or numbers.
-        where: The part's name, for messages.
+        loader: Yields prepared batches; iterated once.
+        classes: Class names; by default those of the loader's data set, or numbers.
+        where: Name of the part, for error messages.
 
     Raises:
-        DataError: It yields something else.
+        DataError: The loader yields something else.
     """
     images, labels = [], []
     for pixels, targets in batches_of(loader, where):

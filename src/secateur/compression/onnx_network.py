@@ -1,4 +1,4 @@
-"""A user's ONNX file in place of a network in PyTorch: quantized and packed, never trained."""
+"""An ONNX file in place of a PyTorch network; it is quantized and packed, not pruned or trained."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from secateur.quantization.importing import import_onnx
 from secateur.runtimes import OnnxRuntime
 
 REASON = "a file is quantized and packed; channels are removed from networks in PyTorch"
-"""Why an ONNX file, or an exported program, is not pruned."""
+"""Why an ONNX file or an exported program is not pruned."""
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file that is called as a network in inference mode.
+    """An ONNX file as a PyTorch module in inference mode.
 
     Args:
         path: A float classifier of opset 13 or newer, from any exporter.
-        prepare: Gives the shape of its input.
-        threads: Inside one operator.
+        prepare: Image preparation; it determines the input shape.
+        threads: Threads inside one operator.
 
     Attributes:
-        graph: The imported graph, for any batch.
+        graph: The imported graph, for any batch size.
 
     Raises:
         SecateurError: The file cannot be read, imported or run.
@@ -48,15 +48,15 @@ class OnnxNetwork(nn.Module):
         self._runtime = OnnxRuntime(self._content, threads)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores, float32 (N, classes), of prepared images, float32 (N, C, R, R)."""
+        """Return scores, float32 (N, classes), for prepared images, float32 (N, C, R, R)."""
         return torch.from_numpy(self._runtime.run(images.contiguous().cpu().numpy()))
 
     def extra_repr(self) -> str:
-        """The file's content, so that the network's fingerprint tells files apart."""
+        """The hash of the file, which makes the network's fingerprint unique."""
         return f"sha256={hashlib.sha256(self._content).hexdigest()}"
 
     def __deepcopy__(self, memo: object) -> OnnxNetwork:
-        """The same: nothing in it changes."""
+        """Return the same object, which is immutable."""
         return self
 
 
@@ -66,9 +66,9 @@ def is_file(network: nn.Module) -> bool:
 
 
 def count(network: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
-    """MACs of one image of a shape (C, H, W), and parameters, as everywhere: see the cost module.
+    """Count MACs of one image of shape (C, H, W), and parameters; see the module ``cost``.
 
-    Of an ONNX file, its Conv and Gemm nodes and all of its float constants count.
+    In an ONNX file, Conv and Gemm nodes and all float constants are counted.
     """
     if not isinstance(network, OnnxNetwork):
         return macs(network, shape), parameters(network)
@@ -89,7 +89,7 @@ def count(network: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
     total = 0
     for node in inferred.node:
         if node.op_type in ("Conv", "Gemm") and node.input[1] in weights:
-            # Each output is a sum over what one row of the weight holds.
+            # Each output element is a sum over one row of the weight.
             total += sizes.get(node.output[0], 0) * math.prod(weights[node.input[1]][1:])
     floats = (t.dims for t in inferred.initializer if t.data_type == onnx.TensorProto.FLOAT)
     return total, sum(math.prod(dims) for dims in floats)
@@ -99,7 +99,7 @@ def file_of_program(path: Path, target: Path) -> Path:
     """Write an exported program, ``.pt2``, as an ONNX file.
 
     Raises:
-        NetworkError: It cannot be read or exported.
+        NetworkError: The program cannot be read or exported.
     """
     try:
         program = torch.export.load(path)
@@ -107,18 +107,18 @@ def file_of_program(path: Path, target: Path) -> Path:
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
         assert exported is not None
         exported.save(target)
-    except Exception as error:  # reader and exporter raise whatever the archive holds
+    except Exception as error:  # reader and exporter may raise anything
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NetworkError("cannot read an exported program", where=path, found=found) from error
     return target
 
 
 def preparation_of_file(path: Path, default: Preparation) -> Preparation:
-    """How a file's images are prepared: as its metadata say, else as ``default``, of its size.
+    """Return the image preparation in a file's metadata, else ``default`` at its input size.
 
     Raises:
         StoreError: The file cannot be read.
-        NetworkError: It does not take square images.
+        NetworkError: The file does not take square images.
     """
     model = read_model(path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}

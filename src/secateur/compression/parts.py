@@ -1,4 +1,4 @@
-"""The images of a problem: of the package, of folders, or of a user's loaders."""
+"""The images of a compression: of the package, of folders, or of a user's loaders."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from secateur.errors import DataError, RecipeError
 from secateur.imaging import PIXEL_LIMIT
 
 EXCERPT = "fashionmnist-mini"
-"""The data set inside the package."""
+"""Name of the data set in the package."""
 
 VALIDATION = 0.2
-"""Share of the training images that is held out for validation where there is no such folder."""
+"""Fraction of the training images held out for validation if there is no such folder."""
 
 COLLECTED = 32
-"""Batches of a training loader that are kept in memory, to calibrate with."""
+"""Number of batches of a training loader kept in memory for calibration."""
 
 _EXCERPT_TEST_IMAGES = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The images of a problem.
+    """The images of a compression.
 
     Attributes:
-        training: To fine-tune on, and to calibrate with.
-        validation: To choose by.
+        training: For fine-tuning and calibration.
+        validation: For all choices.
         test: Reads the test images.
-        test_images: How many there are; 0 where that is not known before.
-        report: Lines that say what there is.
-        loop: What of training and evaluation is the user's own.
+        test_images: Number of test images; 0 if not known in advance.
+        report: Lines that describe the images.
+        loop: The user's own training step and evaluation.
     """
 
     training: Images
@@ -60,7 +60,7 @@ def excerpt(seed: int) -> tuple[Parts, Preparation]:
 
 
 def one_folder(root: Path, prepare: Preparation, seed: int) -> Parts:
-    """The images of one folder, by part or by class alone."""
+    """The images of one folder with parts or classes."""
     folder = load_folder(root, prepare, validation=VALIDATION, seed=seed)
     return Parts(
         folder.training, folder.validation, lambda: folder.test, folder.test_images, folder.report
@@ -68,10 +68,10 @@ def one_folder(root: Path, prepare: Preparation, seed: int) -> Parts:
 
 
 def three_folders(folders: Mapping[str, Path], prepare: Preparation) -> Parts:
-    """The images of a folder for each part, every one with the same classes.
+    """The images of one folder for each part, all with the same classes.
 
     Raises:
-        DataError: A part has other classes.
+        DataError: The classes of the parts differ.
     """
     listings = {part: list_folder(root) for part, root in folders.items()}
     classes = listings["train"].classes
@@ -96,15 +96,15 @@ def three_folders(folders: Mapping[str, Path], prepare: Preparation) -> Parts:
 def loaders(
     loop: UserLoop, named: Mapping[str, Any], known: Preparation | None
 ) -> tuple[Parts, Preparation]:
-    """The images that a user's loaders yield, prepared.
+    """The prepared images of a user's loaders.
 
     Args:
-        loop: With the training loader.
+        loop: Has the training loader.
         named: ``validation`` and ``test`` loaders.
-        known: How they prepare images, where the user says so.
+        known: Image preparation of the loaders, if the user states it.
 
     Raises:
-        DataError: A loader yields something else.
+        DataError: A loader yields other data.
     """
     assert loop.loader is not None
     validation = collect(named["validation"], None, "validation")
@@ -127,13 +127,13 @@ def loaders(
 
 
 def kind_of(named: Mapping[str, Any]) -> str:
-    """``none``, ``one folder``, ``three folders`` or ``loaders``: what a user passed as parts.
+    """Classify a user's parts as ``none``, ``one folder``, ``three folders`` or ``loaders``.
 
     Args:
         named: ``train``, ``validation`` and ``test``.
 
     Raises:
-        RecipeError: They do not go together.
+        RecipeError: The combination is not supported.
     """
     present = {part: value for part, value in named.items() if value is not None}
     if not present:

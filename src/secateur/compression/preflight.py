@@ -1,4 +1,4 @@
-"""What is checked and said before long work starts."""
+"""Checks and messages before long work starts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from secateur.errors import DataError, RecipeError, StoreError
 from secateur.training.evaluation import correctness
 
 GLANCE = 500
-"""Validation images on which the given network is checked to do better than chance."""
+"""Number of validation images on which the given network must be better than chance."""
 
 COPIES = 12
-"""Files as large as the network that a search leaves on disk, about."""
+"""Disk space of a search, as a multiple of the network's size."""
 
 
 def check(problem: Problem, settings: Settings, estimate: Estimate, out: Path) -> None:
-    """Refuse what cannot succeed.
+    """Raise an error if the compression cannot succeed.
 
     Raises:
-        DataError: The network guesses on the validation images.
-        StoreError: The disk is too full.
+        DataError: The network is not better than chance on the validation images.
+        StoreError: There is too little space on the disk.
         RecipeError: The time limit is too short for one candidate.
     """
     right = correctness(problem.network, problem.validation.spread(GLANCE), problem.prepare)
@@ -56,7 +56,7 @@ def check(problem: Problem, settings: Settings, estimate: Estimate, out: Path) -
 def plan_lines(
     problem: Problem, settings: Settings, estimate: Estimate, epochs: int
 ) -> Iterator[str]:
-    """Yield the plan: what is compressed, towards what, by which tries, in how long."""
+    """Yield lines that describe the network, the goal, the search and its estimated time."""
     network, goal = problem.network, settings.goal
     shape = "x".join(map(str, problem.input_shape))
     counted, elements = count(network, problem.input_shape)

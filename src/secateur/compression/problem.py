@@ -1,4 +1,4 @@
-"""The network to compress and the images to do it with."""
+"""The network to compress and its images."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from secateur.models.networks import fingerprint
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a compression starts from.
+    """The network and images of a compression.
 
     Attributes:
-        name: Of the network.
-        data_name: Of the data set.
-        network: Trained, in inference mode, on ``device``; it is the reference and the teacher.
-        training: Images, on ``device``.
-        validation: Images, on ``device``; candidates are chosen by them.
-        test: Reads the test images; called once.
-        test_images: How many there are.
-        prepare: From stored pixels to the network's input.
-        device: Where networks are trained.
-        report: Lines that say what images there are, and what was skipped.
-        loop: What of training and evaluation is the user's own.
+        name: Name of the network.
+        data_name: Name of the data set.
+        network: The trained network, in inference mode, on ``device``; reference and teacher.
+        training: Training images, on ``device``.
+        validation: Validation images, on ``device``; candidates are compared on them.
+        test: Function that reads the test images; called once.
+        test_images: Number of test images.
+        prepare: Maps stored pixels to the network's input.
+        device: Device for training.
+        report: Lines that describe the images, and those that were skipped.
+        loop: The user's own training step and evaluation.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Problem:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one prepared image, (C, H, W)."""
+        """Shape of one prepared image, (C, H, W)."""
         side = self.prepare.resolution
         return self.training.pixels.shape[1], side, side
 
@@ -62,7 +62,7 @@ class Problem:
 
     @property
     def training_images(self) -> int:
-        """Images of an epoch."""
+        """Number of images of an epoch."""
         dataset = getattr(self.loop.loader, "dataset", None)
         return len(dataset) if isinstance(dataset, Sized) else len(self.training)
 
@@ -70,12 +70,12 @@ class Problem:
     def _training_identity(self) -> str:
         if self.loop.loader is None:
             return self.training.fingerprint
-        # A loader shuffles and augments: the images that it yields are never twice the same.
+        # A loader shuffles and augments, so that its images differ in each epoch.
         return f"{type(self.loop.loader).__name__} of {self.training_images} images"
 
     @cached_property
     def identity(self) -> dict[str, object]:
-        """What decides every result: the network, the images and their preparation."""
+        """Everything that determines results: the network, the images and their preparation."""
         return {
             "network": fingerprint(self.network),
             "training": self._training_identity,

@@ -1,4 +1,4 @@
-"""The data of a compression's page, and the page."""
+"""The data of a compression's report, and the report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_page(
     final: Final,
     seconds: float,
 ) -> None:
-    """Write the report into ``out``, which holds the files to download."""
+    """Write the report into ``out``, beside the files that it links to."""
     report = Report(
         title=f"{stages.problem.name}, compressed",
         description=f"{chosen.candidate.name}, of {len(tried)} candidates",

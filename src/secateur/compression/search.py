@@ -1,4 +1,4 @@
-"""The search: how much is removed, and how the rest is quantized, under the allowed loss."""
+"""Searches for the amount of pruning and the quantization within the allowed loss."""
 
 from __future__ import annotations
 
@@ -21,48 +21,51 @@ from secateur.training.loop import GLANCE
 from secateur.training.trainer import Epoch
 
 ASSURED = 0.8
-"""Least probability of a met verdict, from validation, at which a candidate is acceptable."""
+"""A candidate is acceptable if the test passes with at least this probability, from validation."""
 
 METHODS = (
     Method(importance="l2", scope="local"),
     Method(importance="l2", scope="global"),
     Method(importance="taylor", scope="global"),
 )
-"""Ways to choose channels that a short trial compares."""
+"""Methods of choosing channels that a short trial compares."""
 
 PRICED_COST = 3
-"""Times as long as another quantization that pricing takes, about."""
+"""Duration of quantization with pricing relative to without, approximately."""
 
 PRICED_SHARES = (0.8, 0.4)
-"""Shares of the allowed loss that smaller integers may cost, the first acceptable one counts."""
+"""Fractions of the allowed loss that pricing may use, tried in order; the first acceptable one is
+taken."""
 
 TRIAL_KEPT, TRIAL_EPOCHS = 0.5, 1
 ALIKE = 1.1
-"""Costs within this factor count as equal; the smaller file is preferred."""
+"""Costs within this factor are equal; the smaller file is preferred then."""
 
 CLOSE = 1.15
-"""The bisection ends where the smallest acceptable share is known to this factor."""
+"""The bisection ends when the smallest acceptable fraction is known within this factor."""
 SLACK = 2.0
-"""Points beyond the allowed loss, the best gain so far included, that end a candidate early."""
+"""A candidate is abandoned if its loss, minus the best gain so far, exceeds the allowed loss by
+this many points."""
 
 
 LATE = 1.5
-"""A candidate goes on as long as the rest is expected to take at most this times what is left."""
+"""A candidate continues if its expected remaining time is at most this multiple of the time
+left."""
 
 
 class _TimeUpError(Exception):
-    """The limit would be exceeded before the candidate is finished."""
+    """The time limit would be exceeded before the candidate is finished."""
 
 
 class Search:
-    """Tries candidates until the share that must stay is known, or time is up.
+    """Tries candidates until the smallest acceptable fraction is known, or the time is over.
 
     Args:
-        stages: Make and measure candidates.
+        stages: Makes and measures candidates.
         settings: Goal and limits.
-        estimate: How long things take.
-        epochs: Of fine-tuning, for each candidate of the bisection.
-        start: When the run began, by ``time.monotonic``.
+        estimate: Estimated durations.
+        epochs: Epochs of fine-tuning for each candidate of the bisection.
+        start: Start of the run by ``time.monotonic``.
     """
 
     def __init__(
@@ -80,10 +83,10 @@ class Search:
         self._histories: list[list[Epoch]] = []
 
     def run(self) -> Measured:
-        """Search, and return the candidate that ships.
+        """Search, and return the chosen candidate.
 
         Raises:
-            SecateurError: A goal of latency or size cannot be reached at any width.
+            SecateurError: No width meets the goal of latency or size.
         """
         self._try(Candidate())
         quantize = self._choose_quantization()
@@ -98,7 +101,7 @@ class Search:
     # ---- choosing
 
     def acceptable(self, measured: Measured) -> bool:
-        """Whether the test will probably show that the allowed loss is met."""
+        """Whether the test will probably pass."""
         return self._assurance(measured) >= ASSURED
 
     def _assurance(self, measured: Measured) -> float:
@@ -108,10 +111,11 @@ class Search:
         return assurance(measured.reference, measured.right, self.goal.max_drop, images)
 
     def choose(self) -> Measured:
-        """The candidate that ships, of those tried.
+        """Choose among the candidates tried so far.
 
-        With a goal of latency or size, the likeliest to meet the allowed loss of those within it;
-        else the cheapest acceptable one. Where none is acceptable, the likeliest.
+        With a goal of latency or size: among candidates that meet it, the most likely to pass the
+        test. Otherwise the cheapest acceptable candidate, or the most likely to pass if none is
+        acceptable.
         """
         finished = [one for one in self.tried if one.folder is not None]
         if is_absolute(self.goal):
@@ -154,7 +158,7 @@ class Search:
         return time.monotonic() - self._start
 
     def _choose_quantization(self) -> Candidate:
-        """The quantization that every pruned candidate gets."""
+        """Choose the quantization of all pruned candidates."""
         config = self.settings.quantize
         first = self._try(Candidate(quantize=config))
         if self.acceptable(first) or not self.estimate.fits(self._elapsed, self.estimate.fixed):
@@ -164,7 +168,7 @@ class Search:
         return max(first, second, key=self._assurance).candidate
 
     def _make_smaller(self, best: Measured) -> None:
-        """Let each bit of the best candidate's weights pay for itself; its latency stays."""
+        """Apply pricing to the weights of the best candidate; its latency does not change."""
         config = best.candidate.quantize
         if config is None or config.price or not self.acceptable(best):
             return
@@ -179,7 +183,7 @@ class Search:
                 return
 
     def _refusal(self) -> str:
-        """Why nothing can be pruned; empty where something can."""
+        """Why the network cannot be pruned; empty if it can."""
         problem = self.stages.problem
         if is_file(problem.network):
             return REASON
@@ -208,7 +212,7 @@ class Search:
                 low = kept
 
     def _try_kept(self, kept: float, method: Method, quantized: Candidate) -> Measured | None:
-        """Try a share of the network; None where time is up."""
+        """Try to keep a fraction of the network; None if the time is over."""
         epochs = self.estimate.epochs_that_fit(self.epochs, kept, self._elapsed)
         if not epochs:
             say("time is up: the best candidate so far ships")
@@ -220,7 +224,7 @@ class Search:
         except _TimeUpError:
             say(f"{candidate.name}: time is up; the best candidate so far ships")
             return None
-        except NetworkError as error:  # no width reaches that share
+        except NetworkError as error:  # no width reaches that fraction
             say(f"{candidate.name}: {error}")
             return Measured.without_files(candidate, str(error))
         if measured.folder is not None:
@@ -229,7 +233,7 @@ class Search:
         return measured
 
     def _choose_method(self) -> Method:
-        """Compare the ways to choose channels by a short fine-tuning, on validation."""
+        """Compare methods of choosing channels on validation, after a short fine-tuning."""
         objective, right = OBJECTIVES[self.goal.target], dict[Method, float]()
         for method in METHODS:
             if not self.estimate.epochs_that_fit(TRIAL_EPOCHS, TRIAL_KEPT, 3 * self._elapsed):
@@ -251,7 +255,7 @@ class Search:
         return best
 
     def _prune_to_cost(self, quantized: Candidate) -> None:
-        """Find the largest share within the goal of latency or size, then fine-tune it."""
+        """Find the largest fraction that meets the goal of latency or size, then fine-tune it."""
         objective, low, high = OBJECTIVES[self.goal.target], self.settings.smallest, 1.0
         as_is = next(one for one in self.tried if one.candidate == quantized)
         if meets_cost(as_is, self.goal):
@@ -281,9 +285,9 @@ class Search:
     # ---- giving up
 
     def _hopeless(self, epochs: int, kept: float) -> Hopeless:
-        """Give a candidate up that no gain seen so far can bring within the allowed loss.
+        """Return a function that decides after each epoch whether to abandon a candidate.
 
-        Where time is up the next run goes on from its checkpoint.
+        If the time is over, the next run continues from the checkpoint.
         """
         reference = self._reference_share()
         gains = [
@@ -308,7 +312,7 @@ class Search:
         return reason
 
     def _reference_share(self) -> float:
-        """Accuracy of the given network on the validation images that epochs look at."""
+        """Accuracy of the given network on the validation images that are evaluated each epoch."""
         right = torch.from_numpy(self.stages.reference_right)
         if len(right) > GLANCE:
             right = right[torch.linspace(0, len(right) - 1, GLANCE).long()]
@@ -320,12 +324,12 @@ def _share(epoch: Epoch) -> float:
 
 
 def is_absolute(goal: Goal) -> bool:
-    """Whether a latency or a size is asked for."""
+    """Whether the goal is a limit on latency or size."""
     return goal.latency_ms is not None or goal.size_bytes is not None
 
 
 def meets_cost(measured: Measured, goal: Goal) -> bool:
-    """Whether a candidate is within the goal's latency and size."""
+    """Whether a candidate meets the goal's limits on latency and size."""
     if measured.folder is None:
         return False
     fast = goal.latency_ms is None or measured.latency_ms <= goal.latency_ms

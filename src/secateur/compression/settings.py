@@ -1,4 +1,4 @@
-"""What a compression aims at and how it may get there."""
+"""Goal and settings of a compression."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Target = Literal["latency", "size", "macs"]
 
 
 class Goal(Part):
-    """What the result is tested against."""
+    """The goal of a compression."""
 
     max_drop: Annotated[float, Field(gt=0, lt=100)] = Field(
         default=1.0, description="Accuracy that may be lost, in percentage points."
@@ -47,7 +47,7 @@ class Goal(Part):
 
 
 class Tune(Part):
-    """How a pruned candidate is fine-tuned from the given weights."""
+    """Fine-tuning of a pruned candidate, from the given weights."""
 
     epochs: Annotated[int, Field(ge=0)] = Field(default=4, description="Epochs for each candidate.")
     batch_size: Count = Field(default=64, description="Images in a step.")
@@ -75,7 +75,7 @@ class Tune(Part):
     )
 
     def to_train(self, network: nn.Module, epochs: int) -> recipe.Train:
-        """The trainer's settings for a network and so many epochs."""
+        """Return the trainer's settings for a network and a number of epochs."""
         optimizer = self.optimizer
         if optimizer == "auto":
             normalized = any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
@@ -95,7 +95,7 @@ class Tune(Part):
 
 
 class Settings(Part):
-    """Everything that decides a compression, beside the network and the images."""
+    """All settings of a compression."""
 
     goal: Goal = Field(default=Goal(), description="What the result is tested against.")
     tune: Tune = Field(default=Tune(), description="Fine-tuning of each candidate.")
@@ -130,10 +130,10 @@ def parse_quantity(text: str, kind: Literal["time", "latency", "size"]) -> float
 
     Args:
         text: Such as ``30m``, ``2ms`` or ``300kB``.
-        kind: Which units are allowed.
+        kind: Kind of quantity; it determines the units.
 
     Raises:
-        RecipeError: It is not a positive number with such a unit.
+        RecipeError: The text is not a positive number with such a unit.
 
     Example:
         >>> parse_quantity("1.5h", "time"), parse_quantity("300kB", "size")

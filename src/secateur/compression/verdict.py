@@ -1,4 +1,4 @@
-"""Whether a network meets the allowed loss of accuracy: one test, one sentence."""
+"""Tests whether the loss of accuracy is within the allowed loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur import statistics
 from secateur.statistics import Interval, paired_drop, proportion
 
 CONFIDENCE = 0.95
-"""Of each one-sided bound."""
+"""Confidence level of each one-sided bound."""
 
 Right = npt.NDArray[np.bool_]
 Kind = Literal["meets", "misses", "cannot tell"]
@@ -25,12 +25,12 @@ class Verdict:
     """The result of the test on the test images.
 
     Attributes:
-        kind: ``meets`` where the upper bound of the loss is within what is allowed, ``misses``
-            where the lower bound is above it, else ``cannot tell``.
-        drop: Reference minus result, in points, with its one-sided 95 % bounds.
-        max_drop: What is allowed, in points.
-        n: Test images.
-        reason: Why nothing can be told, where it is not for the number of images.
+        kind: ``meets`` if the upper bound of the loss is at most ``max_drop``, ``misses`` if the
+            lower bound is above it, else ``cannot tell``.
+        drop: Reference minus result in percentage points, with one-sided 95 % bounds.
+        max_drop: Allowed loss in percentage points.
+        n: Number of test images.
+        reason: Why the test is inconclusive, if not because of the number of images.
     """
 
     kind: Kind
@@ -58,16 +58,16 @@ class Verdict:
 
 
 def decide(reference: Right, candidate: Right, max_drop: float, classes: int) -> Verdict:
-    """Test a result against the allowed loss, on the same images as its reference.
+    """Test the loss of accuracy against the allowed loss, paired on the same images.
 
-    A test of non-inferiority by one-sided bounds of the paired drop, see
+    This is a non-inferiority test by one-sided bounds of the paired drop; see
     :func:`secateur.statistics.no_worse`.
 
     Args:
-        reference: Shape (n,), True where the given network was right.
-        candidate: Shape (n,), the same images in the same order.
-        max_drop: In percentage points.
-        classes: Of the data set; a network that guesses is right on one of as many.
+        reference: Shape (n,), True where the given network is correct.
+        candidate: Shape (n,), True where the result is correct, in the same order.
+        max_drop: Allowed loss in percentage points.
+        classes: Number of classes; the accuracy of chance is 1 / ``classes``.
     """
     drop = paired_drop(reference, candidate, 2 * CONFIDENCE - 1)
     points = Interval(*(100 * bound for bound in drop))
@@ -85,22 +85,22 @@ def decide(reference: Right, candidate: Right, max_drop: float, classes: int) ->
 
 
 def guesses(right: Right, classes: int) -> bool:
-    """Whether a network is not shown to be right more often than by chance."""
+    """Whether the accuracy is not significantly above chance."""
     return proportion(int(right.sum()), len(right)).low <= 1 / classes
 
 
 def assurance(reference: Right, candidate: Right, max_drop: float, test_images: int) -> float:
-    """Probability that the test will show the allowed loss to be met, from validation.
+    """Probability that the test passes, estimated from validation.
 
-    The drop on test is drawn around that on validation, with the variance of both; the test then
-    needs its upper bound within ``max_drop``. The probability of success under what is known
-    beforehand is called assurance (O'Hagan, Stevens & Campbell 2005, section 2).
+    The drop on test is modeled as normal around the drop on validation, with the variances of both.
+    The test passes if its upper bound is at most ``max_drop``. This probability is called assurance
+    (O'Hagan, Stevens & Campbell 2005, section 2).
 
     Args:
-        reference: Shape (n,), of validation.
-        candidate: Shape (n,).
-        max_drop: In percentage points.
-        test_images: How many the test has.
+        reference: Correct images of the given network on validation, shape (n,).
+        candidate: The same for the candidate, shape (n,).
+        max_drop: Allowed loss in percentage points.
+        test_images: Number of test images.
     """
     n = len(reference)
     drop = paired_drop(reference, candidate).value
@@ -112,17 +112,17 @@ def assurance(reference: Right, candidate: Right, max_drop: float, test_images: 
 
 
 def can_show(max_drop: float, test_images: int) -> bool:
-    """Whether the test can be met at all: where reference and result agree on every image."""
+    """Whether the test can pass, that is, passes if both networks agree on every image."""
     return test_images >= statistics.images_needed(max_drop / 100, 0.0, confidence=CONFIDENCE)
 
 
 def images_needed(max_drop: float, changed: float = 0.02, power: float = 0.8) -> int:
-    """As :func:`secateur.statistics.images_needed` where nothing is lost, in two digits.
+    """As :func:`secateur.statistics.images_needed` without a loss, rounded to two digits.
 
     Args:
-        max_drop: In percentage points.
-        changed: Share of images on which the two networks differ in being right.
-        power: In (0, 1).
+        max_drop: Allowed loss in percentage points.
+        changed: Fraction of images on which exactly one of the two networks is correct.
+        power: Probability that the test passes, in (0, 1).
     """
     needed = statistics.images_needed(max_drop / 100, changed, confidence=CONFIDENCE, power=power)
     digits = 10 ** max(0, math.floor(math.log10(max(needed, 1))) - 1)
