@@ -1,4 +1,4 @@
-"""Progress for people, on stderr: bars with the time left on a terminal, else plain lines."""
+"""Progress on stderr: bars with the remaining time on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """Print one plain line, control characters written out."""
+    """Print one plain line, with control characters escaped."""
     stderr.print(printable(line), markup=False)
 
 
 def table(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A plain table, control characters written out: the first column left, the others right."""
+    """Format a plain table, control characters escaped: first column left, others right."""
     made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for number, heading in enumerate(headings):
         made.add_column(heading, justify="right" if number else "left", overflow="fold")
@@ -39,13 +39,13 @@ def table(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
 
 
 class Ticker:
-    """Counts finished steps of one piece of work; made by :func:`progress`."""
+    """Counts finished steps; made by :func:`progress`."""
 
     def __init__(self, label: str, total: int, done: int) -> None:
         self.label, self.total, self.done, self.note = label, total, done, ""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Report that ``steps`` more are done; ``note`` is shown after the count."""
+        """Report ``steps`` more finished steps; ``note`` is shown after the count."""
         self.done += steps
         self.note = note or self.note
 
@@ -62,13 +62,13 @@ class _Bar(Ticker):
 
 
 class _Lines(Ticker):
-    """A line at most every ``EVERY`` seconds, so that a log stays readable."""
+    """Prints at most one line every ``EVERY`` seconds, to keep logs short."""
 
     EVERY = 15.0
 
     def __init__(self, label: str, total: int, done: int) -> None:
         super().__init__(label, total, done)
-        self._done_before = done  # a resumed training starts there; that took no time here
+        self._done_before = done  # a resumed training starts at this count
         self._start = self._last = time.monotonic()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
@@ -84,7 +84,7 @@ class _Lines(Ticker):
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Ticker]:
-    """Show the progress of ``total`` steps, ``done`` of them earlier, while the block runs."""
+    """Show the progress of ``total`` steps, ``done`` of them already finished, during the block."""
     if not stderr.is_terminal:
         yield _Lines(label, total, done)
         return

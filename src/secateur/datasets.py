@@ -1,4 +1,4 @@
-"""What is known of each data set that Secateur reads by name: the one table of such facts."""
+"""Table of facts about the data sets that Secateur reads by name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class Facts:
     """Facts about a published data set.
 
     Attributes:
-        title: How its name is written.
+        title: Name for people.
         channels: 1 for gray, 3 for color.
         side: Side in pixels of its square images.
         classes: Class names in the order of the labels.
-        training: Training images; each class has the same number.
-        test: Test images; each class has the same number.
-        md5: File to the MD5 of its content, unpacked where it is gzipped.
+        training: Number of training images; all classes have the same number.
+        test: Number of test images; all classes have the same number.
+        md5: From file name to the MD5 of its unpacked content.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Facts:
     md5: dict[str, str]
 
     def images(self, *, train: bool) -> int:
-        """Images of a part."""
+        """Number of images of a part."""
         return self.training if train else self.test
 
 
@@ -86,4 +86,5 @@ FACTS = {
         },
     ),
 }  # fmt: skip
-"""Name in a recipe to facts. The published sets are those of torchvision, byte for byte."""
+"""From the name in a recipe to facts. The published sets are those of torchvision, byte for
+byte."""

@@ -1,8 +1,8 @@
-"""Files: replaced whole or not at all, flushed before they count, and read only within bounds.
+"""Atomic writes and bounded reads of files.
 
-Every file that Secateur writes goes through :func:`replacing`. The bytes are written to a new file
-of unpredictable name in the same folder (``O_EXCL``), flushed to the disk, and only then renamed;
-the folder is flushed after. A power cut leaves the old file or the new one, never half of either.
+Secateur writes every file by :func:`replacing`: into a new file of unpredictable name in the same
+folder (``O_EXCL``), which is flushed to the disk and then renamed; the folder is flushed
+afterwards. A power failure leaves either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from secateur.errors import StoreError
 
 TEMPORARY = ".tmp"
-"""Suffix of unfinished files, whose names also start with a dot."""
+"""Suffix of unfinished files; their names start with a dot."""
 
 _NAME_BYTES = 200
 _KINDS = (
@@ -34,11 +34,11 @@ _KINDS = (
 
 
 def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
-    """Make sure that ``path`` may be written, before long work starts.
+    """Check that ``path`` can be written, before long work starts.
 
     Args:
-        path: A new name in an existing folder, or a regular file, which will be replaced.
-        inputs: Files that are read: none of them may be replaced.
+        path: A new name in an existing folder, or a regular file to replace.
+        inputs: Input files, which must not be replaced.
 
     Raises:
         StoreError: ``path`` is a folder, link, FIFO or device, is one of ``inputs``, or its folder
@@ -62,20 +62,20 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
 
 @contextmanager
 def replacing(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """Yield the name of a new, empty file; when the block ends well, it becomes ``path``.
+    """Yield the path of a new empty file, which replaces ``path`` if the block succeeds.
 
     Args:
         path: See :func:`check_output`.
         inputs: See :func:`check_output`.
 
     Raises:
-        StoreError: ``path`` may not be written, or the disk is full.
+        StoreError: ``path`` cannot be written, or the disk is full.
     """
     check_output(path, inputs)
     stem = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")
     temporary = path.with_name(f".{stem}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        # The mode is that of any new file: the kernel takes the user's umask off.
+        # The kernel applies the user's umask, as for any new file.
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         yield temporary
         flush(temporary)
@@ -89,44 +89,44 @@ def replacing(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes, inputs: Iterable[Path] = ()) -> None:
-    """Write ``data``; the file is whole or not there. Errors as :func:`replacing`."""
+    """Write ``data`` atomically. Raises the errors of :func:`replacing`."""
     with replacing(path, inputs) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, line feeds as they are. Errors as :func:`replacing`."""
+    """Write ``text`` as UTF-8 with unchanged line feeds. Raises the errors of :func:`replacing`."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON. Errors as :func:`replacing`."""
+    """Write ``value`` as indented JSON. Raises the errors of :func:`replacing`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's bytes, or the names in a folder, are on the disk.
+    """Flush a file's bytes, or the entries of a folder, to the disk.
 
     Raises:
-        OSError: They cannot be written.
+        OSError: The flush failed.
     """
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems flush no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not all file systems support it
             raise
     finally:
         os.close(number)
 
 
 def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
-    """Read a regular file of at most ``limit`` bytes; a FIFO or device is refused, not waited for.
+    """Read a regular file of at most ``limit`` bytes; a FIFO or device is an error.
 
     Args:
         path: A regular file, or a link to one.
-        limit: The most bytes it may have.
-        remedy: What the message says to do about a larger one.
+        limit: Largest size in bytes.
+        remedy: Remedy in the error about a larger file.
 
     Raises:
         StoreError: The file is missing, larger, or not a regular file.

@@ -1,4 +1,4 @@
-"""Where a number was made: processor, versions, commit, device."""
+"""The environment of a measurement: processor, versions, commit, device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy")
 
 @functools.cache
 def processor() -> str:
-    """Model name of the processor with the instruction sets that decide its int8 speed."""
+    """Model name of the processor with the instruction sets that determine its int8 speed."""
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -37,32 +37,32 @@ def processor() -> str:
 
 
 def may_saturate() -> bool:
-    """Tell whether int8 kernels may add two products in 16 bits here: on x86 without VNNI.
+    """Whether int8 kernels may add two products in saturating 16 bits: on x86 without VNNI.
 
-    Where the instruction sets are not known, they may.
+    True if the instruction sets are not known.
     """
     return "vnni" not in processor()
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python, Secateur and the libraries whose numerics matter."""
+    """Versions of Python, Secateur and the libraries that affect numerical results."""
     own = {"python": platform.python_version(), "secateur": __version__}
     return own | {name: metadata.version(name) for name in _PACKAGES}
 
 
 @functools.cache
 def commit() -> str:
-    """Commit of the checkout this runs from, with ``-dirty`` if changed; else ``unknown``."""
+    """Commit of Secateur's checkout, with ``-dirty`` if changed; ``unknown`` without one."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]  # fixed words, no input of a user
+        command = ["git", "-C", str(folder), *arguments]  # constant arguments, no user input
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
         return done.stdout.strip()
 
     try:
-        # Installed inside somebody else's checkout, their commit would say nothing about us.
+        # If installed inside another project's checkout, its commit is not Secateur's.
         if Path(git("rev-parse", "--show-toplevel")) != folder.parent.parent:
             return "unknown"
         changed = git("status", "--porcelain", "--untracked-files=no")
@@ -72,8 +72,8 @@ def commit() -> str:
 
 
 def threads() -> int:
-    """Threads that torch computes with."""
-    import torch  # here, so that packed files are read without it
+    """Number of threads of torch."""
+    import torch  # imported here, because packed files are read without torch
 
     return torch.get_num_threads()
 

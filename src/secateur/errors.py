@@ -10,8 +10,8 @@ class SecateurError(Exception):
         what: The failure in a few words, without a full stop.
         where: File, recipe key or module it happened in.
         expected: What would have been right.
-        found: What was there instead.
-        remedy: What to try next.
+        found: What was found instead.
+        remedy: What to do.
 
     Examples:
         >>> print(SecateurError("unknown network", where="network.name", found="resnet"))
@@ -19,7 +19,7 @@ class SecateurError(Exception):
     """
 
     exit_code = 1
-    """1: the work failed. 2 (:class:`UsageError`): what was given does not fit."""
+    """1: the work failed. 2 (:class:`UsageError`): an argument is invalid."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class SecateurError(Exception):
 
 
 class UsageError(SecateurError):
-    """An argument that does not fit: what the user named is missing or of another kind."""
+    """An argument that is missing or of the wrong kind."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe that cannot be read, or says something impossible."""
+    """A recipe that cannot be read or is invalid."""
 
 
 class DataError(UsageError):
@@ -58,7 +58,7 @@ class DataError(UsageError):
 
 
 class NetworkError(UsageError):
-    """A network that does not exist or cannot be built, traced or loaded as asked."""
+    """A network that does not exist, or cannot be built, traced or loaded."""
 
 
 class StoreError(SecateurError):
@@ -76,8 +76,8 @@ class TrainingError(SecateurError):
 
 
 class ArtifactError(UsageError):
-    """A file that is damaged, of a newer version, or holds what it must not."""
+    """A file that is damaged, of a newer version, or has forbidden content."""
 
     def at(self, where: object) -> ArtifactError:
-        """The same error, saying in which file."""
+        """The same error with the file's name."""
         return ArtifactError(f"{where}: {self}")

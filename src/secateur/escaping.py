@@ -1,4 +1,4 @@
-"""Text from files of strangers, made harmless where it is printed: terminals, CSV, LaTeX."""
+"""Escapes untrusted text for terminals, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _NOT_PRINTED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def printable(text: object) -> str:
-    r"""Return ``text`` as one line in which every control character is written out.
+    r"""Return ``text`` as one line with all control characters escaped.
 
     Escape sequences of terminals, bidirectional overrides and lone surrogates lose their effect.
 
@@ -27,7 +27,7 @@ def printable(text: object) -> str:
 
 
 def csv_text(text: object) -> str:
-    """Return ``text`` so that no spreadsheet takes it for a formula: with an apostrophe before it.
+    """Return ``text`` with an apostrophe before it if a spreadsheet would take it for a formula.
 
     Example:
         >>> csv_text("=cmd()"), csv_text("-1.5"), csv_text("shoe")
@@ -40,7 +40,7 @@ def csv_text(text: object) -> str:
 
 
 def latex_text(text: object) -> str:
-    r"""Return ``text`` as LaTeX that prints it, whatever commands it holds.
+    r"""Return ``text`` escaped for LaTeX.
 
     Example:
         >>> latex_text(r"50 % \input{x}")

@@ -62,13 +62,13 @@ def main() -> None:
     """Run the command; a failure is one line on stderr and a non-zero exit code."""
     debug = "--debug" in sys.argv
     if debug:
-        sys.argv.remove("--debug")  # it may stand anywhere
+        sys.argv.remove("--debug")  # the option may come anywhere
     interrupt_on_signals()
     try:
         app()
     except InterruptedByUserError as error:
         _fail(str(error), exit_code(), debug)
-    except BrokenPipeError:  # whoever read stdout has seen enough, as `head` does
+    except BrokenPipeError:  # stdout was closed, for example by `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except SystemExit as end:

@@ -72,9 +72,9 @@ def run_chain(
     overrides: list[str] | None,
     json: bool,
 ) -> None:
-    """Run the chain as far as ``last_stage`` and print what came of it."""
+    """Run the chain up to ``last_stage`` and print the result."""
     options.wait_without_spinning()
-    from secateur.pipeline.run import run  # torch is slow to import: not for --help
+    from secateur.pipeline.run import run  # importing torch is slow, and --help does not need it
 
     with options.resumable():
         result = run(
@@ -91,7 +91,7 @@ def run_chain(
 
 
 def _command(last_stage: str, summary: str, cost: str, examples: str) -> Callable[..., None]:
-    """Make the command that runs the chain as far as ``last_stage``."""
+    """Make the command that runs the chain up to ``last_stage``."""
 
     def command(
         recipe: options.RecipeName = "quickstart",

@@ -1,4 +1,4 @@
-"""``secateur compress``: a trained network in, files that ship and a verdict out."""
+"""``secateur compress``: compresses a trained network and tests the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.console import say
 app = typer.Typer()
 
 MISSED = 3
-"""Exit code where the goal is missed or the images cannot tell."""
+"""Exit code if the goal is missed or the test is inconclusive."""
 
 
 @app.command("compress", rich_help_panel="Your own network")

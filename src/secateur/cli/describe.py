@@ -1,4 +1,4 @@
-"""What a run, a stage or a file is, in a few lines."""
+"""Descriptions of runs, stages and files in a few lines."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Parts = Iterator[str | Table]
 
 
 def describe(path: Path) -> Parts:
-    """Yield lines and tables that say what ``path`` is and what it holds.
+    """Yield lines and tables that describe ``path`` and its content.
 
     Args:
         path: A run's or a stage's folder, or a file ending in .toml, .jsonl, .json, .safetensors,
             .onnx or .sec.
 
     Raises:
-        SecateurError: There is no such path, it is damaged, or it is nothing that Secateur wrote.
+        SecateurError: The path does not exist, is damaged, or was not written by Secateur.
     """
     if (path / MANIFEST).is_file():
         yield from _stage(path)
@@ -52,14 +52,15 @@ def describe(path: Path) -> Parts:
 
 
 def describe_groups(recipe: str, overrides: list[str] | None) -> Iterator[str]:
-    """Yield lines that say which channels of a recipe's network can go, and which stay and why.
+    """Yield lines that list the removable channels of a recipe's network, and why others are kept.
 
     Args:
-        recipe: A built-in recipe's name or a path to a TOML file; no data and no weights are read.
+        recipe: A built-in recipe's name or a path to a TOML file; neither data nor weights are
+            read.
         overrides: ``key=value`` pairs that change the recipe.
 
     Raises:
-        SecateurError: The recipe is wrong, or its network cannot be followed.
+        SecateurError: The recipe is invalid, or its network cannot be traced.
     """
     import torch
 
@@ -113,7 +114,7 @@ def _recipe(path: Path) -> Parts:
 def _records(path: Path) -> Parts:
     records = read_records(path)
     yield f"{len(records)} records"
-    shown = [  # the points of curves are in the report
+    shown = [  # points of curves are shown in the report only
         record
         for record in records
         if not record.at or record.metric in ("top1_drop_points", "threshold_fraction")

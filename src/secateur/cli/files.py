@@ -17,19 +17,19 @@ from secateur.escaping import csv_text, printable
 from secateur.imaging import SUFFIXES, Preparation
 from secateur.onnx_ir.reader import read_self_contained
 
-# torch takes seconds to import, so what needs it is imported where it is used.
+# torch takes seconds to import; modules that need it are imported inside functions.
 
 _MOST_NAMES = 2**20
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a foreign ONNX file lacks: class names, and how images are prepared.
+    """Metadata that other ONNX files lack: class names and image preparation.
 
     Attributes:
         classes: A text file, one class name a line, in the order of the outputs.
         mean: Per channel, in units of [0, 1], separated by commas.
-        std: Per channel, likewise.
+        std: Per channel, in the same form.
     """
 
     classes: Path
@@ -44,17 +44,17 @@ def pack_into(
     labels: Labels | None = None,
     limit: int = LIMIT,
 ) -> Iterator[str]:
-    """Pack a run, or any ONNX file, into ``out``; yield a line with the sizes.
+    """Pack a run or any ONNX file into ``out``; yield a line with the sizes.
 
     Args:
-        source: A run's folder, whose chain is completed where it is not, or a .onnx file.
+        source: A run's folder, whose missing stages are made first, or a .onnx file.
         out: The file to write.
-        data: Folder with the data set's files, for the missing stages of a run.
-        labels: Written into the metadata of an ONNX file, so that it can be used to predict.
-        limit: Bytes that the ONNX file may have.
+        data: Folder with the data set's files, for missing stages.
+        labels: Written into the metadata of an ONNX file, which ``predict`` needs.
+        limit: Largest size of the ONNX file, in bytes.
 
     Raises:
-        SecateurError: ``source`` is neither, or the chain fails.
+        SecateurError: ``source`` is neither, or a stage fails.
     """
     check_output(out, [source])
     if source.suffix == ".onnx" and source.exists():
@@ -94,7 +94,7 @@ def _packed(source: Path, labels: Labels | None, limit: int) -> bytes:
 
 
 def _metadata(model: object, labels: Labels, source: Path) -> dict[str, str]:
-    """Metadata of an ONNX file from ``labels``, checked against its input and output."""
+    """Return metadata made from ``labels``, checked against the file's input and output."""
     text = read_bytes(labels.classes, _MOST_NAMES).decode(errors="backslashreplace")
     names = [line.strip() for line in text.splitlines() if line.strip()]
     sides, outputs = (
@@ -125,12 +125,12 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def unpack_into(path: Path, out: Path | None = None, limit: int = LIMIT) -> Iterator[str]:
-    """Write the ONNX file that was packed; yield a line with its size and hash.
+    """Write the packed ONNX file; yield a line with its size and hash.
 
     Args:
         path: The packed file.
-        out: The file to write; None for the same name with ``.onnx``, which must not exist.
-        limit: Bytes that the ONNX file may have.
+        out: File to write; None for the same name with ``.onnx``, which must not exist.
+        limit: Largest size of the ONNX file, in bytes.
 
     Raises:
         ArtifactError: The file is damaged, newer, or too large.
@@ -146,10 +146,10 @@ def unpack_into(path: Path, out: Path | None = None, limit: int = LIMIT) -> Iter
 
 
 def verified(path: Path, data: Path | None) -> Iterator[str]:
-    """Yield what was checked of a file, line by line.
+    """Yield the result of each check of a file, line by line.
 
     Raises:
-        ArtifactError: Something is wrong with it.
+        ArtifactError: A check fails.
     """
     from secateur.artifact.verify import verify
     from secateur.statistics import proportion
@@ -174,12 +174,12 @@ def verified(path: Path, data: Path | None) -> Iterator[str]:
 def predictions(
     path: Path, images: list[Path], top: int, threads: int, form: str = "text"
 ) -> Iterator[str]:
-    """Yield a line for each image: the classes most likely, with their probabilities.
+    """Yield a line for each image with the most likely classes and their probabilities.
 
     Args:
         path: The packed file.
-        images: Image files, and folders, which are searched for image files.
-        top: Classes for each image.
+        images: Image files, and folders of image files.
+        top: Number of classes for each image.
         threads: Threads inside one operator.
         form: ``text``; ``json``, an object a line; or ``csv``, a row for each class, with a header.
 
@@ -205,7 +205,7 @@ def predictions(
 
 
 def _image_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The paths themselves, and in place of each folder the image files in and below it."""
+    """Replace each folder by the image files in it and below it."""
     for path in paths:
         if not path.is_dir():
             yield path

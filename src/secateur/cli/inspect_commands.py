@@ -1,4 +1,4 @@
-"""Commands that read what is there: recipes, runs, networks and files."""
+"""Commands that inspect recipes, runs, networks and files."""
 
 from __future__ import annotations
 

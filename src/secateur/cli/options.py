@@ -1,4 +1,4 @@
-"""What several commands share: their options, and how they print."""
+"""Options and output functions shared by commands."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ Threads = Annotated[int, typer.Option("--threads", help="Threads inside one oper
 
 
 def wait_without_spinning() -> None:
-    """Let OpenMP's threads sleep while they wait for each other.
+    """Let waiting OpenMP threads sleep instead of spin.
 
-    They spin by default, which is a little faster on idle cores and many times slower on busy ones.
-    The library reads this when torch is imported, so commands that train call it before.
+    Spinning, the default, is slightly faster on idle cores and many times slower on busy ones.
+    OpenMP reads the setting when torch is imported; commands that train call this function before.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def show(parts: Iterable[Any]) -> None:
-    """Print tables and lines, as wide as the terminal, or 160 columns into a file or pipe."""
+    """Print tables and lines at the width of the terminal, or 160 columns into a file or pipe."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -77,14 +77,14 @@ def show(parts: Iterable[Any]) -> None:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print each line on stdout, control characters written out."""
+    """Print each line on stdout, with control characters escaped."""
     for line in lines:
         typer.echo(printable(line))
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Turn Ctrl-C into an error that says the work can be resumed; typer only prints "Aborted!"."""
+    """Turn Ctrl-C into an error that says how to resume; typer prints "Aborted!" only."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""``quantize``: of a recipe's chain, or of any ONNX file."""
+"""``quantize``: quantizes a recipe's network, or any ONNX file."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _quantized(
     size: int | None,
     known: dict[str, Any],
 ) -> Any:
-    """The network of a file, quantized with the images at ``data``."""
+    """Quantize the network of a file with the images at ``data``."""
     options.wait_without_spinning()
     from secateur.quantization.quantize import quantize
 
@@ -110,7 +110,7 @@ def _quantized(
 
 
 def _options(overrides: list[str]) -> dict[str, Any]:
-    """Options of quantize from ``--set bits=4`` or ``--set quantize.bits=4``."""
+    """Parse options such as ``--set bits=4`` or ``--set quantize.bits=4``."""
     import tomllib
 
     known = {}
@@ -152,7 +152,7 @@ def _folder(
     std: tuple[float, ...] | None,
     size: int | None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Training images of a folder, and what else they tell: preparation, classes, validation."""
+    """Read the training images, preparation, classes and validation images of a folder."""
     from secateur.data.folder import load_folder
     from secateur.imaging import Preparation
     from secateur.onnx_ir.model import read_model
@@ -194,6 +194,6 @@ def _folder(
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file and of the tensors beside it."""
+    """Size of a file and of its external tensors, in bytes."""
     beside = path.with_name(path.name + ".data")
     return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)

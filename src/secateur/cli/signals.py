@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: one line, locks released, work resumable."""
+"""Makes SIGTERM and SIGHUP end a command as Ctrl-C does, with locks released."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import signal
 from types import FrameType
 
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit code after Ctrl-C, the shell's own."""
+"""Exit code after Ctrl-C, as in a shell."""
 
 _received: list[int] = []
 
 
 def interrupt_on_signals() -> None:
-    """From now on raise KeyboardInterrupt where the process is told to end.
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP from now on.
 
     A signal that is ignored (SIGHUP under ``nohup``) stays ignored.
     """
     for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # there is no SIGHUP on Windows
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _interrupt)
 
 
 def exit_code() -> int:
-    """The exit code of an interrupted command: 128 and the number of the signal."""
+    """The exit code of an interrupted command: 128 plus the number of the signal."""
     return 128 + _received[0] if _received else INTERRUPTED
 
 
@@ -32,7 +32,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     first = not _received
     _received.append(number)
     if first:
-        # Ctrl-C reaches every process of a terminal's group; these signals reach this one alone.
+        # Ctrl-C reaches all processes of the terminal's group; these signals reach this process
+        # only.
         for child in multiprocessing.active_children():
             child.terminate()
         raise KeyboardInterrupt

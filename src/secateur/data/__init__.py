@@ -1,4 +1,4 @@
-"""Images as uint8 in parts that never overlap, prepared for a network batch by batch."""
+"""Data sets: disjoint parts of uint8 images, prepared in batches."""
 
 from secateur.data.dataset import DataSet
 from secateur.data.distortions import distort, mix

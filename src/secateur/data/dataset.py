@@ -1,4 +1,4 @@
-"""What every data set offers: parts that never overlap, classes, and keys for content ids."""
+"""The interface of a data set: disjoint parts, classes, and keys for content ids."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from secateur.data.images import Images
 class DataSet(ABC):
     """Images in three parts.
 
-    Nothing is decoded before it is asked for, and :attr:`test` only by what measures in the end.
+    Images are decoded on first access. Only the final evaluation reads :attr:`test`.
 
     Attributes:
         classes: Class names in the order of the labels.
         channels: 1 for gray, 3 for color.
-        report: Lines that say what there is, and what was skipped.
+        report: Lines that describe the images, and those that were skipped.
     """
 
     classes: tuple[str, ...]
@@ -39,31 +39,31 @@ class DataSet(ABC):
     @property
     @abstractmethod
     def test(self) -> Images:
-        """Images that are opened once, at the end."""
+        """Test images, for the final evaluation."""
 
     @cached_property
     def training(self) -> Images:
-        """Images to train on."""
+        """Training images."""
         return self.source.take(self.split[0])
 
     @cached_property
     def validation(self) -> Images:
-        """Images to choose by."""
+        """Validation images, for all choices."""
         return self.source.take(self.split[1])
 
     @abstractmethod
     def counts(self) -> dict[str, list[int]]:
-        """``training``, ``validation`` and ``test`` to the images of each class; none is opened."""
+        """From ``training``, ``validation`` and ``test`` to the number of images of each class."""
 
     @property
     def test_images(self) -> int:
-        """How many images :attr:`test` has; none is opened."""
+        """Number of images of :attr:`test`; no image is opened."""
         return sum(self.counts()["test"])
 
     @abstractmethod
     def key(self) -> dict[str, Any]:
-        """What identifies :attr:`source` in content ids beyond the recipe; plain data."""
+        """Identifies :attr:`source` in content ids, in addition to the recipe; plain data."""
 
     @abstractmethod
     def test_key(self) -> dict[str, Any]:
-        """What identifies :attr:`test` in content ids beyond the recipe; plain data."""
+        """Identifies :attr:`test` in content ids, in addition to the recipe; plain data."""

@@ -9,21 +9,21 @@ from secateur import recipe
 
 
 def distort(pixels: Tensor, config: recipe.Augment) -> Tensor:
-    """Crop and distort each image by its own draw, from torch's global generator.
+    """Crop and distort each image at random, by torch's global generator.
 
-    A random part of the image of at least ``resized_crop`` of its area is resized to the whole
-    (Szegedy et al. 2015, section 6); two of RandAugment's operations follow (Cubuk et al. 2020).
+    A random crop with at least the fraction ``resized_crop`` of the area is resized to the image's
+    size (Szegedy et al. 2015, section 6). Two operations of RandAugment follow (Cubuk et al. 2020).
 
     Args:
         pixels: uint8, shape (N, C, H, W).
-        config: How strongly.
+        config: Strength of both.
 
     Returns:
-        uint8, shape (N, C, H, W); the same tensor where neither is asked for.
+        uint8, shape (N, C, H, W); the same tensor if both are disabled.
     """
     if not (config.resized_crop or config.rand_augment):
         return pixels
-    from torchvision.transforms import v2  # slow to import, and seldom needed
+    from torchvision.transforms import v2  # slow to import and rarely needed
 
     steps: list[torch.nn.Module] = []
     if config.resized_crop:
@@ -38,20 +38,20 @@ def distort(pixels: Tensor, config: recipe.Augment) -> Tensor:
 def mix(
     pixels: Tensor, labels: Tensor, classes: int, config: recipe.Augment
 ) -> tuple[Tensor, Tensor]:
-    """Blend each image with another one of the batch, and their labels alike.
+    """Blend each image and its label with another one of the batch.
 
-    Mixup (Zhang et al. 2018, section 2) with one weight for the batch, drawn from torch's global
+    Mixup (Zhang et al. 2018, section 2) with one weight for the batch, drawn by torch's global
     generator.
 
     Args:
         pixels: uint8, shape (N, C, H, W).
         labels: int64, shape (N,).
-        classes: How many there are.
-        config: ``mixup`` is alpha of the beta distribution of weights.
+        classes: Number of classes.
+        config: ``mixup`` is the alpha of the beta distribution of the weight.
 
     Returns:
-        Pixels, uint8 (N, C, H, W), and a probability for each class, float32 (N, classes); what
-        came in where mixup is 0.
+        Pixels, uint8 (N, C, H, W), and class probabilities, float32 (N, classes); the arguments
+        unchanged if ``mixup`` is 0.
     """
     if not config.mixup:
         return pixels, labels

@@ -1,24 +1,24 @@
-"""A folder of images as data: listed, compared, split, decoded.
+"""A data set from a folder of images.
 
     folder = load_folder(Path("images"), prepare, validation=0.2, seed=0)
     folder.training, folder.validation     # Images: pixels, labels, classes, take, spread
     folder.test                            # Images, decoded when it is first asked for
     folder.classes, folder.report          # names; lines that say what there is, what was skipped
 
-Which images are which part (see :mod:`secateur.data.listing` for the two layouts):
+The parts follow from the folders (see :mod:`secateur.data.listing` for the two layouts):
 
 | folders | training | validation | test |
 |---|---|---|---|
 | train, val, test | train | val | test |
-| train, test | train less a part drawn by seed | that part | test |
-| train, val | train less a part drawn by seed | that part | val |
-| classes alone | what two draws by seed leave | the second draw | the first |
+| train, test | train without the drawn part | drawn by seed | test |
+| train, val | train without the drawn part | drawn by seed | val |
+| classes only | the rest | second draw by seed | first draw by seed |
 
-So validation, on which everything is chosen, is never the part that is opened once at the end.
+The validation part, on which all choices are made, is thus never the test part.
 
 Pixels are the squares of side ``prepare.side`` that ``prepare.fit`` makes; ``prepare(pixels)``
-turns them into the input. Sets of more than ``memory`` bytes are decoded once into a file and
-mapped (:mod:`secateur.data.pixel_store`); their ``Images`` have the same interface.
+turns them into the input. Data sets of more than ``memory`` bytes are decoded once into a
+memory-mapped file (:mod:`secateur.data.pixel_store`); their ``Images`` have the same interface.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FolderDataSet(DataSet):
     """A folder of images; made by :func:`load_folder`.
 
     Attributes:
-        listing: The files of each part, and what was skipped.
+        listing: The files of each part, and skipped files.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class FolderDataSet(DataSet):
 
     @property
     def test(self) -> Images:
-        """Images that are opened once, at the end."""
+        """Test images, for the final evaluation."""
         return self._test[0]
 
     def counts(self) -> dict[str, list[int]]:
-        """``training``, ``validation`` and ``test`` to the images of each class; none is opened."""
+        """From ``training``, ``validation`` and ``test`` to the number of images of each class."""
         training, validation = (_at(self._files, indices) for indices in self._split)
         parts = {"training": training, "validation": validation, "test": self._test_files}
         labels = {part: Counter(label for _, label in files) for part, files in parts.items()}
@@ -110,7 +110,7 @@ class FolderDataSet(DataSet):
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes of the decoded images that are kept in files, for want of memory."""
+        """Bytes of decoded images that exceed ``memory`` and are kept in files."""
         sizes = [self._listed(files).nbytes for files in (self._files, self._test_files)]
         return sum(size for size in sizes if size > self._memory)
 
@@ -142,23 +142,21 @@ def load_folder(
     memory: int = MEMORY_LIMIT,
     cache: Path | None = None,
 ) -> FolderDataSet:
-    """List a folder of images and split it; nothing is decoded before it is asked for.
+    """List a folder of images and split it; images are decoded on first access.
 
     Args:
         root: ``train/``, ``val/``, ``test/`` with a folder for each class, or one level of classes.
         preparation: How images become squares; mean and standard deviation are not used.
-        validation: Fraction of each class that is drawn for validation where there is no part for
-            it, in (0, 1).
-        test: Fraction of each class that is drawn for test where there is no part for it, in
-            (0, 1).
-        seed: Decides which are drawn.
+        validation: Fraction of each class drawn for validation if there is no such folder, in (0,
+            1).
+        test: Fraction of each class drawn for test if there is no such folder, in (0, 1).
+        seed: Seed of the draws.
         max_pixels: Largest width times height of a file.
-        memory: Bytes up to which decoded images are kept in memory.
-        cache: Folder for decoded images that are more; None for the user's cache.
+        memory: Largest size of decoded images in memory, in bytes.
+        cache: Folder for larger sets of decoded images; None for the user's cache.
 
     Raises:
-        DataError: The folder, a class or (once decoded) an image does not fit; the message names
-            it.
+        DataError: The folder, a class or (when decoded) an image is invalid; the message names it.
     """
     return FolderDataSet(
         root, preparation, validation=validation, test=test, seed=seed, max_pixels=max_pixels,

@@ -1,4 +1,4 @@
-"""Images as uint8, in memory or in a mapped file, prepared for a network batch by batch."""
+"""Images as uint8, in memory or in a memory-mapped file, prepared in batches."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from secateur.imaging import Preparation
 
 
 class MappedPixels:
-    """Images in a file, uint8 (N, C, S, S): indexed as a tensor is, and read when indexed.
+    """Images in a file, uint8 (N, C, S, S), indexed like a tensor and read when indexed.
 
     Args:
         stored: A tensor whose memory is the mapped file.
         order: Indices into ``stored``, int64 (N,); None for all in order.
-        device: Where indexing puts the images that it reads.
+        device: Device of the images that indexing returns.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MappedPixels:
         return torch.Size((len(self), *self._stored.shape[1:]))
 
     def __getitem__(self, chosen: slice | Tensor) -> Tensor:
-        """Read some images: uint8 on :attr:`device`."""
+        """Read images: uint8 on :attr:`device`."""
         if isinstance(chosen, Tensor):
             chosen = chosen.cpu()
         if self._order is not None:
@@ -47,23 +47,23 @@ class MappedPixels:
         return self._stored[chosen].to(self.device)
 
     def select(self, indices: Tensor) -> MappedPixels:
-        """Some of the images, in the order of ``indices``; none is read."""
+        """Select images by ``indices``, in that order, without reading them."""
         indices = indices.cpu()
         order = indices if self._order is None else self._order[indices]
         return MappedPixels(self._stored, order, self.device)
 
     def to(self, device: torch.device) -> MappedPixels:
-        """The same images, which indexing puts on ``device``; none is read."""
+        """The same images with another ``device``, without reading them."""
         return MappedPixels(self._stored, self._order, device)
 
 
 Pixels = Tensor | MappedPixels
-"""Images that are indexed by a slice or by an int64 tensor."""
+"""Images indexed by a slice or an int64 tensor."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images with their labels, in memory or in a mapped file.
+    """Images with labels, in memory or in a memory-mapped file.
 
     Attributes:
         pixels: uint8 of shape (N, C, H, W): a tensor, or :class:`MappedPixels`.
@@ -85,9 +85,9 @@ class Images:
         return Images(self.pixels[indices], self.labels[indices], self.classes)
 
     def spread(self, count: int) -> Images:
-        """Return ``count`` images, evenly spaced so that a set sorted by class is seen whole.
+        """Return ``count`` evenly spaced images, which cover all classes of a sorted set.
 
-        All of them where ``count`` is 0 or more than there are.
+        Returns all images if ``count`` is 0 or too large.
         """
         if not 0 < count < len(self):
             return self
@@ -120,15 +120,15 @@ def chunks(pixels: Pixels, size: int = 1024) -> Iterator[Tensor]:
 
 
 def augment(pixels: Tensor, config: recipe.Augment, generator: torch.Generator) -> Tensor:
-    """Flip, crop and cut out each image of a batch by its own draw.
+    """Flip, crop and cut out each image of a batch at random.
 
     Args:
         pixels: uint8, shape (N, C, H, W).
-        config: Which of the three, and how strongly.
-        generator: Source of randomness on the CPU, so that every device draws the same.
+        config: Which of the three, and their strength.
+        generator: Random generator on the CPU, so that all devices draw the same.
 
     Returns:
-        uint8, shape (N, C, H, W); a new tensor where anything changed.
+        uint8, shape (N, C, H, W); a new tensor if anything changed.
     """
     n, _, height, width = pixels.shape
     device = pixels.device
@@ -157,10 +157,10 @@ def augment(pixels: Tensor, config: recipe.Augment, generator: torch.Generator) 
 
 
 def batches(images: Images, prepare: Preparation, size: int) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield all images in order, prepared, ``size`` at a time, as a runtime takes them.
+    """Yield all images in order, prepared, in batches of ``size``.
 
     Yields:
-        float32, shape (size, C, R, R), in the order of a C array; the last may be shorter.
+        float32, shape (size, C, R, R), C-contiguous; the last batch may be smaller.
     """
     for start in range(0, len(images), size):
         yield prepare(images.pixels[start : start + size]).contiguous().cpu().numpy()

@@ -1,8 +1,8 @@
-"""The files of a folder of images by part and class, before any image is opened.
+"""Lists the image files of a folder by part and class, without opening them.
 
 Two layouts are read:
 
-    ROOT/train/CLASS/*.png, and ROOT/val/ or ROOT/test/ or both likewise
+    ROOT/train/CLASS/*.png, and ROOT/val/, ROOT/test/ or both in the same form
     ROOT/CLASS/*.png                      one level of classes
 
 Class names and their order are those of the training part, sorted; every other part must have
@@ -21,19 +21,19 @@ from secateur.errors import DataError
 from secateur.imaging import SUFFIXES
 
 PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-"""Part to the names that its folder may have."""
+"""From part to the accepted names of its folder."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a folder, none of them opened.
+    """The image files of a folder.
 
     Attributes:
         root: The folder.
         classes: Class names in the order of the labels.
-        files: Part (``train``, ``val``, ``test``) to its files and their labels, sorted by class
-            and then by path. One level of classes is all ``train``.
-        skipped: What was left out, and how often.
+        files: From part (``train``, ``val``, ``test``) to files with labels, sorted by class and
+            path. A single level of classes is ``train``.
+        skipped: From reason to the number of skipped files.
     """
 
     root: Path
@@ -42,12 +42,12 @@ class Listing:
     skipped: dict[str, int]
 
     def counts(self, part: str) -> list[int]:
-        """Images of each class in a part, in the order of the classes."""
+        """Number of images of each class in a part, in the order of the classes."""
         labels = Counter(label for _, label in self.files.get(part, []))
         return [labels[label] for label in range(len(self.classes))]
 
     def report(self) -> Iterator[str]:
-        """Yield lines that say what there is, and what was skipped."""
+        """Yield lines that describe the images and those that were skipped."""
         for part in self.files:
             counts = self.counts(part)
             yield (
@@ -62,8 +62,8 @@ def list_folder(root: Path) -> Listing:
     """List the images of a folder.
 
     Raises:
-        DataError: There is no training image, a class name is not UTF-8, or a part lacks a class of
-            the training part or has another one.
+        DataError: There is no training image, a class name is not UTF-8, or the classes of a part
+            differ from those of training.
     """
     if not root.is_dir():
         raise DataError("no such image folder", where=root)
@@ -93,7 +93,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def _parts(root: Path, inside: dict[str, Path]) -> dict[str, Path]:
-    """Part to its folder."""
+    """From part to its folder."""
     parts = {}
     for part, names in PARTS.items():
         there = [name for name in names if name in inside]
@@ -118,7 +118,7 @@ def _parts(root: Path, inside: dict[str, Path]) -> dict[str, Path]:
 
 
 def _classes(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
-    """Class name to its files, both sorted."""
+    """From class name to its files, both sorted."""
     classes = {}
     for entry in sorted(_folders(folder, skipped), key=lambda entry: entry.name):
         try:
@@ -135,7 +135,7 @@ def _classes(folder: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
 
 
 def _folders(folder: Path, skipped: Counter[str]) -> list[os.DirEntry[str]]:
-    """Folders directly inside ``folder`` that are not hidden."""
+    """Visible folders directly inside ``folder``."""
     folders = []
     for entry in _entries(folder):
         if not entry.is_dir():
@@ -180,7 +180,7 @@ def _hidden(name: str) -> bool:
 
 
 def _compare(folder: Path, expected: list[str], images: dict[str, list[Path]]) -> None:
-    """Refuse a part whose classes are not those of the training part."""
+    """Check that the classes of a part are those of training."""
     missing = [name for name in expected if not images.get(name)]
     extra = [name for name in images if name not in expected]
     if not missing and not extra:

@@ -1,8 +1,7 @@
-"""The published data sets and the excerpt in this package, read from their official files.
+"""Published data sets and the excerpt in this package, from their official files.
 
-Every file is compared with its published checksum before anything in it is used: a file that was
-changed, cut or swapped is refused by name, so that results never depend on it unnoticed and content
-ids need not name it.
+Every file is checked against its published checksum before it is used. Results thus depend on the
+name of the data set only, and content ids need not include the files.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from secateur.datasets import FACTS
 from secateur.errors import DataError
 
 BUILT_IN = "fashionmnist-mini"
-"""The data set inside the package."""
+"""Name of the data set in the package."""
 
 
 class OfficialDataSet(DataSet):
-    """A published data set, its validation part drawn from the training images.
+    """A published data set with a validation part drawn from its training images.
 
     Args:
         name: A key of :data:`secateur.datasets.FACTS`.
-        root: As of :func:`load`.
-        validation: Fraction of each class that is drawn for validation, in (0, 1).
-        seed: Decides which.
+        root: See :func:`load`.
+        validation: Fraction of each class drawn for validation, in (0, 1).
+        seed: Seed of the draw.
 
     Raises:
-        DataError: A file that is there is not the official one.
+        DataError: An existing file is not the official one.
     """
 
     def __init__(self, name: str, root: Path | None, *, validation: float, seed: int) -> None:
@@ -67,7 +66,7 @@ class OfficialDataSet(DataSet):
         return load(self._name, self._root, train=False)
 
     def counts(self) -> dict[str, list[int]]:
-        """Images of each class, which are equally many."""
+        """Number of images of each class."""
         facts, classes = FACTS[self._name], len(self.classes)
         of_class = facts.training // classes
         drawn = min(max(1, round(self._validation * of_class)), of_class - 1)
@@ -75,11 +74,11 @@ class OfficialDataSet(DataSet):
         return {part: [size] * classes for part, size in sizes.items()}
 
     def key(self) -> dict[str, Any]:
-        """Nothing: the name says which files they are."""
+        """None: the name identifies the files."""
         return {}
 
     def test_key(self) -> dict[str, Any]:
-        """Nothing: the name says which files they are."""
+        """None: the name identifies the files."""
         return {}
 
 
@@ -88,9 +87,9 @@ def load(name: str, root: Path | None, *, train: bool) -> Images:
 
     Args:
         name: A key of :data:`secateur.datasets.FACTS`.
-        root: Folder that holds the files, only read; None to use ``SECATEUR_DATA``, or else to
+        root: Folder with the files, which is only read; None to use ``SECATEUR_DATA``, else to
             download into the user's cache with torchvision.
-        train: Training images, else test images.
+        train: True for training images, False for test images.
 
     Raises:
         DataError: Files are missing, or not the official ones; the message names the file.
@@ -106,7 +105,7 @@ def load(name: str, root: Path | None, *, train: bool) -> Images:
         next(file for file in facts.md5 if f"/{stem}-{kind}" in file)
         for kind in ("images", "labels")
     )
-    # The checksum vouches for the headers: 16 and 8 bytes of the IDX format.
+    # The headers, 16 and 8 bytes of the IDX format, are covered by the checksum.
     values = torch.from_numpy(
         np.frombuffer(_content(folder, name, pixels), np.uint8, -1, 16).copy()
     )
@@ -115,11 +114,11 @@ def load(name: str, root: Path | None, *, train: bool) -> Images:
 
 
 def check_files(name: str, root: Path | None) -> None:
-    """Compare the files of a data set that are there with their checksums; none is downloaded.
+    """Check existing files of a data set against their checksums, without a download.
 
     Args:
         name: A key of :data:`secateur.datasets.FACTS`.
-        root: As of :func:`load`.
+        root: See :func:`load`.
 
     Raises:
         DataError: A file is not the official one.
@@ -133,7 +132,7 @@ def check_files(name: str, root: Path | None) -> None:
 
 
 def _folder(name: str, root: Path | None) -> Path | None:
-    """Where the files are; None where they have to be downloaded."""
+    """Folder of the files; None if they must be downloaded."""
     if name == BUILT_IN:
         return Path(str(resources.files("secateur.data")))
     if root is None and os.environ.get("SECATEUR_DATA"):
@@ -167,14 +166,14 @@ def _download(name: str) -> Path:
 
 
 def _path(folder: Path, file: str) -> Path | None:
-    """The file, gzipped or not; None where it is missing."""
+    """Path of the file, gzipped or not; None if it is missing."""
     packed = folder / f"{file}.gz"
     return next((path for path in (packed, folder / file) if path.exists()), None)
 
 
 @cache
 def _check(path: Path, name: str, file: str, size: int, changed: int) -> None:
-    """Read a file once for each state of it: size and time of change are only keys."""
+    """Check a file once for each state; size and modification time are keys of the cache only."""
     _content_of(path, name, file)
 
 
@@ -190,13 +189,13 @@ def _content(folder: Path, name: str, file: str) -> bytes:
 
 
 def _content_of(path: Path, name: str, file: str) -> bytes:
-    """The file's bytes, unpacked, after their checksum was found right."""
-    most = 2**26  # no official file is larger: CIFAR-10's have 31 MB, FashionMNIST's up to 47 MB
+    """Return the unpacked bytes of a file after checking them."""
+    most = 2**26  # official files are smaller: up to 31 MB (CIFAR-10) and 47 MB (FashionMNIST)
     try:
         if not path.is_file():
             raise OSError("not a regular file")
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
-            content = opened.read(most + 1)  # a bomb is not unpacked beyond that
+            content = opened.read(most + 1)  # limits decompression bombs
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
             "corrupt data file", where=path, found=error, remedy="fetch it again"
@@ -216,7 +215,7 @@ def _content_of(path: Path, name: str, file: str) -> bytes:
 def _read_cifar10(folder: Path, train: bool) -> Images:
     files = [file for file in FACTS["cifar10"].md5 if ("test" in file) != train]
     batches = [
-        # The checksum was found right: these are the published pickles.
+        # The checksum is right: these are the published pickles.
         pickle.loads(_content(folder, "cifar10", file), encoding="bytes")  # noqa: S301
         for file in files
     ]

@@ -1,8 +1,8 @@
-"""Decode many image files once: into memory, or into a file that is mapped where they are many.
+"""Decodes image files once, into memory or into a memory-mapped file.
 
-The file holds the 8-bit squares of :meth:`secateur.imaging.Preparation.fit` in the order of the
-list, nothing else. Its name is a hash of the files' paths, sizes and times of change, of the labels
-and of the preparation, so that the next run finds it and a changed file is noticed.
+The file holds the 8-bit squares of :meth:`secateur.imaging.Preparation.fit` in order, without a
+header. Its name is a hash of the files' paths, sizes and modification times, the labels and the
+preparation. Later runs reuse it unless a file changed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from secateur.errors import DataError
 from secateur.imaging import PIXEL_LIMIT, Preparation, decode
 
 MEMORY_LIMIT = 2**30
-"""Bytes of decoded images that are kept in memory; more are mapped from a file."""
+"""Largest size of decoded images in memory, in bytes; larger sets are memory-mapped."""
 
-_VERSION = 1  # of the file's content: change it when the same images become other bytes
-_CHUNK = 256  # images that are decoded between two writes
+_VERSION = 1  # format version; raise it if the same images give other bytes
+_CHUNK = 256  # images decoded between two writes
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class ImageFiles:
     """Files to decode, in order.
 
     Attributes:
-        root: What paths are relative to.
-        files: Each file with its label.
-        preparation: How they become squares; mean and standard deviation do not matter.
+        root: Base of relative paths.
+        files: Files with labels.
+        preparation: Image preparation; mean and standard deviation are not used.
         max_pixels: Largest width times height of a file.
     """
 
@@ -53,7 +53,7 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of all decoded images: (N, C, S, S)."""
+        """Shape of all decoded images: (N, C, S, S)."""
         side = self.preparation.side
         return len(self.files), self.preparation.channels, side, side
 
@@ -69,7 +69,7 @@ class ImageFiles:
 
     @property
     def key(self) -> str:
-        """Name of the file that holds them: 32 hexadecimal digits."""
+        """Name of the decoded file: 32 hexadecimal digits."""
         geometry = self.preparation.to_dict()
         del geometry["mean"], geometry["std"], geometry["order"]
         head = [_VERSION, geometry, self.preparation.channels, os.path.abspath(self.root)]
@@ -81,13 +81,13 @@ class ImageFiles:
         return digest.hexdigest()[:32]
 
     def decoded(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield the images in order, some at a time, each uint8 (n, C, S, S).
+        """Yield the images in order, in batches of uint8 (n, C, S, S).
 
         Raises:
-            DataError: A file cannot be read; it is the first such in the order.
+            DataError: A file cannot be read; the message names the first such file.
         """
         paths = [path for path, _ in self.files]
-        # Pillow decodes and resizes without the interpreter's lock, so threads are enough.
+        # Pillow releases the interpreter lock to decode and resize, so threads suffice.
         with (
             warnings.catch_warnings(),
             ThreadPoolExecutor(os.cpu_count() or 1) as pool,
@@ -113,16 +113,16 @@ def default_cache() -> Path:
 def load_pixels(
     files: ImageFiles, memory: int = MEMORY_LIMIT, cache: Path | None = None
 ) -> tuple[Pixels, str]:
-    """Decode ``files``, or find them decoded.
+    """Decode ``files``, or reuse decoded images.
 
     Args:
-        files: What to decode.
-        memory: Bytes up to which they are kept in memory and no file is written.
-        cache: Folder for files; None for :func:`default_cache`.
+        files: Files to decode.
+        memory: Largest size of decoded images in memory, in bytes; below it no file is written.
+        cache: Folder of the decoded file; None for :func:`default_cache`.
 
     Returns:
-        The pixels, uint8 (N, C, S, S), and the fingerprint that
-        :class:`secateur.data.Images` of them has.
+        The pixels, uint8 (N, C, S, S), and the fingerprint of the resulting
+        :class:`secateur.data.Images`.
 
     Raises:
         DataError: A file cannot be read, or the cache cannot be written.
@@ -139,7 +139,7 @@ def load_pixels(
             _check_space(files, folder)
             _write(files, stored, about)
         fingerprint = json.loads(about.read_text(encoding="utf-8"))["fingerprint"]
-        mapped = np.memmap(stored, np.uint8, mode="c", shape=files.shape)  # writes stay private
+        mapped = np.memmap(stored, np.uint8, mode="c", shape=files.shape)  # copy-on-write
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             "cannot use the cache of decoded images", where=folder, found=error
@@ -160,7 +160,7 @@ def _check_space(files: ImageFiles, folder: Path) -> None:
 
 
 def _write(files: ImageFiles, stored: Path, about: Path) -> None:
-    """Write both files; each is complete under its name, or not there."""
+    """Write both files atomically."""
     digest = hashlib.sha256(str(files.shape).encode())
     with replacing(stored) as temporary, temporary.open("wb") as file:
         for chunk in files.decoded():

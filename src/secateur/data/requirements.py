@@ -1,4 +1,4 @@
-"""What a data set can show and what it needs, known before anything is decoded or trained."""
+"""Statistical power and disk space of a data set, before images are decoded."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from secateur.data.pixel_store import default_cache
 from secateur.statistics import images_needed
 
 DISAGREEMENT = 0.45
-"""Images on which exactly one of a network and its compressed form is right, per error of the
-network. In the cells of this project's study it is 0.35 to 0.49, as a test checks."""
+"""Ratio of the images on which exactly one of a network and its compressed form is correct to the
+network's errors. It is 0.35 to 0.49 in this project's study; a test checks it."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a data set comes to.
+    """Requirements of a data set.
 
     Attributes:
-        counts: ``training``, ``validation`` and ``test`` to the images of each class.
+        counts: From ``training``, ``validation`` and ``test`` to the number of images of each
+            class.
         classes: Class names in the order of the labels.
-        report: Lines that say what was found in a folder, and what was skipped.
-        disk_bytes: Bytes that decoded images need on disk, in ``disk``; 0 where they fit in memory.
-        free_bytes: Bytes that are free there.
-        disk: The folder.
-        margin: Loss of accuracy that is allowed, a fraction.
-        needed: Test images needed to show a loss within ``margin``.
+        report: Lines that describe the images, and those that were skipped.
+        disk_bytes: Disk space for decoded images in ``disk``, in bytes; 0 if they fit in memory.
+        free_bytes: Free bytes in ``disk``.
+        disk: Folder for decoded images.
+        margin: Allowed loss of accuracy, a fraction.
+        needed: Number of test images to show a loss within ``margin``.
     """
 
     counts: dict[str, list[int]]
@@ -43,16 +44,16 @@ class Preflight:
 
     @property
     def has_room(self) -> bool:
-        """Decoded images fit on the disk."""
+        """Whether decoded images fit on the disk."""
         return self.disk_bytes <= self.free_bytes
 
     @property
     def has_power(self) -> bool:
-        """There are enough test images for the margin."""
+        """Whether there are enough test images for the margin."""
         return sum(self.counts["test"]) >= self.needed
 
     def lines(self) -> Iterator[str]:
-        """Yield lines for a person: what there is, what is scarce."""
+        """Yield lines that describe the images and name what is missing."""
         yield from self.report
         for part, counts in self.counts.items():
             smallest = min(range(len(counts)), key=counts.__getitem__)
@@ -73,12 +74,12 @@ class Preflight:
 
 
 def preflight(data: DataSet, margin: float, accuracy: float) -> Preflight:
-    """Say what a data set comes to, without opening an image.
+    """Compute the requirements of a data set, without opening an image.
 
     Args:
         data: The data set.
-        margin: Loss of accuracy that is allowed, a fraction in (0, 1).
-        accuracy: Of the network before compression, in [0, 1]; a guess is enough.
+        margin: Allowed loss of accuracy, a fraction in (0, 1).
+        accuracy: Approximate accuracy of the network before compression, in [0, 1].
     """
     mapped = data.mapped_bytes if isinstance(data, FolderDataSet) else 0
     disk = default_cache()

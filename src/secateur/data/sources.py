@@ -1,4 +1,4 @@
-"""The one way from a recipe's ``data`` to images."""
+"""Opens the data set that a recipe names."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from secateur.imaging import PIXEL_LIMIT, Preparation
 
 
 def open_data(config: recipe.Data, root: Path | None, preparation: Preparation) -> DataSet:
-    """Open a data set; nothing is decoded before it is asked for.
+    """Open a data set; images are decoded on first access.
 
     Args:
-        config: Which one, and how it is split.
-        root: Folder with its files; None to use ``SECATEUR_DATA``, or else to download.
-        preparation: How the images of a folder become squares; mean and standard deviation are not
-            used.
+        config: Name and split of the data set.
+        root: Folder with its files; None to use ``SECATEUR_DATA``, else to download.
+        preparation: Image preparation of a folder; mean and standard deviation are not used.
 
     Raises:
-        DataError: Files are missing, or do not fit; the message names them.
+        DataError: Files are missing or invalid; the message names them.
     """
     if config.name != "folder":
         return OfficialDataSet(
@@ -44,7 +43,7 @@ def open_data(config: recipe.Data, root: Path | None, preparation: Preparation) 
 
 
 def geometry(config: recipe.Data, resolution: int) -> Preparation:
-    """How a recipe's images become the network's input, before mean and std are measured.
+    """Image preparation of a recipe, before mean and standard deviation are measured.
 
     Args:
         config: The recipe's ``data``.

@@ -1,4 +1,4 @@
-"""Which images train, which validate, under which labels, and their mean: all by seed."""
+"""Splits, label noise and normalization of a data set, all determined by seeds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from secateur.errors import DataError
 def split(
     labels: Tensor, fraction: float, seed: int, classes: Sequence[str] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Split in two, class by class.
+    """Split indices in two, stratified by class.
 
     Args:
         labels: int64, shape (N,).
-        fraction: Of each class, what goes into the second part: rounded, at least one image.
-        seed: Decides which.
-        classes: Class names for the error; without them it says the label.
+        fraction: Fraction of each class in the second part, rounded, at least one image.
+        seed: Seed of the draw.
+        classes: Class names for error messages, which name the label otherwise.
 
     Returns:
-        Two sorted, disjoint int64 tensors of indices: what is kept, what is drawn.
+        Two sorted, disjoint int64 tensors of indices: the remaining and the drawn images.
 
     Raises:
         DataError: A class has fewer than two images.
@@ -47,17 +47,17 @@ def split(
 
 
 def draw(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Draw some images, of each class as many as its share.
+    """Draw images, each class in proportion to its size.
 
-    This is the method of Webster (Sainte-Lague): a class of n among N images gets n * count / N, to
-    within 1/2 + classes * n / (2 N), which is 1 for classes of one size. The images of a smaller
-    ``count`` are among those of a larger one. No method has that and is always within 1
-    (Balinski and Young, "Fair Representation", 2001).
+    This is the method of Webster (Sainte-Lague): a class of n among N images gets n * count / N,
+    within 1/2 + classes * n / (2 N), which is 1 for classes of equal size. Draws are nested: the
+    images of a smaller ``count`` are among those of a larger one. No nested method is always within
+    1 (Balinski and Young, "Fair Representation", 2001).
 
     Args:
         labels: int64, shape (N,).
-        count: How many, at least 1.
-        seed: Decides which.
+        count: Number of images, at least 1.
+        seed: Seed of the draw.
 
     Returns:
         Sorted int64 tensor of ``count`` distinct indices into ``labels``.
@@ -75,8 +75,8 @@ def draw(labels: Tensor, count: int, seed: int) -> Tensor:
         )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    # Each image gets a place in (0, 1) among its class; the lowest places are drawn, so that every
-    # class gives up its images at the same pace and the total is exact.
+    # Each image gets a position in (0, 1) within its class; the lowest positions are drawn, so that
+    # classes are drawn at the same rate and the total is exact.
     place = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique().tolist():
         members = order[labels[order] == label]
@@ -88,19 +88,19 @@ def draw(labels: Tensor, count: int, seed: int) -> Tensor:
 def mislabel(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor:
     """Replace a fraction of labels by another class, each other class being equally likely.
 
-    Of one seed, the images that a smaller fraction mislabels are among those of a larger one.
+    With the same seed, the images mislabeled by a smaller fraction are among those of a larger one.
 
     Args:
         labels: int64, shape (N,), each in [0, classes).
         fraction: In [0, 1); ``round(fraction * N)`` labels change.
-        classes: 2 or more where any label changes.
-        seed: Decides which, and to what.
+        classes: Number of classes, at least 2 if any label changes.
+        seed: Seed of the draw.
 
     Returns:
         int64, shape (N,); a new tensor.
 
     Raises:
-        DataError: There is no other class.
+        DataError: There is only one class.
     """
     count = round(fraction * len(labels))
     if count and classes < 2:
@@ -123,12 +123,12 @@ def mislabel(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor
 def normalization(images: Images, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in units of [0, 1].
 
-    ``half`` gives 0.5 and 0.5, that is [-1, 1]; ``dataset`` measures ``images``.
+    ``half`` gives 0.5 and 0.5, an input range of [-1, 1]; ``dataset`` measures ``images``.
     """
     channels = images.pixels.shape[1]
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels
-    # A histogram is exact, needs no float copy of the set, and is the same on every device.
+    # A histogram is exact, independent of the device, and needs no float copy of the images.
     counts = torch.zeros(channels, 256, dtype=torch.float64, device=images.labels.device)
     for some in chunks(images.pixels):
         values = some.transpose(0, 1).reshape(channels, -1)

@@ -1,4 +1,4 @@
-"""Packages of npm, pinned: fetched once, verified by their hash, and kept in a cache."""
+"""Pinned npm packages: fetched once, verified by hash, and cached."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from secateur.errors import SecateurError
 
 @dataclass(frozen=True)
 class Package:
-    """One version of a package, and the files of it that are used.
+    """One version of a package, and the files used from it.
 
     Attributes:
         name: On npm.
-        version: Exactly this one.
+        version: Exact version.
         integrity: SHA-512 of the package's archive, as npm's lock files write it.
         files: Paths inside the package.
     """
@@ -46,12 +46,12 @@ RUNTIME = Package(
 
 
 def fetch_package(package: Package) -> list[Path]:
-    """Return the paths of a package's files, fetched with npm where they are not in the cache.
+    """Return the paths of a package's files, fetched with npm if they are not cached.
 
     The cache is ``$XDG_CACHE_HOME/secateur/NAME-VERSION``.
 
     Raises:
-        SecateurError: npm is missing or cannot fetch the package, or its hash is another.
+        SecateurError: npm is missing or cannot fetch the package, or the hash differs.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = cache / "secateur" / f"{package.name}-{package.version}"
@@ -67,7 +67,7 @@ def fetch_package(package: Package) -> list[Path]:
 
 
 def _pack(package: Package, folder: Path) -> Path:
-    """Let npm write the package's archive into ``folder``."""
+    """Write the package's archive into ``folder`` by npm."""
     npm = shutil.which("npm")
     if npm is None:
         raise SecateurError(

@@ -17,7 +17,7 @@ HOST = "127.0.0.1"
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Static files, isolated from other origins, without a log line for each request."""
+    """Serves static files, isolated from other origins, without request logs."""
 
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {
         ".js": "text/javascript",
@@ -37,17 +37,17 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path, port: int = 0) -> Iterator[str]:
-    """Serve a folder on loopback while the context lasts.
+    """Serve a folder on loopback during the context.
 
     Args:
-        folder: Of static files.
-        port: 0 for any that is free.
+        folder: Folder of static files.
+        port: Port; 0 for any free one.
 
     Yields:
         The address, for example ``http://127.0.0.1:8000/``.
 
     Raises:
-        SecateurError: The port is taken.
+        SecateurError: The port is in use.
     """
     handler = partial(_Handler, directory=str(folder))
     try:
@@ -68,12 +68,12 @@ def served(folder: Path, port: int = 0) -> Iterator[str]:
 
 @contextmanager
 def serve(packed: Path, reference: Path | None = None, port: int = 0) -> Iterator[str]:
-    """Serve the demo of a packed network on loopback while the context lasts.
+    """Serve the demo of a packed network on loopback during the context.
 
     Args:
         packed: A ``.sec`` file.
-        reference: An ONNX file to show next to it.
-        port: 0 for any that is free.
+        reference: An ONNX file to compare with.
+        port: Port; 0 for any free one.
 
     Yields:
         The page's address.

@@ -17,12 +17,11 @@ WEB = Path(__file__).parent / "web"
 def write_site(packed: Path, folder: Path, reference: Path | None = None) -> Path:
     """Write the demo of a packed network.
 
-    The page makes requests to nowhere but its own folder; a content security policy enforces it.
+    The page requests files from its own folder only; a content security policy enforces it.
 
     Args:
         packed: A ``.sec`` file.
-        folder: Receives the site; created where it is missing, and files of an earlier demo in it
-            are replaced.
+        folder: Output folder; it is created if missing, and files of an earlier demo are replaced.
         reference: An ONNX file that takes the same input, shown next to the packed one.
 
     Returns:
@@ -50,7 +49,7 @@ def write_site(packed: Path, folder: Path, reference: Path | None = None) -> Pat
 
 
 def _describe(network: Classifier, packed: Path) -> dict[str, object]:
-    """What the page must know: title, classes, and how an image becomes the input."""
+    """Data for the page: title, classes and image preparation."""
     recipe = network.about.get("recipe")
     data = network.about.get("data")
     try:

@@ -1,4 +1,4 @@
-"""From an image file to the array that a network takes, with NumPy and Pillow alone (no torch)."""
+"""Image files to network inputs, with NumPy and Pillow only (no torch)."""
 
 from secateur.imaging.decode import FORMATS, PIXEL_LIMIT, SUFFIXES, decode, read_image, read_size
 from secateur.imaging.preparation import Preparation

@@ -1,8 +1,8 @@
-"""Decode an image file to 8-bit gray or RGB, upright; or refuse it by name.
+"""Decodes an image file to upright 8-bit gray or RGB, or raises an error that names it.
 
-| in the file | becomes |
+| in the file | result |
 |---|---|
-| EXIF orientation | the image is turned and mirrored accordingly |
+| EXIF orientation | the image is rotated and mirrored accordingly |
 | 16 bits per channel | 8 bits: 65535 becomes 255 |
 | alpha, transparent palette entries | composited onto white |
 | palette, bilevel, CMYK, YCbCr | converted by Pillow |
@@ -10,7 +10,7 @@
 | multi-picture JPEG (MPO) | the first picture |
 | float or 32-bit pixels, CIELAB, several frames, another format | refused |
 
-Color profiles are ignored, as torchvision and timm ignore them.
+Color profiles are ignored, as in torchvision and timm.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from secateur.errors import DataError
 
 PIXEL_LIMIT = 89_478_485
-"""Pixels that one image may have by default: Pillow's own limit, 1/4 GiB of RGB."""
+"""Default limit on the pixels of an image, as in Pillow: 1/4 GiB of RGB."""
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-"""Suffixes, in lower case, of the files that a folder is searched for."""
+"""Suffixes of image files in folders, in lower case."""
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of the formats that are read."""
+"""Names of the supported formats in Pillow."""
 
 _lock = threading.Lock()
 
@@ -53,7 +53,7 @@ def read_image(
         Upright image of mode ``L`` or ``RGB``, loaded.
 
     Raises:
-        DataError: The file is missing, damaged, too large, or of a kind that is refused.
+        DataError: The file is missing, damaged, too large, or of an unsupported kind.
 
     Example:
         >>> import io
@@ -64,17 +64,17 @@ def read_image(
         (255, 255, 255)
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged metadata, about which nobody can do anything
+        warnings.simplefilter("ignore")  # damaged metadata, which does not matter
         return decode(source, channels, limit=limit)
 
 
 def decode(
     source: str | Path | IO[bytes], channels: int, *, limit: int = PIXEL_LIMIT
 ) -> Image.Image:
-    """Read one image file as :func:`read_image` does, for threads: warning filters are not changed.
+    """Read one image file as :func:`read_image` does, without changing warning filters.
 
-    Python's warning filters belong to the process, so that threads must not change them; whoever
-    starts the threads does.
+    For use in threads: warning filters are global to the process, so that the caller sets them
+    before starting threads.
     """
     with _named_errors(source) as where, _open(source) as image:
         _check_header(image, where, limit)
@@ -102,7 +102,7 @@ def read_size(source: str | Path | IO[bytes], *, limit: int = PIXEL_LIMIT) -> tu
 
 @contextmanager
 def _named_errors(source: str | Path | IO[bytes]) -> Iterator[object]:
-    """Turn whatever reading a file raises into an error that names it; yields its name."""
+    """Turn errors of reading a file into a :class:`DataError` that names it; yield its name."""
     where = source if isinstance(source, str | Path) else "image"
     try:
         yield where
@@ -117,13 +117,13 @@ def _named_errors(source: str | Path | IO[bytes]) -> Iterator[object]:
             expected="JPEG, PNG, WebP, BMP, TIFF or PPM",
             found="another format, or a damaged file",
         ) from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsers raise
+    except Exception as error:  # Pillow's plugins may raise anything
         found = f"{type(error).__name__}: {error}"
         raise DataError("cannot read image", where=where, found=found) from error
 
 
 def _open(source: str | Path | IO[bytes]) -> Image.Image:
-    """Open without Pillow's own limit of pixels, which is one for the process."""
+    """Open without Pillow's limit on pixels, which is global to the process."""
     if isinstance(source, str | Path) and not Path(source).is_file() and Path(source).exists():
         raise DataError("cannot read image", where=source, expected="a regular file")
     with _lock:
@@ -152,15 +152,15 @@ def _check_header(image: Image.Image, where: object, limit: int) -> None:
 
 
 def converted(image: Image.Image, channels: int, where: object = "image") -> Image.Image:
-    """Turn an opened image upright and convert it to mode ``L`` or ``RGB``.
+    """Rotate an opened image upright and convert it to mode ``L`` or ``RGB``.
 
     Args:
-        image: Of any mode.
+        image: Image of any mode.
         channels: 1 for gray, 3 for RGB.
-        where: Names it in errors.
+        where: Name for error messages.
 
     Raises:
-        DataError: It is of a kind that is refused.
+        DataError: The image is of an unsupported kind.
     """
     kind = image.format
     image = ImageOps.exif_transpose(image)
@@ -186,8 +186,8 @@ _KINDS = {"F": "float pixels", "LAB": "CIELAB", "HSV": "HSV"}
 def _eight_bits(image: Image.Image, kind: str | None, where: object) -> Image.Image:
     """Scale 16-bit gray to 8 bits, rounding to nearest: 65535 is 257 times 255."""
     values = np.asarray(image).astype(np.int64)
-    # Pillow opens 16-bit PNG and PPM as mode I in some versions; other 32-bit integers have no
-    # range that is agreed on.
+    # Some versions of Pillow open 16-bit PNG and PPM as mode I; other 32-bit integers have no
+    # standard range.
     if image.mode == "I" and (
         kind not in ("PNG", "PPM") or values.min() < 0 or values.max() > 65535
     ):

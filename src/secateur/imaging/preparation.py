@@ -1,11 +1,11 @@
-"""One description of how an image becomes a network's input, and the two steps it takes.
+"""Image preparation: how an image becomes a network's input, in two steps.
 
-1. :meth:`Preparation.fit`: resize an image of any size and crop a square around its center, in
-   8 bits. This is what data sets in memory and on disk store.
+1. :meth:`Preparation.fit`: resize an image of any size and crop a centered square, in 8 bits. Data
+   sets store the result.
 2. :meth:`Preparation.__call__`: crop to the network's input, scale to [0, 1], subtract the mean,
    divide by the standard deviation, in float32.
 
-Together they are the evaluation transforms of torchvision's and timm's weights, to within rounding.
+Together they equal the evaluation transforms of torchvision and timm, up to rounding.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 Interpolation = Literal["bilinear", "bicubic"]
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-"""Interpolation, by torch's name of the mode, to Pillow's filter. Shrinking is antialiased."""
+"""From torch's interpolation mode to Pillow's filter. Downsampling is antialiased."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How an image becomes a network's input: resize, center crop, normalize.
+    """Image preparation: resize, center crop, normalize.
 
     Attributes:
         mean: Per channel of the network's input, in units of [0, 1].
         std: Per channel, in units of [0, 1].
         resolution: Side in pixels of the square input.
         resize: Length in pixels of the shorter side before the crop; None for ``resolution``.
-        interpolation: Filter of the resize. Shrinking is antialiased.
-        squash: Resize both sides to ``resize`` and let the aspect ratio go.
+        interpolation: Filter of the resize. Downsampling is antialiased.
+        squash: Resize both sides to ``resize``, without keeping the aspect ratio.
         order: Order of the channels of a color network.
 
     Raises:
-        DataError: A field does not fit.
+        DataError: A field is invalid.
 
     Examples:
         >>> import numpy as np, secateur, torch
@@ -79,7 +79,7 @@ class Preparation:
         ):
             if not fits:
                 raise DataError("a preparation that does not fit", expected=expected, found=self)
-        if self.resize == self.resolution:  # one value for one meaning, so that equality works
+        if self.resize == self.resolution:  # one representation of each preparation, for equality
             object.__setattr__(self, "resize", None)
 
     @property
@@ -89,22 +89,22 @@ class Preparation:
 
     @property
     def side(self) -> int:
-        """Side in pixels of the squares that :meth:`fit` makes."""
+        """Side in pixels of the squares of :meth:`fit`."""
         return self.resolution if self.resize is None else self.resize
 
     def at(self, resolution: int) -> Preparation:
-        """The same for another input size; ``resize`` keeps its ratio."""
+        """The same preparation for another input size, with ``resize`` scaled in proportion."""
         resize = None if self.resize is None else round(self.resize * resolution / self.resolution)
         return replace(self, resolution=resolution, resize=resize)
 
     # ---- step 1: any image to a square of 8 bits
 
     def fit(self, image: Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Resize, and crop a square around the center.
+        """Resize, then crop a centered square.
 
         Args:
-            image: Of mode ``L`` (gray networks) or ``RGB``, of any size; or such pixels as uint8
-                (H, W) or (H, W, 3).
+            image: Image of mode ``L`` (gray networks) or ``RGB``, of any size; or its pixels as
+                uint8 (H, W) or (H, W, 3).
 
         Returns:
             uint8 (channels, side, side), channels in the order R, G, B.
@@ -114,8 +114,8 @@ class Preparation:
         expected = "L" if self.channels == 1 else "RGB"
         if image.mode != expected:
             image = image.convert(expected)
-        # Only the region that survives the crop is computed: an image of 1 x 100,000 pixels
-        # would otherwise become one of 224 x 22,400,000.
+        # Only the cropped region is computed. Otherwise an image of 1 x 100,000 pixels would be
+        # resized to 224 x 22,400,000.
         (left, right), (top, bottom) = (
             self._region(length, scaled)
             for length, scaled in zip(image.size, self._scaled(image.size), strict=True)
@@ -135,7 +135,7 @@ class Preparation:
         return self.side * width // shorter, self.side * height // shorter
 
     def _region(self, length: int, scaled: int) -> tuple[float, float]:
-        """What of an image's width or height survives the crop, in pixels of the image."""
+        """The interval of an image's width or height inside the crop, in pixels of the image."""
         start, ratio = _offset(scaled, self.side, self.resolution), length / scaled
         return start * ratio, min((start + self.side) * ratio, length)
 
@@ -144,7 +144,7 @@ class Preparation:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Crop and normalize a batch.
 
-        Squares of another side than :attr:`side` (a data set's own) are resized first, in float.
+        Squares of another side than :attr:`side` are resized first, in float.
 
         Args:
             pixels: uint8, shape (N, channels, S, S).
@@ -152,7 +152,7 @@ class Preparation:
         Returns:
             float32, shape (N, channels, R, R), channels last in memory.
         """
-        import torch  # here, so that a packed file can be run without torch
+        import torch  # imported here, because packed files run without torch
         import torch.nn.functional as F
 
         images = pixels.float().div_(255)
@@ -160,7 +160,7 @@ class Preparation:
             size = (self.side, self.side)
             images = F.interpolate(images, size=size, mode=self.interpolation, antialias=True)
             if self.interpolation == "bicubic":
-                images = images.clamp_(0, 1)  # it overshoots at edges
+                images = images.clamp_(0, 1)  # bicubic interpolation overshoots at edges
         if self.side != self.resolution:
             start = _middle(self.side, self.resolution)
             stop = start + self.resolution
@@ -172,13 +172,13 @@ class Preparation:
         return images.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
     def normalized(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Crop and normalize what :meth:`fit` made, without torch.
+        """Crop and normalize the result of :meth:`fit`, without torch.
 
         Args:
             pixels: uint8, shape (N, channels, side, side).
 
         Returns:
-            float32, shape (N, channels, R, R), a C array.
+            float32, shape (N, channels, R, R), C-contiguous.
         """
         start = _middle(self.side, self.resolution)
         stop = start + self.resolution
@@ -191,7 +191,7 @@ class Preparation:
     # ---- as data
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field as plain data, for JSON."""
+        """Return all fields as plain data, for JSON."""
         return asdict(self) | {
             "mean": list(self.mean),
             "std": list(self.std),
@@ -227,8 +227,8 @@ class Preparation:
     def to_metadata(self) -> dict[str, str]:
         """Metadata of an ONNX file: ``mean``, ``std``, ``resolution``; ``preparation`` if needed.
 
-        Files whose preparation is a plain bilinear resize to the input's size carry no
-        ``preparation``, as they did before that key existed.
+        A plain bilinear resize to the input size needs no ``preparation``; this keeps older files
+        unchanged.
         """
         metadata = {"mean": json.dumps(self.mean), "std": json.dumps(self.std)}
         metadata["resolution"] = str(self.resolution)
@@ -241,7 +241,7 @@ class Preparation:
         """The inverse of :meth:`to_metadata`.
 
         Raises:
-            DataError: The metadata lacks a key or says something impossible.
+            DataError: The metadata lacks a key or is invalid.
         """
         try:
             if "preparation" in metadata:
@@ -258,13 +258,13 @@ class Preparation:
 
     @classmethod
     def from_torchvision(cls, transforms: Any) -> Preparation:
-        """From the evaluation transforms of torchvision's classification weights.
+        """Convert the evaluation transforms of torchvision's classification weights.
 
         Args:
-            transforms: What ``weights.transforms()`` returns.
+            transforms: Result of ``weights.transforms()``.
 
         Raises:
-            DataError: They are no such transforms, or not antialiased.
+            DataError: The transforms are of another kind, or not antialiased.
         """
         try:
             (resize,), (crop,) = transforms.resize_size, transforms.crop_size
@@ -282,12 +282,12 @@ class Preparation:
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> Preparation:
-        """From timm's ``network.pretrained_cfg``.
+        """Convert timm's ``network.pretrained_cfg``.
 
         The shorter side is resized to ``floor(size / crop_pct)``, as ``timm.data`` does.
 
         Raises:
-            DataError: The input is not square, or its crop or interpolation is not known here.
+            DataError: The input is not square, or its crop or interpolation is not supported.
         """
         try:
             _, height, width = config["input_size"]
@@ -308,12 +308,12 @@ class Preparation:
 
 
 def _middle(length: int, size: int) -> int:
-    """Where a center crop starts, rounded as torchvision rounds it."""
+    """Start of a center crop, rounded as in torchvision."""
     return round((length - size) / 2)
 
 
 def _offset(length: int, side: int, resolution: int) -> int:
-    """Where the crop to ``side`` starts, so that the one to ``resolution`` inside is centered."""
+    """Start of the crop to ``side`` such that the inner crop to ``resolution`` is centered."""
     return _middle(length, resolution) - _middle(side, resolution)
 
 

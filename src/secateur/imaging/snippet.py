@@ -1,4 +1,4 @@
-"""A preparation as Python code and as words, for those who run a network without Secateur."""
+"""An image preparation as Python code and in words, to run a network without Secateur."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _BOTH_SIDES = "    size = $side, $side"
 def python_source(prepare: Preparation) -> str:
     """Return a module that defines ``prepare(path)`` with NumPy and Pillow alone.
 
-    It makes the tensor that Secateur makes of the same file, to within one level of 255.
+    Its result equals Secateur's within one level of 255.
 
     Args:
-        prepare: How images are prepared.
+        prepare: The image preparation.
     """
     resize = Template(_BOTH_SIDES if prepare.squash else _SHORTER_SIDE)
     return _SOURCE.substitute(
@@ -58,7 +58,7 @@ def python_source(prepare: Preparation) -> str:
 
 
 def in_words(prepare: Preparation) -> str:
-    """Return the steps in one sentence, for readers who prepare images in another language.
+    """Return the steps in one sentence, for implementations in other languages.
 
     Example:
         >>> print(in_words(Preparation((0.5,), (0.25,), 28)))

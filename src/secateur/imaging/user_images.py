@@ -1,4 +1,4 @@
-"""Whatever a user calls an image, or many, as squares of 8 bits."""
+"""Converts a user's images of any kind to squares of 8 bits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def squares(
     Args:
         images: One image or an iterable of images. An image is a path, a Pillow image, or an array
             or tensor: (H, W) or (H, W, 1) or (1, H, W) for a gray network, (H, W, 3) or (3, H, W)
-            for a color one, of uint8, or of floats in [0, 1]. An array with one axis more, and
-            (N, H, W) for a gray network, is N images.
-        prepare: How images become squares.
+            for a color one, of uint8, or of floats in [0, 1]. An array with one more axis, and (N,
+            H, W) for a gray network, is N images.
+        prepare: The image preparation.
         limit: Largest width times height of a file.
 
     Raises:
-        DataError: Something is no such image, or cannot be read.
+        DataError: An image is of another kind, or cannot be read.
 
     Example:
         >>> prepare = Preparation((0.5,), (0.5,), 8)
@@ -55,7 +55,7 @@ def squares(
 
 
 def _eight_bits(images: Any) -> npt.NDArray[np.uint8]:
-    """An array or tensor as uint8; floats are taken to be in [0, 1]."""
+    """Convert an array or tensor to uint8; floats must be in [0, 1]."""
     values = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images)
     if values.dtype == np.uint8:
         return values

@@ -1,4 +1,4 @@
-"""torchvision's networks, with the first layers that a small image needs."""
+"""torchvision's networks with first layers for small images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def build_network(config: recipe.Network, channels: int, classes: int, seed: int
     return network
 
 
-_NOISE = 16  # images of noise that initial weights are scaled by
+_NOISE = 16  # images of noise for scaling the initial weights
 
 
 def _let_through(network: nn.Module) -> None:
@@ -56,10 +56,10 @@ def _let_through(network: nn.Module) -> None:
 
 
 def _fix_batch_norm(network: nn.Module) -> int:
-    """Replace each batch-norm by the identity, and return how many there were.
+    """Replace each batch-norm by the identity, and return their number.
 
-    Not a frozen batch-norm: one with nothing to learn would have to be kept from training, from
-    weight decay and from statistics, and divides by the root of 1 + epsilon.
+    A frozen batch-norm would not do: it must be excluded from training, weight decay and
+    statistics, and it divides by the square root of 1 + epsilon.
     """
     found = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     for name in found:
@@ -71,10 +71,10 @@ def _fix_batch_norm(network: nn.Module) -> int:
 def _keep_variance(network: nn.Module, shape: tuple[int, ...], seed: int) -> None:
     """Scale each layer's weights so that its outputs have standard deviation 1, for noise.
 
-    Without batch-norm a signal vanishes or explodes over 50 layers of torchvision's own initial
-    weights. Layer by layer in the order in which they run, each seeing what those before it give
-    once scaled: layer-sequential unit variance (Mishkin & Matas 2015, algorithm 1), in one pass
-    because outputs go with the weights where biases are 0, as they are set here.
+    Without batch-norm, signals vanish or explode over 50 layers with torchvision's initial weights.
+    This is layer-sequential unit variance (Mishkin & Matas 2015, algorithm 1): layers are scaled in
+    the order of execution, each on the outputs of the scaled layers before it. One pass suffices
+    because biases are set to 0, so that outputs are proportional to the weights.
     """
 
     def scale(layer: nn.Module, _: object, output: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _keep_variance(network: nn.Module, shape: tuple[int, ...], seed: int) -> Non
 
 
 def _runs(network: nn.Module, channels: int, resolution: int) -> bool:
-    """Try the geometry on the meta device: shapes alone, no arithmetic."""
+    """Check the geometry on the meta device, which computes shapes only."""
     from torch.func import functional_call
 
     state = {
@@ -115,7 +115,7 @@ def _runs(network: nn.Module, channels: int, resolution: int) -> bool:
 
 
 def _first_convolution(old: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """Initialize ``old`` again with other input channels, from the same distribution."""
+    """Re-initialize ``old`` with other input channels, from the same distribution."""
     new = nn.Conv2d(
         channels,
         old.out_channels,
@@ -124,7 +124,7 @@ def _first_convolution(old: nn.Conv2d, channels: int) -> nn.Conv2d:
         padding=old.padding,  # type: ignore[arg-type]
         bias=old.bias is not None,
     )
-    if old.bias is None:  # torchvision's MobileNetV2 draws by fan-out; the others by default
+    if old.bias is None:  # torchvision's MobileNetV2 initializes by fan-out, the others by default
         nn.init.kaiming_normal_(new.weight, mode="fan_out")
     return new
 
@@ -172,19 +172,20 @@ def _alexnet(config: recipe.Network, channels: int, classes: int) -> nn.Module:
 
 
 def _set_alexnet(network: Any, stem: str) -> None:
-    # An 11x11 convolution of stride 4 leaves nothing of a small image. AlexNet has no further
-    # reduction to relax, so both stems mean stride 1: 32x32 leaves 2x2 before the classifier.
+    # An 11x11 convolution of stride 4 is too coarse for a small image. AlexNet has no other strided
+    # layer in its stem, so that both stems mean stride 1: 32x32 pixels give 2x2 before the
+    # classifier.
     network.features[0].stride = (4, 4) if stem == "paper" else (1, 1)
 
 
 @contextmanager
 def with_stem(network: nn.Module, config: recipe.Network, stem: str) -> Iterator[None]:
-    """Run a network with another stem: strides and pooling change, weights do not.
+    """Return a network with another stem: strides and pooling change, weights do not.
 
     Args:
-        network: As :func:`build_network` made it, pruned or not.
-        config: What it was made from.
-        stem: As in ``recipe.Network.stem``.
+        network: Result of :func:`build_network`, possibly pruned.
+        config: Configuration that it was built from.
+        stem: See ``recipe.Network.stem``.
     """
     _STEMS[config.name](network, stem)
     try:

@@ -1,4 +1,4 @@
-"""A network from its description: a library's name, a function in a file, an exported program."""
+"""Builds a network from a library's name, a function in a file, or an exported program."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from secateur.imaging import Preparation
 from secateur.models.weight_files import load_weights, read_weights
 
 FORMS = "torchvision:NAME, timm:NAME, file.py:function or program.pt2"
-"""How a network is described."""
+"""Forms of a description."""
 
 
 def build_described(description: str, classes: int, channels: int) -> nn.Module:
-    """Build a network from its description, without weights of its own.
+    """Build a network from its description, without published weights.
 
     Args:
-        description: ``torchvision:NAME``, ``timm:NAME``, ``file.py:function``, which runs that
-            file's code, or ``program.pt2`` of ``torch.export.save``, which has its weights.
+        description: ``torchvision:NAME``, ``timm:NAME``, ``file.py:function``, which runs the code
+            of that file, or ``program.pt2`` of ``torch.export.save``, which includes its weights.
         classes: Number of outputs.
-        channels: Input channels; another number than the network's own replaces its first
-            convolution.
+        channels: Input channels; the first convolution is replaced if it has another number.
 
     Raises:
         NetworkError: There is no such network, or it cannot be built.
@@ -52,10 +51,10 @@ def load_described(
     """Build a network and load its weights; the result is in inference mode.
 
     Args:
-        description: As of :func:`build_described`.
-        weights: As of :func:`secateur.models.weight_files.read_weights`. Without it, a library's
-            network gets its published weights, where it has as many classes; a function's keeps
-            those that it returns.
+        description: See :func:`build_described`.
+        weights: File for :func:`secateur.models.weight_files.read_weights`. Without it, a library's
+            network gets its published weights, which must have the same classes; a function's
+            network keeps its own.
         classes: Number of outputs.
         channels: Input channels.
 
@@ -77,7 +76,7 @@ def load_described(
 
 
 def published_preparation(description: str) -> Preparation | None:
-    """The preparation of a library's published weights; None where there is none."""
+    """The image preparation of a library's published weights; None if there is none."""
     kind, _, name = description.partition(":")
     if kind == "torchvision":
         from torchvision import models
@@ -90,7 +89,7 @@ def published_preparation(description: str) -> Preparation | None:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of a network's structure, as it prints itself, and of its weights."""
+    """SHA-256 of a network's printed structure and of its weights."""
     digest = hashlib.sha256(repr(network).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -99,10 +98,10 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def with_channels(network: nn.Module, channels: int) -> nn.Module:
-    """Give a network's first convolution another number of input channels, in place.
+    """Change the number of input channels of the first convolution, in place.
 
     Raises:
-        NetworkError: It has no convolution.
+        NetworkError: The network has no convolution.
     """
     convolutions = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     name, first = next(convolutions, ("", None))
@@ -130,7 +129,7 @@ def _from_torchvision(name: str, classes: int) -> nn.Module:
 
 def _timm() -> Any:
     try:
-        import timm  # optional, and slow to import
+        import timm  # optional and slow to import
     except ImportError as error:
         raise NetworkError(
             "timm is not installed", remedy="pip install 'secateur[timm]'"
@@ -182,7 +181,7 @@ def _published(description: str, classes: int) -> nn.Module:
 def _from_program(path: Path) -> nn.Module:
     try:
         return torch.export.load(path).module()
-    except Exception as error:  # the reader raises whatever the archive holds
+    except Exception as error:  # the reader may raise anything
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NetworkError("cannot read an exported program", where=path, found=found) from error
 
@@ -196,7 +195,7 @@ def _from_file(path: Path, function: str, classes: int, channels: int) -> nn.Mod
         specification.loader.exec_module(module)
         build: Callable[..., Any] = getattr(module, function)
         network = build(**_arguments(build, classes, channels))
-    except Exception as error:  # it is the user's code, which may raise anything
+    except Exception as error:  # the user's code may raise anything
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError(
             "cannot build the network", where=f"{path}:{function}", found=found
@@ -210,7 +209,7 @@ def _from_file(path: Path, function: str, classes: int, channels: int) -> nn.Mod
 
 
 def _arguments(build: Callable[..., Any], classes: int, channels: int) -> dict[str, int]:
-    """What a function is told, of the arguments that it names."""
+    """Keyword arguments for those of ``classes`` and ``channels`` that the function accepts."""
     known = dict.fromkeys(("num_classes", "classes"), classes)
     known |= dict.fromkeys(("in_channels", "in_chans", "channels"), channels)
     accepted = inspect.signature(build).parameters

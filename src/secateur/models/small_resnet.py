@@ -31,8 +31,8 @@ class SmallResNet(nn.Module):
     """ResNet-8: a first convolution of stride 2, a block in each of three stages, a linear layer.
 
     Args:
-        num_classes: Outputs.
-        in_channels: Channels of the images, float32 (N, in_channels, H, W).
+        num_classes: Number of outputs.
+        in_channels: Input channels; inputs are float32 (N, in_channels, H, W).
     """
 
     def __init__(self, num_classes: int = 10, in_channels: int = 1) -> None:

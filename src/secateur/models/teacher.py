@@ -1,9 +1,10 @@
-"""The network that teaches: few wide convolutions behind a fixed whitening layer.
+"""The teacher for distillation: few wide convolutions after a fixed whitening layer.
 
-The shape is that of airbench (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU",
-arXiv 2404.00498, sections 3.1 and 3.2): a 2x2 convolution that whitens patches and is not trained,
-three blocks of two 3x3 convolutions with a max-pool, convolutions that start as the identity, and
-scaled outputs. The whitening layer is Page's (2019, "How to Train Your ResNet 8: Bag of Tricks").
+The architecture is that of airbench (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single
+GPU", arXiv 2404.00498, sections 3.1 and 3.2): a 2x2 convolution that whitens patches and is not
+trained, three blocks of two 3x3 convolutions with a max-pool, convolutions that start as the
+identity, and scaled outputs. The whitening layer is Page's (2019, "How to Train Your ResNet 8: Bag
+of Tricks").
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from secateur import recipe
 
 PATCH = 2
 _OUTPUT_SCALE = 1 / 9
-_LEAST_VARIANCE = 5e-4  # added to each eigenvalue: what it divides by must not vanish
+_LEAST_VARIANCE = 5e-4  # added to each eigenvalue to avoid division by 0
 
 
 def build_teacher(config: recipe.Teacher, images: Tensor, classes: int) -> nn.Module:
@@ -26,12 +27,12 @@ def build_teacher(config: recipe.Teacher, images: Tensor, classes: int) -> nn.Mo
 
     Args:
         config: Widths and seed.
-        images: Some prepared training images, float32 (N, C, H, W), at least 16 pixels a side;
-            their patches decide the whitening layer.
+        images: Prepared training images, float32 (N, C, H, W), with sides of at least 16 pixels;
+            their patches determine the whitening layer.
         classes: Number of outputs.
 
     Returns:
-        A network from (N, C, H, W) to scores (N, classes).
+        A network that maps (N, C, H, W) to scores (N, classes).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -53,8 +54,8 @@ def whitening(images: Tensor) -> Tensor:
         images: float32 (N, C, H, W).
 
     Returns:
-        float32 (8 C, C, 2, 2): eigenvectors of the patches' covariance, each divided by the root of
-        its eigenvalue.
+        float32 (8 C, C, 2, 2): eigenvectors of the patches' covariance, each divided by the square
+        root of its eigenvalue.
     """
     channels = images.shape[1]
     patches = F.unfold(images, PATCH, stride=PATCH).transpose(1, 2).reshape(-1, channels * PATCH**2)
@@ -77,7 +78,7 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3x3 convolution whose first filters start as the identity, the others as usual."""
+    """A 3x3 convolution whose first filters are initialized as the identity."""
     layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     nn.init.dirac_(layer.weight[:inputs])
     return layer

@@ -1,4 +1,4 @@
-"""Weights from files: read without running code, freed of prefixes, and matched by name."""
+"""Reads weights from files without running code, and loads them by name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from secateur.errors import NetworkError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-"""File names that hold weights."""
+"""Suffixes of files with weights."""
 
 _NESTED = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
 """Keys under which checkpoints keep their weights: Lightning, torchvision, timm."""
 
-_NAMED = 3  # keys that a message names before it counts the rest
+_NAMED = 3  # keys that a message names; the rest is counted
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path: The file.
 
     Raises:
-        NetworkError: The file is missing, damaged, or holds something else than tensors.
+        NetworkError: The file is missing, damaged, or holds other objects than tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -58,7 +58,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, which may nest them under a usual key."""
+    """The tensors of a checkpoint, which may be nested under a common key."""
     if not isinstance(content, Mapping):
         return {}
     for key in _NESTED:
@@ -68,18 +68,18 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], where: object) -> None:
-    """Load tensors into a network of the same names and shapes, in place.
+    """Load tensors into a network by name, in place.
 
-    A common prefix, as DataParallel (``module.``), Lightning (``model.``) and ``torch.compile``
-    (``_orig_mod.``) leave it, is taken off.
+    A common prefix is removed, such as that of DataParallel (``module.``), Lightning (``model.``)
+    or ``torch.compile`` (``_orig_mod.``).
 
     Args:
         network: Receives the weights.
-        tensors: Of :func:`read_weights`.
-        where: What a message calls the file.
+        tensors: Result of :func:`read_weights`.
+        where: Name of the file in messages.
 
     Raises:
-        NetworkError: Names or shapes differ; the message names the first of them.
+        NetworkError: Names or shapes differ; the message names the first ones.
     """
     expected = network.state_dict()
     weights = _without_prefix(tensors, expected)
@@ -111,7 +111,7 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], where: objec
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict:
-    """Take off the prefix that makes most names those of the network."""
+    """Remove the prefix after which most names match the network."""
     first = next(iter(expected), "")
     prefixes = {name.removesuffix(first) for name in tensors if name.endswith(f".{first}")}
 
