@@ -1,9 +1,9 @@
-"""Constant folding of any ONNX graph, with the batch left open.
+"""Constant folding of any ONNX graph, for any batch size.
 
-Exporters compute shapes inside the graph: Shape, Gather, Concat, Expand, Reshape. With every side
-of the input fixed, ONNX Runtime folds all of that into constants. The graph is folded for two batch
-sizes. Where the two results differ is the batch, and there the constant is replaced by one that
-fits any batch.
+Exporters compute shapes inside the graph: Shape, Gather, Concat, Expand, Reshape. With a fixed
+input shape, ONNX Runtime folds them into constants. The graph is folded for two batch sizes.
+Constants that differ between the two depend on the batch size, and are replaced by ones that fit
+any batch size.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class BatchError(Exception):
-    """A graph that works for one batch size only; the message names the node."""
+    """The graph works for one batch size only; the message names the node."""
 
 
 def fold_constants(
     model: onnx.ModelProto, shape: tuple[int, ...], batches: Sequence[int]
 ) -> onnx.ModelProto:
-    """Return a graph of the same function, folded, that takes any batch.
+    """Return an equivalent folded graph for any batch size.
 
     Args:
         model: A float graph with one input (N, C, H, W).
-        shape: C, H and W to fix.
-        batches: Two different batch sizes that the graph takes, or the only one that it takes. From
-            one, the place of the batch in a constant is a guess; run the result to check it.
+        shape: The fixed C, H and W.
+        batches: Two batch sizes that the graph accepts, or the only one that it accepts. With one
+            size, the batch dimension of a constant is a guess; run the result to check it.
 
     Raises:
-        BatchError: No graph for any batch follows from those sizes.
+        BatchError: The graph cannot be made independent of the batch size.
     """
     graphs = [optimize(model, (batch, *shape)) for batch in batches]
     _open_batch(graphs, [infer_shapes(graph) for graph in graphs], batches)
@@ -53,20 +53,20 @@ def fold_constants(
 
 
 def optimize(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto:
-    """Return a graph of the same function as ONNX Runtime's basic optimizations leave it.
+    """Return the equivalent graph after ONNX Runtime's basic optimizations.
 
     They fold constants and batch-norms, merge padding, and recognize LayerNormalization and Gelu.
 
     Args:
         model: A float graph with one input (N, C, H, W).
-        shape: N, C, H and W to fix; 0 leaves a side open.
+        shape: N, C, H and W; 0 leaves a dimension open.
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
     for dim, side in zip(fixed.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
         if side:
             dim.dim_value = side
-    # Shapes that the file states were right for its own batch.
+    # The shapes in the file are for its own batch size.
     del fixed.graph.value_info[:]
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -80,7 +80,7 @@ def optimize(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto:
             fixed.SerializeToString(),
             options,
             providers=["CPUExecutionProvider"],
-            # It would move a linear layer away from the bias behind it.
+            # This optimization would separate a linear layer from its bias.
             disabled_optimizers=["TransposeOptimizer"],
         )
         optimized = onnx.load(Path(folder) / "folded.onnx")
@@ -95,7 +95,7 @@ def optimize(model: onnx.ModelProto, shape: tuple[int, ...]) -> onnx.ModelProto:
 
 
 def infer_shapes(model: onnx.ModelProto) -> Shapes:
-    """The shape of every tensor; 0 where a dimension is not known."""
+    """Return the shape of every tensor; 0 for unknown dimensions."""
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:
@@ -108,7 +108,7 @@ def infer_shapes(model: onnx.ModelProto) -> Shapes:
 def _open_batch(
     models: list[onnx.ModelProto], shapes: list[Shapes], batches: Sequence[int]
 ) -> None:
-    """Replace, in the first of ``models``, every constant that depends on the batch."""
+    """Replace every constant of the first of ``models`` that depends on the batch size."""
     graphs = [Graph(model) for model in models]
     kinds = [[node.op_type for node in graph.nodes] for graph in graphs]
     if kinds[0] != kinds[-1]:
@@ -143,10 +143,11 @@ def _open_batch(
 def _depends(
     node: onnx.NodeProto, value: npt.NDArray, twin: npt.NDArray, batches: Sequence[int]
 ) -> bool:
-    """Tell whether a constant of ``node`` depends on the batch."""
+    """Whether a constant of ``node`` depends on the batch size."""
     if len(batches) > 1:
         return value.shape != twin.shape or not np.array_equal(value, twin, equal_nan=True)
-    # One batch size only: a Concat beside an image per batch entry repeats its constant for each.
+    # With one batch size only: a Concat with a tensor of the batch repeats its constant for each
+    # image.
     return (
         node.op_type == "Concat"
         and value.ndim > 2
@@ -161,11 +162,11 @@ def _open_reshape(
     twin: tuple[int, ...] | None,
     batch: int,
 ) -> onnx.TensorProto:
-    """Give ``node`` a target shape with -1 where the batch is; return it."""
+    """Set a target shape with -1 for the batch dimension; return it."""
     if shape is None or twin is None or 0 in shape or len(shape) != len(twin):
         raise BatchError(f"the shape that {node.name} gives is not known")
     places = [index for index, (a, b) in enumerate(zip(shape, twin, strict=True)) if a != b]
-    if shape == twin:  # one batch size only, or none in this tensor
+    if shape == twin:  # one batch size only, or no batch dimension in this tensor
         places = [0] if shape and shape[0] % batch == 0 else []
     if len(places) > 1:
         raise BatchError(f"{node.name} spreads the batch over two dimensions")
@@ -176,7 +177,7 @@ def _open_reshape(
 
 
 def _first_of_batch(graph: Graph, node: onnx.NodeProto, index: int) -> onnx.TensorProto:
-    """Give ``node`` the part of a constant that is the same for each image; return it."""
+    """Replace a constant by its part for one image; return it."""
     value = graph.constant(node.input[index])
     if value.ndim < 2 or not (value == value[:1]).all():
         raise BatchError(f"{node.name or node.op_type} reads a constant made for one batch")
@@ -187,9 +188,9 @@ def _first_of_batch(graph: Graph, node: onnx.NodeProto, index: int) -> onnx.Tens
 def _pad_instead(
     graph: Graph, node: onnx.NodeProto, shapes: Shapes
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Replace the concatenation of constants with one tensor, such as of a class token.
+    """Replace a concatenation of constants and one tensor, for example a class token.
 
-    The tensor is padded with zeros, to which the constants are added.
+    The tensor is padded with zeros, and the constants are added to them.
     """
     tensors = [name for name in node.input if name not in graph.constants]
     axis, shape = attribute(node, "axis"), shapes.get(tensors[0], ()) if tensors else ()

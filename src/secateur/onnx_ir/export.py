@@ -1,4 +1,4 @@
-"""Export of a trained network to one ONNX file, with fewer operations."""
+"""Exports a trained network to an ONNX file with simplified operations."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ def export_onnx(
     *,
     straight: bool = True,
 ) -> None:
-    """Write ``model`` at inference as one self-contained ONNX file.
+    """Write ``model`` in inference mode as a self-contained ONNX file.
 
     The graph reads ``image``, float32 (batch, C, H, W), and gives ``logits``, float32
-    (batch, classes), for any batch. Batch-norms are folded into the convolutions before them, in a
-    network that ``torch.fx`` can trace; another, whose forward branches on shapes, say, is exported
-    as the exporter sees fit.
-    The same weights give the same bytes, whatever their device or memory format.
+    (batch, classes), for any batch. Batch-norms are folded into the preceding convolutions if
+    ``torch.fx`` can trace the network. Otherwise, for example if its forward branches on shapes,
+    the exporter's graph is used. The same weights give the same bytes, for any device and memory
+    format.
 
     Args:
         model: Any network; it is left as it was.
         input_shape: Channels, height and width of an image.
-        path: The file to write; an old one is replaced whole.
-        metadata: What a user of the file must know, for example mean, standard deviation, classes.
-        straight: Fold channel shuffles into the order of the weights around them.
+        path: The file to write.
+        metadata: Stored in the file, for example mean, standard deviation and classes.
+        straight: Fold channel shuffles into the order of adjacent weights.
 
     Raises:
         NetworkError: The network cannot be exported.
         StoreError: The file cannot be written.
     """
     network = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
-    # Two images, because torch.export takes a batch of one for a constant.
+    # Two images, because torch.export treats a batch size of one as a constant.
     images = torch.zeros(2, *input_shape)
     try:
         with quiet(), torch.no_grad():
             exported = _export(_simplified(network, images), images)
-    except Exception as error:  # the tracer and the exporter raise whatever their layers raise
+    except Exception as error:  # the tracer and the exporter may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError("cannot export the network", where=path.name, found=reason) from error
     proto = tidy(exported)
@@ -67,7 +67,7 @@ def export_onnx(
 def _simplified(network: nn.Module, images: torch.Tensor) -> nn.Module:
     try:
         traced = fx.symbolic_trace(network)
-    except Exception:  # the tracer raises whatever the network's own code does
+    except Exception:  # the network's code may raise anything
         return network
     fold_batch_norms(traced)
     ShapeProp(traced).propagate(images)
@@ -77,7 +77,7 @@ def _simplified(network: nn.Module, images: torch.Tensor) -> nn.Module:
 
 
 def fold_batch_norms(traced: fx.GraphModule) -> None:
-    """Fold, in place, each batch-norm whose input is a convolution read by nothing else.
+    """Fold, in place, each batch-norm that is the only reader of a convolution.
 
     W' = W gamma / sqrt(var + eps) per output channel, b' = (b - mean) gamma / sqrt(var + eps) +
     beta (Jacob et al. 2018, section 3.2), computed in float64 and rounded once.
@@ -102,13 +102,13 @@ def fold_batch_norms(traced: fx.GraphModule) -> None:
 
 
 def fold_repeated_pixels(traced: fx.GraphModule) -> None:
-    """Drop, in place, adaptive pools that repeat a lone pixel for a linear layer to read.
+    """Remove, in place, adaptive pools that only repeat a single pixel for a linear layer.
 
-    AlexNet at 64x64 ends in a map of 1x1, which its pool repeats to 6x6: the layer then reads each
-    channel 36 times, and may as well read it once, by the sum of the 36 weights.
+    AlexNet at 64x64 ends in a 1x1 map that its pool repeats to 6x6. The linear layer reads each
+    channel 36 times; the sum of the 36 weights reads it once with the same result.
 
     Args:
-        traced: With shapes, as ``ShapeProp`` leaves them.
+        traced: Graph with shapes from ``ShapeProp``.
     """
     modules = dict(traced.named_modules())
     for node, before, source, target in _adaptive_pools(traced):
@@ -128,7 +128,7 @@ def fold_repeated_pixels(traced: fx.GraphModule) -> None:
 
 
 def _linear_reader(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
-    """The linear layer that alone reads ``node``, flattened."""
+    """The linear layer that is the only reader of ``node``, flattened."""
     flat = False
     while len(node.users) == 1:
         node = next(iter(node.users))
@@ -146,7 +146,7 @@ _Side = tuple[int, int]
 
 
 def _adaptive_pools(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, _Side, _Side]]:
-    """Yield each adaptive average pool, what it reads, and height and width of both maps."""
+    """Yield each adaptive average pool, its input, and the height and width of input and output."""
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and isinstance(modules[node.target], nn.AdaptiveAvgPool2d):
@@ -156,13 +156,13 @@ def _adaptive_pools(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node, 
 
 
 def simplify_adaptive_pools(traced: fx.GraphModule) -> None:
-    """Replace, in place, adaptive average pools that are something simpler at this input size.
+    """Replace, in place, adaptive average pools by simpler operations at this input size.
 
-    To a size that is already there: nothing. To a multiple of it: repetition of pixels. To a
-    divisor: an ordinary pool. What remains is exported as the exporter sees fit.
+    A pool to the input's own size is removed. A pool to a multiple of it becomes a repetition of
+    pixels, and to a divisor an ordinary pool. Others are left to the exporter.
 
     Args:
-        traced: With shapes, as ``ShapeProp`` leaves them.
+        traced: Graph with shapes from ``ShapeProp``.
     """
     for node, _, source, target in _adaptive_pools(traced):
         simpler: nn.Module
@@ -198,7 +198,7 @@ def _export(network: nn.Module, images: torch.Tensor) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporter's prints, warnings and log lines to itself; errors still come through."""
+    """Suppress the exporter's prints, warnings and log lines, but not errors."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,8 +1,8 @@
-"""Layers as the quantizer reads them: every linear layer a Gemm, every padding explicit.
+"""Standard forms for the quantizer: every linear layer as Gemm, every padding explicit.
 
-ONNX has several spellings of x W^T + b: Gemm with W or its transpose, MatMul of a matrix of tokens
-and an Add behind it, and a scale for each output (LayerScale, Touvron et al. 2021) behind that. All
-become Gemm over rows, with a Reshape on either side where the input has more than two dimensions.
+ONNX has several forms of x W^T + b: Gemm with W or its transpose; MatMul of a matrix of tokens,
+followed by Add; and either followed by a scale for each output (LayerScale, Touvron et al. 2021).
+All become Gemm over rows, between two Reshapes if the input has more than two dimensions.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _WINDOWED = ("Conv", "MaxPool", "AveragePool")
 
 @dataclass(frozen=True)
 class _Linear:
-    """x W^T + b, and the tensor that holds the result.
+    """A linear layer x W^T + b.
 
     Attributes:
         node: The Gemm or MatMul.
         weight: float32 (outputs, inputs).
         bias: float32 (outputs,), or None.
-        output: The result's name, behind the absorbed nodes.
-        absorbed: First outputs of the nodes that the layer replaces.
+        output: Name of the result after the absorbed nodes.
+        absorbed: First outputs of the nodes that are replaced.
     """
 
     node: onnx.NodeProto
@@ -40,12 +40,12 @@ class _Linear:
 
 
 def standardize_layers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph of the same function with linear layers as Gemm and explicit padding.
+    """Return an equivalent graph with linear layers as Gemm and explicit padding.
 
-    A layer whose weight is not constant, or whose input has sides that are not known, stays.
+    A layer is kept if its weight is not constant or its input shape is not known.
 
     Args:
-        model: A float graph with one input (N, C, H, W), all but N known; left as it is.
+        model: A float graph with one input (N, C, H, W) of known C, H and W; not modified.
     """
     standard = onnx.ModelProto()
     standard.CopyFrom(model)
@@ -74,7 +74,7 @@ def standardize_layers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _linear(graph: Graph, node: onnx.NodeProto) -> _Linear | None:
-    """The layer that ``node`` is, or None."""
+    """Return ``node`` as a linear layer, or None."""
     constant = [name in graph.constants for name in node.input]
     if node.op_type == "MatMul" and constant == [False, True]:
         weight = graph.constant(node.input[1])
@@ -96,7 +96,7 @@ def _linear(graph: Graph, node: onnx.NodeProto) -> _Linear | None:
 
 
 def _rows(linear: _Linear, shapes: Shapes) -> tuple[int, ...] | None:
-    """The shape that the layer reads, if all its sides but the batch are known."""
+    """The input shape of the layer, if all dimensions but the batch are known."""
     shape = shapes.get(linear.node.input[0], ())
     return shape if len(shape) == 2 or (len(shape) > 2 and all(shape[1:])) else None
 
@@ -130,7 +130,7 @@ def _absorb_scale(graph: Graph, linear: _Linear) -> _Linear:
 def _constant_behind(
     graph: Graph, linear: _Linear, operator: str
 ) -> tuple[npt.NDArray[np.float32] | None, onnx.NodeProto | None]:
-    """The value for each output that the only reader adds or multiplies by, and that reader."""
+    """Return the constant that the only reader adds or multiplies by, and that reader."""
     readers = graph.consumers.get(linear.output, [])
     if len(readers) != 1 or readers[0].op_type != operator or linear.output in graph.outputs:
         return None, None
@@ -148,7 +148,7 @@ def _constant_behind(
 def _as_gemm(
     linear: _Linear, shapes: Shapes
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes and constants of ``linear`` as Gemm."""
+    """Return nodes and constants of ``linear`` as Gemm."""
     source, output = linear.node.input[0], linear.output
     shape = shapes[source]
     weight = np.ascontiguousarray(linear.weight)
@@ -171,7 +171,7 @@ def _as_gemm(
 
 
 def _pad_explicitly(graph: Graph, node: onnx.NodeProto, shapes: Shapes) -> None:
-    """Replace, in place, automatic padding by the padding that it comes to."""
+    """Replace, in place, automatic padding by explicit padding."""
     kind = attribute(node, "auto_pad", b"NOTSET")
     sides = shapes.get(node.input[0], ())[2:]
     if node.op_type not in _WINDOWED or kind == b"NOTSET" or not sides or 0 in sides:

@@ -1,4 +1,4 @@
-"""The edges of an ONNX graph: producers, consumers and constants; and tidying."""
+"""Access to the producers, consumers and constants of an ONNX graph, and cleanup."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ IR_VERSION = 10
 OPSET = 18
 
 OWN_DOMAIN = ("", "ai.onnx")
-"""Both names of the domain of ONNX's own operators."""
+"""The two names of the domain of standard ONNX operators."""
 
 WEIGHTED = ("Conv", "Gemm")
-"""Operators that multiply by a weight: convolutions and linear layers."""
+"""Operators with weights: convolutions and linear layers."""
 
 
 class Graph:
-    """A snapshot of the edges of ``model.graph``; edit the model, then take a new one.
+    """A snapshot of the edges of ``model.graph``; make a new one after changing the model.
 
     Attributes:
         constants: Initializers by name.
-        producer: The node that makes each tensor; the graph's inputs and constants have none.
+        producer: The node that produces each tensor; inputs and constants of the graph have none.
         consumers: The nodes that read each tensor, in the graph's order.
         inputs: Names of the graph's inputs.
         outputs: Names of the graph's outputs.
@@ -52,7 +52,7 @@ class Graph:
         return numpy_helper.to_array(self.constants[name])
 
     def optional(self, node: onnx.NodeProto, index: int) -> npt.NDArray | None:
-        """The constant that is input ``index`` of ``node``, or None where it has no such input."""
+        """The constant at input ``index`` of ``node``, or None if it has no such input."""
         if index >= len(node.input) or not node.input[index]:
             return None
         return self.constant(node.input[index])
@@ -73,7 +73,7 @@ def activation_inputs(graph: Graph, node: onnx.NodeProto) -> list[str]:
 
 
 def is_layer(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether ``node`` is a 2-D convolution, or x W^T + b, of constant weights."""
+    """Whether ``node`` is a 2-D convolution or linear layer with constant weights."""
     if node.op_type not in WEIGHTED or len(activation_inputs(graph, node)) != 1:
         return False
     if any(name and name not in graph.constants for name in node.input[1:]):
@@ -97,7 +97,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:
-    """Check ``model`` and write it whole or not at all; the same model gives the same bytes.
+    """Check ``model`` and write it atomically; the same model gives the same bytes.
 
     Raises:
         SecateurError: The graph breaks ONNX's rules.
@@ -111,18 +111,18 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators that ``model`` uses."""
+    """The version of the standard ONNX operators that ``model`` uses."""
     return max(
         (item.version for item in model.opset_import if item.domain in OWN_DOMAIN), default=0
     )
 
 
 def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph an integer runtime wants, with nothing in it but the graph.
+    """Return a cleaned graph for integer runtimes.
 
-    A mean over height and width becomes GlobalAveragePool. Identity and Dropout are removed, and so
-    are unused constants, documentation strings and traces of the exporting machine. Tensors between
-    nodes are renamed by operator and position; constants keep the names of the parameters.
+    A mean over height and width becomes GlobalAveragePool. Identity, Dropout, unused constants,
+    documentation strings and metadata of the exporting machine are removed. Tensors between nodes
+    are renamed by operator and position; constants keep the names of the parameters.
     """
     nodes = _without_identities(model, _with_global_pools(model))
     used = {name for node in nodes for name in node.input}
@@ -170,7 +170,7 @@ def _with_global_pools(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def _without_identities(
     model: onnx.ModelProto, nodes: list[onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """Drop nodes that copy at inference, unless one names an output of the graph."""
+    """Remove nodes that only copy at inference, unless their output is an output of the graph."""
     outputs = {value.name for value in model.graph.output}
     same: dict[str, str] = {}
     kept = []
@@ -199,7 +199,7 @@ def _rename(nodes: list[onnx.NodeProto], constants: set[str], graph: onnx.GraphP
 
 
 def _bare(tensor: onnx.TensorProto) -> onnx.TensorProto:
-    # Not ascontiguousarray, which makes a vector of a scalar.
+    # Not ascontiguousarray, which turns a scalar into a vector.
     return numpy_helper.from_array(
         np.asarray(numpy_helper.to_array(tensor), order="C"), tensor.name
     )

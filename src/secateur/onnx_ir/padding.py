@@ -23,14 +23,14 @@ from secateur.onnx_ir.shuffles import (
 
 
 def pad_widths(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
-    """Return a graph of the same function whose depthwise layers have whole blocks of channels.
+    """Return an equivalent graph whose depthwise layers have widths that fill blocks of channels.
 
-    Integer kernels work on blocks of channels. Where a depthwise convolution lies between ordinary
-    ones, with nothing but activations in between, channels of zeros are appended.
+    Integer kernels work on blocks of channels. Channels of zeros are appended to depthwise
+    convolutions that are separated from ordinary convolutions by activations only.
 
     Args:
-        model: A float graph of :func:`secateur.onnx_ir.export.export_onnx`; left as it is.
-        multiple: What the widths of depthwise layers become a multiple of.
+        model: A float graph of :func:`secateur.onnx_ir.export.export_onnx`; not modified.
+        multiple: Widths of depthwise layers become multiples of this number.
 
     Raises:
         ValueError: ``multiple`` is not positive.
@@ -53,7 +53,7 @@ def pad_widths(model: onnx.ModelProto, multiple: int) -> onnx.ModelProto:
 
 
 def _keeps_zero(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether ``node`` is an activation that makes 0 of 0."""
+    """Whether ``node`` is an activation that maps 0 to 0."""
     if node.op_type != "Clip":
         return node.op_type == "Relu"
     if any(name not in graph.constants for name in node.input[1:] if name):
@@ -65,7 +65,7 @@ def _keeps_zero(graph: Graph, node: onnx.NodeProto) -> bool:
 def _widen(
     graph: Graph, makers: list[onnx.NodeProto], readers: list[onnx.NodeProto], missing: int
 ) -> None:
-    """Append ``missing`` channels of zeros to what ``makers`` make and ``readers`` read."""
+    """Append ``missing`` channels of zeros to outputs of ``makers`` and inputs of ``readers``."""
 
     def append(rows: npt.NDArray) -> npt.NDArray:
         return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)])

@@ -1,7 +1,7 @@
-"""Reading ONNX files within bounds: the one road for files that somebody else made.
+"""Reads untrusted ONNX files within limits.
 
-A file may keep tensors in other files. Those are read only from the file's own folder or below it,
-through no link that leads out of it, and count toward the limit.
+A file may store tensors in other files. They are read from the file's own folder or below it only,
+not through links to other folders, and count toward the limit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from secateur.disk import read_bytes
 from secateur.errors import StoreError
 
 MOST_BYTES = 2**30
-"""Bytes that a file and its external data may have together, unless the caller says otherwise."""
+"""Default limit on the size of a file and its external data, in bytes."""
 
 MOST_NODES = 2**16
 MOST_TENSORS = 2**16
@@ -24,22 +24,22 @@ _MOST_DEPTH = 16
 
 
 def read_onnx(path: Path, limit: int = MOST_BYTES) -> onnx.ModelProto:
-    """Read an ONNX file with all its tensors inside.
+    """Read an ONNX file, including its external data.
 
     Args:
-        path: A regular file; tensors in other files are read from its folder.
-        limit: Bytes that all of them may have together.
+        path: A regular file; external data is read from its folder.
+        limit: Largest total size in bytes.
 
     Raises:
-        StoreError: The file cannot be read, is not ONNX, or exceeds the bounds.
+        StoreError: The file cannot be read, is not ONNX, or exceeds a limit.
     """
     return read_self_contained(path, limit)[1]
 
 
 def read_self_contained(path: Path, limit: int = MOST_BYTES) -> tuple[bytes, onnx.ModelProto]:
-    """Read an ONNX file; return its bytes with all tensors inside, and the model they hold.
+    """Read an ONNX file; return its bytes, with external data included, and the model.
 
-    The bytes are the file's own unless it has external data.
+    Without external data, the bytes are those of the file.
 
     Args:
         path: See :func:`read_onnx`.
@@ -63,14 +63,14 @@ def read_self_contained(path: Path, limit: int = MOST_BYTES) -> tuple[bytes, onn
 
 
 def parse(data: bytes, where: object) -> onnx.ModelProto:
-    """Parse the bytes of an ONNX file and check how much they hold; external data stays outside.
+    """Parse the bytes of an ONNX file and check its limits; external data is not read.
 
     Args:
-        data: The file.
-        where: What to call it in errors.
+        data: Bytes of the file.
+        where: Name of the file in errors.
 
     Raises:
-        StoreError: The bytes are not an ONNX graph, or it exceeds the bounds.
+        StoreError: The bytes are not an ONNX graph, or exceed a limit.
     """
     try:
         model = onnx.load_model_from_string(data)
@@ -94,7 +94,7 @@ _REMEDY = "if you trust the file, allow more with --limit"
 
 
 def _tensors(graph: onnx.GraphProto, path: Path, depth: int = 0) -> Iterator[TensorProto]:
-    """Every tensor of a graph that may be external, those of inner graphs included."""
+    """All tensors of a graph that may be external, including those of subgraphs."""
     if depth > _MOST_DEPTH:
         raise StoreError("an ONNX file of too deeply nested graphs", where=path)
     yield from graph.initializer
@@ -109,7 +109,7 @@ def _tensors(graph: onnx.GraphProto, path: Path, depth: int = 0) -> Iterator[Ten
 
 
 def _inline(tensor: TensorProto, path: Path, left: int) -> int:
-    """Put a tensor's bytes from another file into the tensor; return how many they are."""
+    """Read a tensor's external data into the tensor; return its size."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     source = _inside(path, entries.get("location", ""), tensor.name)
     try:
@@ -134,7 +134,7 @@ def _inline(tensor: TensorProto, path: Path, left: int) -> int:
 
 
 def _inside(path: Path, location: str, name: str) -> Path:
-    """The file that ``location`` names, which lies in the folder of ``path`` or below it."""
+    """Return the file named by ``location``, in the folder of ``path`` or below it."""
     folder = path.resolve().parent
     try:
         source = (folder / location).resolve(strict=True)

@@ -1,9 +1,9 @@
-"""Folding of channel shuffles into the order of the weights around them.
+"""Folds channel shuffles into the order of adjacent weights.
 
-A channel shuffle (Zhang et al. 2018, arXiv 1707.01083) is a fixed permutation, and so is whatever
-splits and concatenations between shuffles make of it. Convolutions on both sides do not care in
-which order channels come, so the permutation goes into the order of their weights, once; a channel
-then goes straight from the operator that makes it to those that read it.
+A channel shuffle (Zhang et al. 2018, arXiv 1707.01083) is a fixed permutation, also together with
+splits and concatenations around it. Convolutions accept channels in any order if their weights are
+permuted. Therefore the permutation is applied to the weights once, and channels pass directly from
+the operator that produces them to those that read them.
 """
 
 from __future__ import annotations
@@ -30,26 +30,28 @@ Move = Callable[[list[Labels]], list[Labels]]
 Change = Callable[[npt.NDArray], npt.NDArray]
 Test = Callable[[onnx.NodeProto], bool]
 Pieces = dict[str, dict[str, list[int]]]
-"""By source, the tensors it is split into, and what they hold; itself if it stays whole."""
+"""From source to the tensors it is split into and their labels; the source itself if it is not
+split."""
 Shapes = dict[str, tuple[int, ...]]
-"""Of each tensor; 0 where a dimension is not known."""
+"""Shape of each tensor; 0 for unknown dimensions."""
 
 
 def straighten(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph of the same function that permutes weights instead of shuffling channels.
+    """Return an equivalent graph with permuted weights in place of channel shuffles.
 
-    Neighboring nodes that only move channels are replaced together, where each tensor that enters
-    them comes from a convolution and each that leaves them goes to convolutions or linear layers,
-    perhaps by way of activations, pools and depthwise convolutions. What enters is then made in
-    the order of its readers, split once, and each reader gets its pieces concatenated. Where that
-    does not hold, or nothing is shuffled, nodes stay; a graph where all do is the same to the byte.
+    Adjacent nodes that only move channels form a region. A region is replaced if all its inputs
+    come from convolutions and all its outputs go to convolutions or linear layers, possibly through
+    activations, pools and depthwise convolutions. Its inputs are then produced in the order of
+    their readers and split once, and each reader gets the concatenation of its pieces. Other
+    regions, and those without a shuffle, are kept. A graph without replacements is returned
+    unchanged, byte for byte.
 
     Args:
-        model: A float graph of :func:`secateur.onnx_ir.export.export_onnx`; left as it is. Its
-            tensors are (N, C, H, W), only N unknown.
+        model: A float graph of :func:`secateur.onnx_ir.export.export_onnx`; not modified. Its
+            tensors are (N, C, H, W) with known C, H and W.
 
     Raises:
-        onnx.shape_inference.InferenceError: The graph breaks ONNX's rules.
+        onnx.shape_inference.InferenceError: The graph is invalid.
     """
     straight = copy.deepcopy(model)
     graph, shapes = Graph(straight), _shapes(model)
@@ -64,13 +66,13 @@ def straighten(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @dataclass
 class _Region:
-    """Neighboring nodes that only move channels.
+    """Adjacent nodes that only move channels.
 
     Attributes:
         nodes: In the graph's order.
-        labels: What each tensor in the region holds: one number per channel of a source.
-        sources: Tensors that enter.
-        sinks: Tensors, sources among them, that something outside reads.
+        labels: Content of each tensor in the region: one number for each channel of a source.
+        sources: Input tensors.
+        sinks: Tensors, possibly sources, that nodes outside the region read.
     """
 
     nodes: list[onnx.NodeProto]
@@ -79,7 +81,7 @@ class _Region:
     sinks: list[str] = field(default_factory=list)
 
     def is_shuffled(self) -> bool:
-        """Tell whether channels are shuffled, none comes twice, and all ends are images."""
+        """Whether channels are shuffled, none occurs twice, and inputs and outputs are images."""
         ends = [self.labels[name] for name in (*self.sources, *self.sinks)]
         return any(node.op_type == "Transpose" for node in self.nodes) and all(
             labels.ndim == 1 and len(np.unique(labels)) == len(labels) for labels in ends
@@ -126,9 +128,9 @@ def _trace(graph: Graph, shapes: Shapes, moves: dict[str, Move], tensors: set[st
 
 
 def _movement(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> Move | None:
-    """How ``node`` moves channels, or None if it does anything else.
+    """Return the movement of channels by ``node``, or None for other operations.
 
-    Every dimension between the batch and the pixels counts as channels.
+    All dimensions between the batch and the pixels are channels.
     """
     inputs = activation_inputs(graph, node)
     ends = [shapes.get(name, ()) for name in (*inputs, *node.output)]
@@ -154,7 +156,7 @@ def _movement(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> Move | None
 
 
 def _window(graph: Graph, node: onnx.NodeProto, rank: int) -> Move | None:
-    """How a Slice of channels between constant bounds moves them."""
+    """The movement of channels by a Slice with constant bounds."""
     if len(node.input) < 4 or any(name not in graph.constants for name in node.input[1:]):
         return None
     start, end, axes, *step = (graph.constant(name).tolist() for name in node.input[1:])
@@ -165,10 +167,10 @@ def _window(graph: Graph, node: onnx.NodeProto, rank: int) -> Move | None:
 
 
 class _Router:
-    """Replaces regions of a graph, whose nodes and constants it changes.
+    """Replaces regions of a graph; modifies its nodes and constants.
 
     Attributes:
-        gone: The first tensor of each node that goes.
+        gone: First output of each removed node.
     """
 
     def __init__(self, graph: Graph, shapes: Shapes) -> None:
@@ -179,7 +181,7 @@ class _Router:
         self._renamed: dict[str, str] = {}
 
     def straighten(self, region: _Region) -> None:
-        """Replace ``region`` if the order of channels is free at all its ends."""
+        """Replace ``region`` if the order of channels is free at all its inputs and outputs."""
         inside = {node.output[0] for node in region.nodes}
         makers = [find_makers(self.graph, name, self._passes) for name in region.sources]
         readers = [find_readers(self.graph, name, self._passes, inside) for name in region.sinks]
@@ -202,7 +204,7 @@ class _Router:
         self.gone |= inside
 
     def _lay(self, region: _Region, pieces: Pieces) -> None:
-        """Put a Split behind each source and a Concat in the place of each sink."""
+        """Insert a Split after each source and a Concat in place of each sink."""
         for source, groups in pieces.items():
             if len(groups) > 1:
                 sizes = self._constant([len(group) for group in groups.values()])
@@ -216,7 +218,7 @@ class _Router:
             self._renamed[sink] = joined.get(parts, parts[0])
 
     def _constant(self, sizes: list[int]) -> str:
-        # A name that says the value: the same sizes elsewhere are the same constant.
+        # The name contains the value, so that equal sizes share a constant.
         name = "sizes_" + "_".join(map(str, sizes))
         self.graph.constants[name] = numpy_helper.from_array(np.array(sizes, np.int64), name)
         return name
@@ -254,20 +256,20 @@ def _pieces(region: _Region) -> Pieces:
 
 
 def _parts(pieces: Pieces, sink: Labels) -> dict[str, list[int]]:
-    """The pieces of which ``sink`` consists."""
+    """The pieces that form ``sink``."""
     wanted = set(sink.tolist())
     every = [item for groups in pieces.values() for item in groups.items()]
     return {name: labels for name, labels in every if labels[0] in wanted}
 
 
 def _order(old: Labels, new: dict[str, list[int]]) -> list[int]:
-    """Where the labels of the pieces ``new`` stand in ``old``."""
+    """Positions in ``old`` of the labels of the pieces ``new``."""
     place = {label: index for index, label in enumerate(old.tolist())}
     return [place[label] for labels in new.values() for label in labels]
 
 
 def find_makers(graph: Graph, name: str, passes: Test) -> list[onnx.NodeProto]:
-    """What makes the channels of ``name``, back to a convolution; nothing if they are not free."""
+    """Nodes that produce the channels of ``name``, back to a convolution; empty if not free."""
     nodes, node = [], graph.producer.get(name)
     while node is not None and passes(node) and is_private(graph, node.input[0]):
         nodes.append(node)
@@ -280,9 +282,9 @@ def find_makers(graph: Graph, name: str, passes: Test) -> list[onnx.NodeProto]:
 def find_readers(
     graph: Graph, name: str, passes: Test, skip: Collection[str] = ()
 ) -> list[onnx.NodeProto]:
-    """What reads the channels of ``name``, on to where all are mixed; nothing if they are not free.
+    """Nodes that read the channels of ``name``, up to those that mix all; empty if not free.
 
-    Nodes whose first output is in ``skip`` do not count.
+    Nodes whose first output is in ``skip`` are ignored.
     """
     if name in graph.outputs:
         return []
@@ -300,17 +302,17 @@ def find_readers(
 
 
 def is_private(graph: Graph, name: str) -> bool:
-    """Tell whether one node alone reads ``name``."""
+    """Whether exactly one node reads ``name``."""
     return len(graph.consumers.get(name, [])) == 1 and name not in graph.outputs
 
 
 def mixes(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether each row of ``node``'s weights reads all channels."""
+    """Whether each row of ``node``'s weights reads all channels."""
     return is_layer(graph, node) and attribute(node, "group", 1) == 1
 
 
 def is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether each row of ``node``'s weights reads the channel that it makes."""
+    """Whether each row of ``node``'s weights reads the channel of the same index only."""
     if node.op_type != "Conv" or not is_layer(graph, node):
         return False
     group = attribute(node, "group", 1)
@@ -318,7 +320,7 @@ def is_depthwise(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _keeps_channels(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
-    """Tell whether ``node`` works on each channel alone, or lays them out one after another."""
+    """Whether ``node`` works on each channel separately, or flattens channels in order."""
     if node.op_type in ("Flatten", "Reshape"):
         before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
         return len(before) > 1 and len(after) == 2 and after[1] == prod(before[1:]) > 0
@@ -327,7 +329,7 @@ def _keeps_channels(graph: Graph, shapes: Shapes, node: onnx.NodeProto) -> bool:
 
 
 def change_rows(graph: Graph, node: onnx.NodeProto, change: Change) -> None:
-    """Change the weights and biases that make the channels of ``node``, if it has any."""
+    """Change the rows of ``node``'s weights and biases, which produce its channels."""
     if node.op_type == "Conv":
         for index, name in enumerate(node.input[1:], 1):
             if name:
@@ -335,7 +337,7 @@ def change_rows(graph: Graph, node: onnx.NodeProto, change: Change) -> None:
 
 
 def change_columns(graph: Graph, node: onnx.NodeProto, channels: int, change: Change) -> None:
-    """Change the weights that read the ``channels`` of ``node``, each a block of columns."""
+    """Change the columns of ``node``'s weights, a block for each of its input ``channels``."""
     weight = graph.constant(node.input[1])
     blocks = weight.reshape(len(weight), channels, -1).swapaxes(0, 1)
     changed = change(blocks).swapaxes(0, 1)
@@ -343,7 +345,7 @@ def change_columns(graph: Graph, node: onnx.NodeProto, channels: int, change: Ch
 
 
 def _replace(graph: Graph, node: onnx.NodeProto, index: int, value: npt.NDArray) -> None:
-    """Give ``node`` the constant ``value``; what another node reads too stays as it is."""
+    """Set a constant input of ``node``; constants shared with other nodes are not changed."""
     name = node.input[index]
     if sum(list(other.input).count(name) for other in graph.nodes) > 1:
         others = (f"{name}/{number}" for number in count(1))

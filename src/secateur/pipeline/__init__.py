@@ -1,4 +1,4 @@
-"""The chain from a recipe to packed file and report: its stages, in the order of :mod:`.stages`."""
+"""The stages from a recipe to the packed file and report, in the order of :mod:`.stages`."""
 
 from secateur.pipeline.chain import VARIANTS, Chain, Variant
 from secateur.pipeline.stages import open_chain

@@ -1,7 +1,7 @@
-"""A recipe's chain on one machine: what its stages share, and each stage made at most once.
+"""The chain of a recipe: state shared by its stages, each of which runs at most once.
 
-A stage is a function of its own part of the recipe and of the stages before it. What stages there
-are, and in which order, stands in :mod:`secateur.pipeline.stages`.
+A stage is a function of its own part of the recipe and of the stages that it reads.
+:mod:`secateur.pipeline.stages` lists the stages in order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from secateur.store import Stage, Store
 
 Variant = Literal["reference", "pruned", "quantized"]
 VARIANTS: tuple[Variant, ...] = ("reference", "pruned", "quantized")
-"""The three files of a chain, in the order in which they are made."""
+"""The three ONNX files of a chain, in order."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class StageDefinition:
 
     Attributes:
         name: For example ``train`` or ``prune-2``.
-        make: Writes the stage's files into the folder it is given.
-        key: The part of the recipe, and all else, that decides the outcome; plain data.
-        reads: The stages that it reads, by the name under which the content id knows them.
-        part_of: The goal that it belongs to, where that is not its own name.
-        on_request: Made only when it is the goal itself, or another stage reads it.
+        make: Writes the stage's files into a given folder.
+        key: Everything that determines the result, such as a part of the recipe; plain data.
+        reads: The stages that it reads, by their name in the content id.
+        part_of: The goal that it belongs to, if that is not its own name.
+        on_request: Whether it is made only as the goal itself, or if another stage reads it.
     """
 
     name: str
@@ -52,20 +52,20 @@ class StageDefinition:
 
     @property
     def goal(self) -> str:
-        """The name by which a user asks for it; ``prune`` is all rounds and the removal."""
+        """The name of the goal; ``prune`` includes all rounds and the removal."""
         return self.part_of or self.name
 
 
 @dataclass
 class Chain:
-    """One recipe, where its stages are kept, and what they share.
+    """A recipe, the store of its stages, and state that they share.
 
     Attributes:
-        recipe: What to do.
-        store: Where stages are kept.
+        recipe: The recipe.
+        store: Keeps the stages.
         data_root: Folder with the data set's files, or None.
-        device: Where to train and evaluate.
-        definitions: All stages, in the order in which they are made.
+        device: Device for training and evaluation.
+        definitions: All stages, in order.
     """
 
     recipe: Recipe
@@ -75,10 +75,10 @@ class Chain:
     definitions: list[StageDefinition]
 
     def stage(self, name: str) -> Stage:
-        """Make or find a stage and all that it reads.
+        """Return a stage; make it and the stages that it reads if missing.
 
         Args:
-            name: As in ``definitions``.
+            name: Name of a stage in ``definitions``.
 
         Raises:
             SecateurError: The stage cannot be made.
@@ -96,7 +96,7 @@ class Chain:
         reads: Mapping[str, Stage],
         make: Callable[[Chain, Path], None],
     ) -> Stage:
-        """Make or find one stage, and report which; see :meth:`secateur.store.Store.stage`."""
+        """Return one stage, made if missing, and log it; see :meth:`secateur.store.Store.stage`."""
         stage = self.store.stage(name, key, reads, lambda folder: make(self, folder))
         if stage.fresh:
             say(f"{name}: done in {stage.manifest['seconds']:.1f} s  {stage.folder}")
@@ -105,7 +105,7 @@ class Chain:
         return stage
 
     def stages(self, goal: str) -> Iterator[Stage]:
-        """Make or find each stage up to ``goal``, in order.
+        """Yield each stage up to ``goal`` in order, made if missing.
 
         Raises:
             SecateurError: A stage cannot be made, or there is no such goal.
@@ -138,18 +138,18 @@ class Chain:
 
     @cached_property
     def data_set(self) -> DataSet:
-        """The images in three parts; files that are there but changed are refused here."""
+        """The images in three parts. Raises an error if a file was changed."""
         config = self.recipe.data
         return open_data(config, self.data_root, geometry(config, self.recipe.network.resolution))
 
     @cached_property
     def data_facts(self) -> dict[str, Any]:
-        """Name, classes, shape, counts, mean and standard deviation, fingerprint."""
+        """Name, classes, shape, counts, mean, standard deviation and fingerprint of the data."""
         return self.stage("data").json("data.json")
 
     @cached_property
     def parts(self) -> tuple[Images, Images]:
-        """Training images, with the labels to train on, and validation images; on the device."""
+        """Training images with the labels for training, and validation images, on the device."""
         stored = self.stage("data").tensors("split.safetensors")
         images = self.data_set.source
         training, validation = (images.take(stored[part]) for part in ("training", "validation"))
@@ -159,7 +159,7 @@ class Chain:
 
     @cached_property
     def prepare(self) -> Preparation:
-        """From stored pixels to the network's input."""
+        """The image preparation."""
         mean, std = (tuple(self.data_facts[key]) for key in ("mean", "std"))
         neutral = geometry(self.recipe.data, self.recipe.network.resolution)
         return replace(neutral, mean=mean, std=std)
@@ -199,7 +199,7 @@ class Chain:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a user of an exported file must know: classes, and how images are prepared."""
+        """Metadata of exported files: classes and image preparation."""
         facts = {key: json.dumps(self.data_facts[key]) for key in ("classes", "name")}
         return facts | self.prepare.to_metadata()
 
@@ -211,7 +211,7 @@ class Chain:
 
     @property
     def quantized(self) -> str:
-        """The stage whose quantized file ships."""
+        """The stage of the final quantized file."""
         return "quantize-train" if self.recipe.quantize.epochs else "quantize"
 
     @property
@@ -221,7 +221,7 @@ class Chain:
 
 
 def plan_of(stage: Stage) -> Plan:
-    """All that was removed from the trained network up to ``stage``."""
+    """The composed plan of all removals from the trained network up to ``stage``."""
     path = stage.folder / "plan.json"
     return Plan.from_json(path.read_text(encoding="utf-8")) if path.exists() else Plan()
 

@@ -30,7 +30,7 @@ from secateur.training.evaluation import leave_gradients
 from secateur.training.trainer import Teacher
 
 GRADIENT_IMAGES = 2000
-"""Training images whose mean gradient first-order importance uses."""
+"""Number of training images whose mean gradient is used by first-order importance."""
 
 
 def round_definitions(config: recipe.Prune) -> Iterator[StageDefinition]:
@@ -54,13 +54,13 @@ def _round_key(chain: Chain, index: int) -> dict[str, Any]:
         "prune": changed_fields(config, "fraction", "rounds", "schedule", "target"),
         "train": changed_fields(chain.recipe.train),
         "seed": chain.recipe.seed,
-        "engine": 2,  # 2: removes in every round, where 1 masked and removed at the end
+        "engine": 2,  # 1 masked and removed at the end; 2 removes in every round
     }
     return key | ({"threads": chain.recipe.bench.threads} if config.objective == "latency" else {})
 
 
 def fraction_of_round(chain: Chain, index: int) -> float:
-    """What is gone after round ``index``, from 1: of channels, or of the objective's cost."""
+    """Fraction of channels, or of the objective's cost, removed after round ``index``, from 1."""
     config = chain.recipe.prune
     if config.target is not None:
         total = 1 - config.target
@@ -87,7 +87,7 @@ def _make_round(chain: Chain, folder: Path, index: int) -> None:
 
 
 def retraining_teacher(chain: Chain) -> Teacher | None:
-    """The network that teaches after each round, or None."""
+    """The teacher of the retraining after each round, or None."""
     config = chain.recipe.prune
     if not config.distill:
         return None
@@ -119,7 +119,7 @@ def _plan_round(chain: Chain, network: nn.Module, fraction: float, index: int) -
 def _mask_weights(
     chain: Chain, network: nn.Module, plan: Plan, fraction: float, before: Stage
 ) -> Masks:
-    """Masks of single weights in linear layers, those of the round before included."""
+    """Masks of single weights in linear layers, including those of the preceding round."""
     path = before.folder / "masks.safetensors"
     previous = None
     if path.exists():
@@ -128,7 +128,7 @@ def _mask_weights(
 
 
 def retraining(config: recipe.Recipe) -> recipe.Train:
-    """How the network is trained after each round."""
+    """Configuration of the retraining after each round."""
     prune, base = config.prune, config.train
     peak = prune.learning_rate or base.learning_rate
     changes: dict[str, Any] = {"epochs": prune.epochs, "learning_rate": peak, "until": None}
@@ -138,12 +138,12 @@ def retraining(config: recipe.Recipe) -> recipe.Train:
 
 
 def remove_key(_: Chain) -> dict[str, Any]:
-    """What decides the removal of dead channels."""
+    """Key of the removal of dead channels."""
     return {"engine": 2}
 
 
 def make_remove(chain: Chain, folder: Path) -> None:
-    """Remove what the last round left without input or output."""
+    """Remove channels without input or output after the last round."""
     last = chain.rounds[-1]
     network = chain.load_network(last).cpu()
     dead = plan_dead(network, chain.example)

@@ -26,11 +26,11 @@ from secateur.training.evaluation import BATCH
 
 
 def export_key(chain: Chain) -> dict[str, Any]:
-    """What decides the float files."""
+    """Key of the float files."""
     return {
         "network": changed_fields(chain.recipe.network),
         "metadata": chain.metadata,
-        "engine": 3,  # 3: folds shuffles and repeated pixels
+        "engine": 3,  # 3 folds shuffles and repeated pixels
     }
 
 
@@ -42,7 +42,7 @@ def make_export(chain: Chain, folder: Path) -> None:
 
 
 def scan_bits_key(chain: Chain) -> dict[str, Any]:
-    """What decides the scan of bits."""
+    """Key of the scan of bits."""
     config = chain.recipe.quantize
     return {
         "images": config.scan_images,
@@ -64,18 +64,18 @@ def make_scan_bits(chain: Chain, folder: Path) -> None:
 
 
 def validation_images(chain: Chain) -> ValidationSet:
-    """The validation images by which quantization chooses."""
+    """The validation images for choices of quantization."""
     _, validation = chain.parts
     some = validation.spread(chain.recipe.quantize.scan_images)
     return ValidationSet(some.to(torch.device("cpu")), chain.prepare)
 
 
 def quantize_key(chain: Chain) -> dict[str, Any]:
-    """What decides quantization without training."""
+    """Key of quantization without training."""
     return {
         "quantize": changed_fields(chain.recipe.quantize, "epochs", "learning_rate"),
         "seed": chain.recipe.seed,
-        "engine": 3,  # 3: scales of few digits
+        "engine": 3,  # 3 has scales of few digits
     }
 
 
@@ -105,7 +105,7 @@ def calibration_images(chain: Chain) -> torch.Tensor:
 
 
 def quantize_train_key(chain: Chain) -> dict[str, Any]:
-    """What decides quantization-aware training."""
+    """Key of quantization-aware training."""
     config = chain.recipe.quantize
     return {
         "epochs": config.epochs,
@@ -138,7 +138,7 @@ def make_quantize_train(chain: Chain, folder: Path) -> None:
 
 
 def _trainable(chain: Chain, model: onnx.ModelProto, scheme: Scheme, rules: Rules) -> Trainable:
-    """The network to train: from the float weights, or from the integers that a price chose."""
+    """The network to train: from the float weights, or from the integers chosen by pricing."""
     if not chain.recipe.quantize.price:
         return Trainable(model, scheme, rules)
     priced = read_scheme(model, chain.stage("quantize").folder / "quantized.onnx")

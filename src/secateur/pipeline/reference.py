@@ -12,7 +12,7 @@ from secateur.store import save_tensors, write_json
 
 
 def data_key(chain: Chain) -> dict[str, Any]:
-    """What decides the split."""
+    """Key of the split."""
     return {"data": changed_fields(chain.recipe.data)} | chain.data_set.key()
 
 
@@ -45,7 +45,7 @@ def make_data(chain: Chain, folder: Path) -> None:
 
 
 def train_key(chain: Chain) -> dict[str, Any]:
-    """What decides the reference network."""
+    """Key of the reference network."""
     return {
         "network": changed_fields(chain.recipe.network),
         "train": changed_fields(chain.recipe.train),

@@ -1,4 +1,4 @@
-"""One run: a recipe's chain up to a goal, with its records and its report in one folder."""
+"""Runs a recipe's chain up to a goal and writes records and report into one folder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: Holds recipe.toml, records.jsonl, report.html, report.md and, after the whole chain,
+        folder: Folder with recipe.toml, records.jsonl, report.html, report.md and, after ``pack``,
             net.sec.
         records: Every measurement so far.
-        fresh: At least one stage was made by this call.
-        packed: net.sec, after the whole chain; else None.
+        fresh: Whether this call made at least one stage.
+        packed: Path of net.sec after ``pack``, else None.
     """
 
     folder: Path
@@ -55,14 +55,14 @@ def run(
     seed: int | None = None,
     sets: list[str] | None = None,
 ) -> Run:
-    """Take a recipe down the chain to the stage ``goal``; finished stages are not made again.
+    """Run the stages of a recipe up to ``goal``; finished stages are not repeated.
 
     Args:
         name: A built-in recipe's name or a path to a TOML file.
         goal: ``data``, ``train``, ``scan``, ``prune``, ``export``, ``scan-bits``, ``quantize``,
             ``bench`` or ``pack``.
         data: Folder with the data set's files, or None.
-        out: Receives ``stages/`` and a folder for the run, ``NAME-ID``.
+        out: Output folder: ``stages/`` and a folder for the run, ``NAME-ID``.
         device: As in :func:`secateur.environment.choose_device`.
         seed: Replaces the recipe's seed.
         sets: ``key=value`` overrides.
@@ -88,15 +88,17 @@ def run(
 
 
 def complete(chain: Chain, folder: Path, goal: str = "pack") -> list[Record]:
-    """Make or find all stages up to ``goal``, and write what they came to into ``folder``.
+    """Make missing stages up to ``goal``, and write their results into ``folder``.
 
-    The records are written last but for the report, so that a folder with records is complete.
+    Records are written after all other files but the report, so that a folder with records is
+    complete.
 
     Args:
-        chain: Of one recipe.
-        folder: Receives recipe.toml, records.jsonl, report.html, report.md and, after ``pack``,
-            net.sec and right.safetensors (which test images each variant classifies right).
-        goal: As in :meth:`secateur.pipeline.chain.Chain.stages`.
+        chain: Chain of a recipe.
+        folder: Output folder for recipe.toml, records.jsonl, report.html, report.md and, after
+            ``pack``, net.sec and right.safetensors (which test images each variant classifies
+            correctly).
+        goal: See :meth:`secateur.pipeline.chain.Chain.stages`.
 
     Raises:
         SecateurError: A stage cannot be made.
@@ -114,6 +116,6 @@ def complete(chain: Chain, folder: Path, goal: str = "pack") -> list[Record]:
 
 
 def _changes(chain: Chain) -> Changes:
-    """What the files changed; nothing where an earlier version measured them."""
+    """Differences between the files, for the report; empty if an earlier version measured them."""
     path = chain.stage("bench").folder / "changes.json"
     return Changes.model_validate_json(path.read_bytes()) if path.is_file() else Changes()

@@ -14,16 +14,16 @@ from secateur.store import write_json
 
 
 def scan_key(chain: Chain) -> dict[str, Any]:
-    """What decides the scan; the tolerance and a threshold by hand only read its curve."""
+    """Key of the scan; tolerance and manual threshold do not affect it."""
     return {
         "scan": changed_fields(chain.recipe.scan, "tolerance", "threshold"),
         "prune": {"linear": chain.recipe.prune.linear},
-        "engine": 2,  # 2: groups of dependent channels, where 1 took single layers
+        "engine": 2,  # 1 scanned single layers; 2 scans groups of dependent channels
     }
 
 
 def make_scan(chain: Chain, folder: Path) -> None:
-    """Scan the whole network on all validation images, then each layer on some of them."""
+    """Scan all groups together on all validation images, then each layer on some of them."""
     config, network = chain.recipe.scan, chain.load_network("train")
     prunable, weights = dense_network(chain).prunable, sparse_layers(chain)
     _, validation = chain.parts
@@ -48,17 +48,17 @@ def make_scan(chain: Chain, folder: Path) -> None:
 
 
 def dense_network(chain: Chain) -> Start:
-    """The network as it is trained, with the groups that can be removed from it."""
+    """The groups that can be removed from the unpruned network."""
     return start_of(chain.fresh_network(), chain.example, chain.recipe.prune)
 
 
 def sparse_layers(chain: Chain) -> list[str]:
-    """Linear layers that lose single weights."""
+    """Names of linear layers in which single weights are pruned."""
     return linear_layers(chain.fresh_network()) if chain.recipe.prune.linear == "weights" else []
 
 
 def sensitivity_curves(chain: Chain) -> dict[str, list[tuple[float, float]]]:
-    """For each scanned layer its points (fraction removed, accuracy lost on validation)."""
+    """From scanned layer to its points (fraction removed, loss of accuracy on validation)."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for layer in chain.stage("scan").json("scan.json")["layers"]:
         point = ScanPoint.from_dict(layer)
@@ -67,7 +67,7 @@ def sensitivity_curves(chain: Chain) -> dict[str, list[tuple[float, float]]]:
 
 
 def pruning_threshold(chain: Chain) -> float:
-    """The fraction to prune that the scan chose, or that the recipe sets by hand."""
+    """The fraction to prune: from the scan, or from the recipe."""
     config = chain.recipe.scan
     if config.threshold is not None:
         return config.threshold

@@ -1,4 +1,4 @@
-"""The stages ``bench`` and ``pack``: what the files that ship are worth, and the packed file."""
+"""The stages ``bench`` and ``pack``: measurements of the final files, and the packed file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from secateur.training.evaluation import BATCH
 
 
 def bench_key(chain: Chain) -> dict[str, Any]:
-    """What decides how the files are measured."""
+    """Key of the measurements."""
     return {"bench": changed_fields(chain.recipe.bench)} | chain.data_set.test_key()
 
 
 def make_bench(chain: Chain, folder: Path) -> None:
-    """Measure the three files on this machine; the test images are opened here alone."""
+    """Measure the three files on this machine; only this stage reads the test images."""
     test = chain.data_set.test
     files: dict[str, Path] = {variant: chain.file(variant) for variant in VARIANTS}
     measured, logits = measure(files, test, chain.prepare, chain.recipe.bench)
@@ -57,7 +57,7 @@ def make_bench(chain: Chain, folder: Path) -> None:
 def _changes(
     chain: Chain, test: Images, logits: dict[str, npt.NDArray], measured: dict[str, Any]
 ) -> Changes:
-    """What the report shows beyond the records: layers, images and every timing."""
+    """Data for the report beyond the records: layers, images and every timing."""
     labels = test.labels.numpy()
     before, after = logits["reference"], logits["quantized"]
     return Changes(
@@ -70,7 +70,7 @@ def _changes(
 
 
 def _parity(chain: Chain, test: Images) -> dict[str, Any]:
-    """How often the quantized file decides as its simulation in PyTorch does."""
+    """Agreement of the quantized file with its simulation in PyTorch."""
     graph = read_model(chain.stage("quantize").folder / "float.onnx")
     path, config = chain.file("quantized"), chain.recipe.bench
     simulated = Simulated(graph, read_scheme(graph, path))
@@ -79,7 +79,7 @@ def _parity(chain: Chain, test: Images) -> dict[str, Any]:
 
 
 def pack_key(_: Chain) -> dict[str, Any]:
-    """What decides the packed file."""
+    """Key of the packed file."""
     return {"format": VERSION}
 
 
@@ -94,13 +94,13 @@ def make_pack(chain: Chain, folder: Path) -> None:
 
 
 def provenance(chain: Chain) -> dict[str, Any]:
-    """What a packed file records of its origin and its accuracy."""
+    """Provenance and accuracy stored in a packed file."""
     bench = chain.stage("bench")
     measured, manifest = bench.json("bench.json"), bench.manifest
     right = {v: r.numpy() for v, r in bench.tensors("right.safetensors").items()}
     decided = right["quantized"]
     correct, n = int(decided.sum()), len(decided)
-    return {  # no times: two runs of a recipe give the same bytes
+    return {  # without times, so that two runs of a recipe give the same bytes
         "recipe": chain.recipe.model_dump(mode="json", exclude_defaults=True),
         "recipe_id": chain.recipe.id,
         "seed": chain.recipe.seed,

@@ -1,10 +1,10 @@
-"""The table of stages: every stage of a recipe's chain, in order.
+"""The table of stages of a recipe's chain, in order.
 
     data -> [teacher] -> train -> scan -> prune-1 .. prune-R -> remove -> export -> [scan-bits]
          -> quantize -> [quantize-train] -> bench -> pack
 
-Quantization reads the exported float graph, because the tensors that get rounded are those of the
-graph that ships. The test images are read by ``bench`` alone, from the files that ship.
+Quantization reads the exported float graph, whose tensors are those that are rounded. Only
+``bench`` reads the test images; it runs the exported files.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from secateur.store import Store
 
 
 def open_chain(recipe: Recipe, store: Store, data_root: Path | None, device: torch.device) -> Chain:
-    """The chain of a recipe; nothing is made until a stage is asked for.
+    """Return the chain of a recipe; stages are made on request.
 
     Args:
-        recipe: What to do.
-        store: Where stages are kept.
+        recipe: The recipe.
+        store: Keeps the stages.
         data_root: Folder with the data set's files, or None.
-        device: Where to train and evaluate.
+        device: Device for training and evaluation.
     """
     return Chain(recipe, store, data_root, device, stage_definitions(recipe))
 
 
 def stage_definitions(recipe: Recipe) -> list[StageDefinition]:
-    """All stages of a recipe, in the order in which they are made."""
+    """Return all stages of a recipe, in order."""
     rounds = list(round_definitions(recipe.prune))
     mixed, trained = recipe.quantize.bits == "mixed", recipe.quantize.epochs > 0
     from_bits = {"scan_bits": "scan-bits"} if mixed else {}

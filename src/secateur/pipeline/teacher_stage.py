@@ -1,4 +1,4 @@
-"""The stage ``teacher``: the network that teaches others, and how any stage trains a network."""
+"""The stage ``teacher``, and the training function of all stages."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from secateur.training.loop import train
 from secateur.training.trainer import Teacher
 
 WHITENED = 5000
-"""Training images whose patches decide the teacher's whitening layer."""
+"""Number of training images whose patches determine the teacher's whitening layer."""
 
 
 def teacher_key(chain: Chain) -> dict[str, Any]:
-    """What decides the teacher."""
+    """Key of the teacher."""
     return {"teacher": changed_fields(_config(chain))}
 
 
 def make_teacher(chain: Chain, folder: Path) -> None:
-    """Train the teacher, on images of the data set's own resolution."""
+    """Train the teacher at the data set's own resolution."""
     config = _config(chain)
     train_into(
         chain, folder, _fresh_teacher(chain), config.train, "teacher",
@@ -37,7 +37,7 @@ def make_teacher(chain: Chain, folder: Path) -> None:
 
 
 def taught_by_teacher(chain: Chain, share: float) -> Teacher:
-    """The trained teacher, for ``share`` of the loss."""
+    """The trained teacher, or None if its ``share`` of the loss is 0."""
     network = _fresh_teacher(chain)
     network.load_state_dict(chain.stage("teacher").tensors("weights.safetensors"))
     precision = _config(chain).train.precision
@@ -72,9 +72,9 @@ def train_into(
 ) -> nn.Module:
     """Train ``network`` in place; write its weights and training curve into ``folder``.
 
-    A checkpoint in ``folder`` is continued. Returns the network to keep; see
-    :func:`secateur.training.loop.train` for the arguments. Without ``prepare`` and ``seed``, those
-    of the recipe.
+    Training continues from a checkpoint in ``folder``. Returns the trained network; see
+    :func:`secateur.training.loop.train` for the arguments. ``prepare`` and ``seed`` default to the
+    recipe's.
     """
     checkpoint = folder / "checkpoint.safetensors"
     training, validation = chain.parts

@@ -1,4 +1,4 @@
-"""Turns what the stages stored into records: the only place that names the numbers."""
+"""Turns the stored results of the stages into records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.store import Stage
 
 
 def to_records(chain: Chain, goal: str = "pack") -> list[Record]:
-    """Records of every stage from ``data`` to ``goal``, in the order of the chain."""
+    """Return the records of every stage from ``data`` to ``goal``, in order."""
     records: list[Record] = []
     for stage in chain.stages(goal):
         name, by = stage.name, Recorder(chain.recipe, stage)
@@ -35,11 +35,11 @@ def to_records(chain: Chain, goal: str = "pack") -> list[Record]:
 
 
 class Recorder:
-    """Makes records that share one stage's provenance.
+    """Makes records with the provenance of one stage.
 
     Args:
-        recipe: What the records are of.
-        stage: Its manifest tells where, when and with what the numbers were measured.
+        recipe: The recipe.
+        stage: Stage whose manifest has machine, time and versions.
     """
 
     def __init__(self, recipe: Recipe, stage: Stage) -> None:
@@ -71,7 +71,7 @@ class Recorder:
 
 
 def percent(interval: Interval) -> Interval:
-    """An interval of fractions, in percent or percentage points."""
+    """Convert an interval of fractions to percent or percentage points."""
     return Interval(*(100 * bound for bound in interval))
 
 
@@ -139,7 +139,7 @@ def _bench(by: Recorder) -> Iterator[Record]:
 
 
 def _pack(by: Recorder, records: list[Record]) -> Iterator[Record]:
-    """What the packed file weighs; all else is the quantized file's, which it decodes to."""
+    """Size of the packed file; other results are those of the quantized file."""
     packed = by.stage.json("pack.json")
     at_pack = {"stage": "pack"}
     yield by("packed", "unpack_seconds", packed["unpack_seconds"], at=at_pack)

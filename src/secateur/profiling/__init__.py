@@ -1,8 +1,7 @@
-"""Where a file's time goes, node by node, and what of it can be saved.
+"""Latency of each node of a file, and possible savings.
 
-The graph that runs is not the graph in the file: ONNX Runtime fuses operators, changes layouts, and
-takes integer kernels where it has them. So the graph it makes of the file is read back, and each of
-its nodes is timed while it runs.
+ONNX Runtime optimizes the graph of a file: it fuses operators, changes layouts, and selects integer
+kernels. The optimized graph is read back, and each of its nodes is timed while it runs.
 """
 
 from secateur.profiling.block_widths import Width

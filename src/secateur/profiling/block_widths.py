@@ -1,4 +1,4 @@
-"""Convolutions whose channels do not fill the blocks that their kernel works in."""
+"""Convolutions whose number of channels is not a multiple of the kernel's block."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ CONVOLUTION = re.compile(r"(Fused|Nhwc|NhwcFused|QLinear)?Conv")
 
 @dataclass(frozen=True)
 class Width:
-    """A convolution whose channels do not fill the blocks that its kernel works in.
+    """A convolution whose number of channels is not a multiple of the kernel's block.
 
     Attributes:
-        name: The node's.
-        ms: What all of the node takes, not what the last block wastes.
-        end: Which channels: ``inputs``, ``outputs``, or ``channels`` of a depthwise convolution.
-        channels: How many there are, in each group.
-        block: How many a whole block has.
-        why: What happens to those beyond the last whole block.
+        name: Name of the node.
+        ms: Latency of the entire node, not of the last block.
+        end: ``inputs``, ``outputs``, or ``channels`` of a depthwise convolution.
+        channels: Number of channels in each group.
+        block: Channels of a full block.
+        why: How channels beyond the last full block are computed.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Width:
     why: str
 
     def __str__(self) -> str:
-        """Say how many are too many, and where the nearest full blocks end."""
+        """Name the number of surplus channels, and the nearest multiples of the block."""
         full = self.channels // self.block * self.block
         fits = f"prune to {full} or widen to" if full else "widen to"
         return (
@@ -48,7 +48,7 @@ class Width:
 def find_widths(
     model: onnx.ModelProto, optimized: onnx.ModelProto, nodes: tuple[Node, ...]
 ) -> Iterator[Width]:
-    """Yield the convolutions that miss a block, longest first; on processors that are known."""
+    """Yield convolutions that do not fill their blocks, slowest first, on known processors."""
     if not blocks_are_known(environment.processor()):
         return
     original, run = Graph(model), Graph(optimized)
@@ -67,26 +67,26 @@ def find_widths(
 
 
 def blocks_are_known(processor: str) -> bool:
-    """Tell whether this module knows the blocks of a processor's kernels."""
+    """Whether the blocks of a processor's kernels are known."""
     return "avx2" in processor
 
 
 def _aliases(graph: Graph, node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a convolution may run under: its own, and its activation's once they are fused."""
+    """Names of a convolution in the profile: its own, and that of a fused activation."""
     if node.op_type == "Conv":
         yield node.name
         yield from (reader.name for reader in graph.consumers.get(node.output[0], []))
 
 
 def _stem(name: str) -> str:
-    """The name in the file of a node that ONNX Runtime renamed."""
+    """The original name of a node that ONNX Runtime renamed."""
     return re.sub(r"^fused |_nchwc$|_token_\d+$", "", name)
 
 
 def _weight(graph: Graph, conv: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The constant weight of a convolution, behind its dequantizer where it has one.
+    """The constant weight of a convolution, before its dequantizer if it has one.
 
-    None where the graph computes it.
+    None if the graph computes it.
     """
     name = conv.input[1]
     producer = graph.producer.get(name)
@@ -98,7 +98,7 @@ def _weight(graph: Graph, conv: onnx.NodeProto) -> onnx.TensorProto | None:
 def _blocks(
     inputs: int, outputs: int, groups: int, node: onnx.NodeProto, graph: Graph
 ) -> Iterator[tuple[str, int, int, str]]:
-    """Yield which channels ONNX Runtime's kernel takes by how many, and what the rest costs.
+    """Yield blocked channels of ONNX Runtime's kernel, the block, and the remainder's cost.
 
     From onnxruntime/core/mlas/lib (qdwconv_avx2.cpp, convsym.cpp, snchwc.cpp) and confirmed by
     timing widths from 48 to 128.
@@ -115,7 +115,7 @@ def _blocks(
         yield "channels", groups, block, why
         return
     yield "outputs", outputs, block, why
-    if inputs > block:  # an image's few channels are read as they are
+    if inputs > block:  # the few channels of an image are not blocked
         yield "inputs", inputs, block, why
 
 
@@ -138,6 +138,6 @@ def _integer_blocks(
 
 
 def _signed(node: onnx.NodeProto, graph: Graph) -> bool:
-    """Tell whether the weight that runs is int8; ONNX Runtime may have made it uint8."""
+    """Whether the optimized weight is int8; ONNX Runtime may convert it to uint8."""
     weight = graph.constants.get(node.input[3])
     return weight is not None and weight.data_type == onnx.TensorProto.INT8

@@ -1,4 +1,4 @@
-"""Where the time of one file goes, as data."""
+"""Explains the latency of a file: time of each node, float islands, conversions, widths."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Explanation:
 
     Attributes:
         file: Path of the file.
-        size_bytes: On disk.
-        precision: ``int8`` where the file holds quantizers, else ``float``.
+        size_bytes: Size of the file.
+        precision: ``int8`` if the file has quantizers, else ``float``.
         runtime: Name and version.
-        processor: That this ran on.
-        threads: Inside one operator.
-        median_ms: Of a whole run, without the profiler.
-        p10_ms: Its 10th percentile.
-        p90_ms: Its 90th percentile.
-        nodes: Of the graph that runs, longest first.
-        islands: What is still in float in a quantized file, longest first.
-        edges: Conversions at the file's inputs and outputs, which must be.
-        conversions: Conversions inside the graph, which islands bring.
-        widths: Convolutions that miss their kernel's block, longest first.
+        processor: Processor of the measurement.
+        threads: Threads inside one operator.
+        median_ms: Median latency of a run without the profiler.
+        p10_ms: 10th percentile of that latency.
+        p90_ms: 90th percentile of that latency.
+        nodes: Nodes of the optimized graph, slowest first.
+        islands: Nodes that compute in float in a quantized file, slowest first.
+        edges: Necessary conversions at the file's inputs and outputs.
+        conversions: Conversions inside the graph, caused by islands.
+        widths: Convolutions that do not fill their kernel's blocks, slowest first.
     """
 
     file: str
@@ -62,7 +62,7 @@ class Explanation:
     widths: tuple[Width, ...]
 
     def operators(self, among: Iterable[str] | None = None) -> dict[str, dict[str, float]]:
-        """Count, milliseconds and share of each operator, longest first; of those ``among``."""
+        """Count, milliseconds and share of each operator, or of those ``among``, slowest first."""
         total: dict[str, dict[str, float]] = {}
         for node in self.nodes:
             if among is None or node.operator in among:
@@ -73,25 +73,24 @@ class Explanation:
         return dict(sorted(total.items(), key=lambda item: -item[1]["ms"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return everything as plain data, for JSON."""
         return asdict(self) | {"operators": self.operators(), "moving": self.operators(MOVERS)}
 
 
 def explain(
     path: str | Path, threads: int = 2, repeats: int = 50, size: int | None = None
 ) -> Explanation:
-    """Run a file under ONNX Runtime and measure where its time goes.
+    """Measure the latency of each node of a file in ONNX Runtime.
 
     Args:
-        path: An ONNX file with one float32 image as input, its weights inside or beside it; or a
+        path: An ONNX file with one float32 image as input, with or without external data; or a
             packed file, ``.sec``.
         threads: Threads inside one operator.
-        repeats: Runs to take the median of, with the profiler and as many without.
-        size: Height and width of the image, where the file leaves them open.
+        repeats: Number of runs with the profiler, and of runs without it.
+        size: Height and width of the image, if the file does not fix them.
 
     Raises:
-        SecateurError: The file is not ONNX, ONNX Runtime cannot run it, or its input's shape is
-            open and ``size`` is not given.
+        SecateurError: The file is not ONNX, ONNX Runtime cannot run it, or ``size`` is needed.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
@@ -118,7 +117,7 @@ def _explain(path: Path, threads: int, repeats: int, size: int | None) -> Explan
     try:
         events = profile(path, session_options(threads, is_saturation_free(model)), image, repeats)
         optimized = optimized_graph(path)
-    except Exception as error:  # onnxruntime's exceptions share no public base
+    except Exception as error:  # onnxruntime's exceptions have no public base class
         raise SecateurError("ONNX Runtime cannot run the file", where=path, found=error) from error
     samples = latencies({"file": runtime}, image, WARMUP, repeats)["file"]
     p10, median, p90 = (float(value) for value in np.percentile(samples, [10, 50, 90]))
@@ -143,7 +142,7 @@ def _explain(path: Path, threads: int, repeats: int, size: int | None) -> Explan
 
 
 def _image(model: onnx.ModelProto, size: int | None, path: Path) -> Array:
-    """Return one random image of the shape that the file reads."""
+    """Return one random image of the input shape."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     kind = inputs[0].type.tensor_type if len(inputs) == 1 else onnx.TypeProto.Tensor()

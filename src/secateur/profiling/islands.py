@@ -1,4 +1,4 @@
-"""What still computes in float in a file that is quantized, why, and what to do about it."""
+"""Nodes that compute in float in a quantized file, with reasons and remedies."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from secateur.profiling.nodes import Node
 from secateur.profiling.operators import CONVERTERS, INTEGER, MOVERS, is_quantized
 
 UNCOUNTED = {*CONVERTERS, *MOVERS} - {"Concat"}
-"""What may be in float without being an island."""
+"""Operators that may be in float without being reported."""
 WEIGHTED = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul")
 ABLE = (
     *WEIGHTED, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Relu",
     "Resize",
 )  # fmt: skip
-"""Operators that are integer in a file of Secateur, where their neighbors are."""
+"""Operators that Secateur's files compute in integers if adjacent nodes do."""
 
 
 @dataclass(frozen=True)
 class Island:
-    """A node that computes in float though the file is quantized, why, and what to do.
+    """A node that computes in float in a quantized file, with reason and remedy.
 
-    ``ms`` is None where ONNX Runtime's profiler calls the node by a name that the graph lacks.
+    ``ms`` is None if the profiler's name of the node is not in the graph.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Island:
 
 
 def float_islands(model: onnx.ModelProto) -> list[str]:
-    """Name the nodes that compute in float in a graph that is quantized.
+    """Return the names of nodes that compute in float in a quantized graph.
 
-    What converts data or only moves it is not counted.
+    Conversions and data movement are not included.
 
     Args:
-        model: As :func:`optimized_graph` returns it: in the file itself, all is float.
+        model: Result of :func:`optimized_graph`; in the file itself, all nodes are float.
     """
     return [_name(node) for node in _in_float(model)]
 
@@ -59,20 +59,20 @@ def _in_float(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Names of the activations that hold floats; constants are not among them."""
+    """Names of float activations, without constants."""
     floats = {
         value.name
         for value in model.graph.input
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     } - {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:  # in the order of data
+    for node in model.graph.node:  # in topological order
         if _gives_float(node, floats):
             floats.update(node.output)
     return floats
 
 
 def _gives_float(node: onnx.NodeProto, floats: set[str]) -> bool:
-    if node.op_type == "QGemm":  # to integers only where it has their zero point
+    if node.op_type == "QGemm":  # to integers only if it has a zero point
         return len(node.input) < 9 or not node.input[8]
     if node.op_type in ("DequantizeLinear", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"):
         return True
@@ -82,7 +82,7 @@ def _gives_float(node: onnx.NodeProto, floats: set[str]) -> bool:
 
 
 def find_islands(optimized: onnx.ModelProto, nodes: tuple[Node, ...]) -> list[Island]:
-    """List the nodes still in float, each with its reason and remedy, longest first."""
+    """List the float nodes with reason and remedy, slowest first."""
     graph, times = Graph(optimized), {node.name: node.ms for node in nodes}
     islands = [
         Island(_name(node), node.op_type, times.get(node.name), *_reason(graph, node))
@@ -92,7 +92,7 @@ def find_islands(optimized: onnx.ModelProto, nodes: tuple[Node, ...]) -> list[Is
 
 
 def _reason(graph: Graph, node: onnx.NodeProto) -> tuple[str, str]:
-    """The reason why ``node`` is in float, and the remedy."""
+    """Why ``node`` is in float, and the remedy."""
     clamp = _clamp(graph, node)
     if clamp in ("Clip", "Relu"):
         return (
@@ -117,7 +117,7 @@ def _reason(graph: Graph, node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def _clamp(graph: Graph, node: onnx.NodeProto) -> str:
-    """The activation that was fused into ``node`` or follows it at once; empty where none does."""
+    """The activation fused into ``node`` or directly after it; empty if there is none."""
     if node.op_type.startswith("Fused"):
         fused = attribute(node, "activation", b"Relu")
         return fused.decode() if isinstance(fused, bytes) else str(fused)
@@ -126,7 +126,7 @@ def _clamp(graph: Graph, node: onnx.NodeProto) -> str:
 
 
 def _tied(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Nodes without an integer kernel that no conversion parts from ``node``."""
+    """Nodes without an integer kernel connected to ``node`` without a conversion."""
     seen, ahead = {node.output[0]: node}, [node]
     while ahead:
         here = ahead.pop()
@@ -141,12 +141,12 @@ def _tied(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _name(node: onnx.NodeProto) -> str:
-    """The node's name; what ONNX Runtime made of a function has none, but its result has."""
+    """The node's name, or its output's if ONNX Runtime made the node from a function."""
     return node.name or node.output[0]
 
 
 def find_conversions(model: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name what converts at the file's inputs and outputs, and what converts in between."""
+    """Return the names of conversions at the file's inputs and outputs, and of those in between."""
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     edges: list[str] = []
     inside: list[str] = []

@@ -1,4 +1,4 @@
-"""Nodes of the graph that runs, and the time of each while it runs."""
+"""Nodes of the optimized graph, and their latency."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from secateur.runtimes import Array, session_options
 from secateur.runtimes.onnx_runtime import is_saturation_free
 
 WARMUP = 5
-"""Runs that are not counted."""
+"""Number of untimed runs."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the graph that runs.
+    """A node of the optimized graph.
 
     Attributes:
-        name: As in the optimized graph, which begins it with the name in the file.
-        operator: What it does.
-        element: What it computes in, ``int8`` or ``float``; with ``>`` what it reads and gives.
-        reads: Shape of its first image or matrix. Integer layers keep channels last.
+        name: Name in the optimized graph; it starts with the name in the file.
+        operator: Name of the operator.
+        element: Type, ``int8`` or ``float``; for conversions, input and output type with ``>``.
+        reads: Shape of its first input image or matrix. Integer layers have channels last.
         gives: Shape of its first output.
-        ms: Median milliseconds of a run.
-        share: Of the time of all nodes, in [0, 1].
+        ms: Median milliseconds.
+        share: Fraction of the time of all nodes, in [0, 1].
     """
 
     name: str
@@ -58,7 +58,7 @@ def profile(
 
 
 def optimized_graph(path: Path) -> onnx.ModelProto:
-    """Return the graph that ONNX Runtime makes of a file on this processor.
+    """Return the graph after ONNX Runtime's optimizations on this processor.
 
     Raises:
         SecateurError: The file is not ONNX.
@@ -67,14 +67,15 @@ def optimized_graph(path: Path) -> onnx.ModelProto:
     options = session_options(threads=1, saturation_free=is_saturation_free(model))
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = f"{folder}/optimized.onnx"
-        # With all tensors inside: the optimized file would look for others in its own folder.
+        # All tensors are included: the optimized file would look for external data in its own
+        # folder.
         content = model.SerializeToString()
         onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return onnx.load(f"{folder}/optimized.onnx")
 
 
 def gather(events: list[dict[str, Any]]) -> tuple[Node, ...]:
-    """Gather the events of each node, longest first."""
+    """Gather the events of each node, slowest first."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -88,7 +89,7 @@ def gather(events: list[dict[str, Any]]) -> tuple[Node, ...]:
 def _node(event: dict[str, Any], ms: float, share: float) -> Node:
     read = [next(iter(each.items())) for each in event["args"]["input_type_shape"] if each]
     results = [next(iter(each.items())) for each in event["args"]["output_type_shape"] if each]
-    # Scales and zero points may stand before the activation, but have fewer dimensions.
+    # Scales and zero points may precede the activation, but have fewer dimensions.
     kind, reads = max(read, key=lambda each: len(each[1]), default=("float", []))
     result_kind, gives = results[0] if results else (kind, [])
     kinds = [_element(kind), _element(result_kind)]

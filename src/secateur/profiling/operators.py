@@ -1,4 +1,4 @@
-"""Which operators convert, which only move data, and which compute in integers."""
+"""Sets of operators: conversions, data movement, and integer computation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MOVERS = (
     "ReorderOutput", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
 INTEGER = re.compile(r"QLinear.*|QGemm|ConvInteger|MatMulInteger.*|DynamicQuantize.*")
-"""Operators that compute in integers whatever they give."""
+"""Operators that compute in integers, whatever their output type."""
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Tell whether anything in a graph is in integers."""
+    """Whether any node of a graph is quantized."""
     return any(
         node.op_type in CONVERTERS or INTEGER.fullmatch(node.op_type) for node in model.graph.node
     )

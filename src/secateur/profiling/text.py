@@ -17,7 +17,7 @@ def render(explanation: Explanation, everything: bool = False) -> Iterator[str |
 
     Args:
         explanation: What to show.
-        everything: All nodes and widths, not the longest only.
+        everything: Show all nodes and widths, not the slowest only.
     """
     yield _header(explanation)
     yield from _unrest(explanation)
@@ -113,7 +113,7 @@ def _moving_lines(explanation: Explanation) -> Iterator[str]:
 
 
 def _width_lines(widths: tuple[Width, ...], most: int | None) -> Iterator[str]:
-    """Group layers that miss a block in the same way."""
+    """Group layers with the same unfilled block."""
     layers: dict[str, list[Width]] = {}
     for width in widths:
         layers.setdefault(str(width), []).append(width)
