@@ -1,1 +1,1 @@
-"""Pruning: what must go together, what matters least, which to mask, and taking it out."""
+"""Pruning: dependent channels, importance, plans, masks and removal."""

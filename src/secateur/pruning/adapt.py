@@ -1,4 +1,4 @@
-"""What a smaller network needs beside narrower weights: numbers of its modules, and scales."""
+"""Adapts a smaller network beyond narrower weights: attributes of modules, and scales."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph, Nodes
 
 
 class WidthsRejected(Exception):  # noqa: N818  a finding, not an error
-    """The network does not work, or not as the large one does, in the widths asked for."""
+    """The network does not run in the requested widths, or not as the large network does."""
 
     def __init__(self, why: str, group: str | None = None) -> None:
         super().__init__(why)
@@ -23,15 +23,15 @@ class WidthsRejected(Exception):  # noqa: N818  a finding, not an error
 def settings(
     graph: ChannelGraph, large: Units, groups: Sequence[Group], widths: Mapping[str, int]
 ) -> list[Setting]:
-    """Numbers that modules keep for the size of a dimension, as they must be in new widths.
+    """Return new values for module attributes that hold the size of a dimension.
 
-    Along rows that shrink alike, such as the heads of an attention, a dimension keeps its size.
+    Dimensions along rows that shrink equally, such as the heads of an attention, keep their size.
 
     Args:
-        graph: Of the large network.
-        large: Its units.
-        groups: Those that shrink.
-        widths: Steps that stay of each.
+        graph: Graph of the large network.
+        large: Units of the large network.
+        groups: Groups that shrink.
+        widths: Remaining steps of each.
     """
     if not graph.attributes:
         return []
@@ -59,12 +59,12 @@ def settings(
 
 
 def _left(ratios: npt.NDArray[np.float64]) -> float:
-    """Share of a position that stays."""
+    """Fraction of a position that remains."""
     return float(ratios[0]) if len(ratios) else 1.0
 
 
 def _along_rows(slices: Sequence[Nodes], rows: Mapping[int, Nodes]) -> bool:
-    """Whether each position holds a whole row, so that none of them can go."""
+    """Whether each position holds an entire row, so that no position can be removed."""
     for nodes in slices:
         firsts = [rows[node] for node in nodes.tolist() if node in rows]
         if not any(np.isin(row, nodes).all() for row in firsts):
@@ -73,15 +73,15 @@ def _along_rows(slices: Sequence[Nodes], rows: Mapping[int, Nodes]) -> bool:
 
 
 def scales(large: Units, small: Units, node_of: Ints) -> tuple[Scale, ...]:
-    """Factors by which weights take up numbers that changed with a width.
+    """Return scales of weights that compensate factors which depend on a width.
 
     Args:
         large: Units of the large network.
         small: Units of the small one.
-        node_of: Node of the large network that each of the small one stands for.
+        node_of: From node of the small network to the corresponding node of the large one.
 
     Raises:
-        WidthsRejected: The channels are read elsewhere too, or the factors contradict.
+        WidthsRejected: The channels have other readers too, or the factors contradict each other.
     """
     graph = large.graph
     factors: dict[int, float] = {}
@@ -112,7 +112,7 @@ def scales(large: Units, small: Units, node_of: Ints) -> tuple[Scale, ...]:
 
 
 def _require_sole_use(graph: ChannelGraph, factors: Mapping[int, float]) -> None:
-    """Every reading of a scaled channel must be one that the number belongs to."""
+    """Check that all readers of a scaled channel apply the factor."""
     count = np.zeros(graph.count, np.int64)
     for nodes in graph.uses:
         count[nodes] += 1

@@ -1,4 +1,4 @@
-"""How much of each group goes: the same of all, by one threshold, or as its own curve allows."""
+"""Fraction to remove from each group: equal, by one threshold, or by sensitivity."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from secateur.pruning.channels import Prunable, Scores
 
 Scope = Literal["local", "global", "sensitivity"]
 Curve = Sequence[tuple[float, float]]
-"""Points (fraction removed, loss), the loss in any unit that all curves share."""
+"""Points (fraction removed, loss); all curves share the unit of the loss."""
 
 LEAST = 0.1
-"""Of a group at least this fraction stays when groups compete: none is starved by the others."""
+"""Smallest fraction of a group to keep if groups compete."""
 
 
 def local_fractions(prunable: Prunable, fraction: float) -> dict[str, float]:
@@ -27,14 +27,14 @@ def local_fractions(prunable: Prunable, fraction: float) -> dict[str, float]:
 def global_fractions(
     prunable: Prunable, scores: Mapping[str, Scores], fraction: float, normalize: bool
 ) -> dict[str, float]:
-    """Remove the channels that score lowest in the whole network.
+    """Remove the channels with the lowest scores of the entire network.
 
     Args:
-        prunable: What can go.
-        scores: Group to the importance of each unit.
-        fraction: Of all channels of all groups, in [0, 1).
+        prunable: The removable channels.
+        scores: From group to the importance of each unit.
+        fraction: Fraction of the channels of all groups, in [0, 1).
         normalize: Divide each group's scores by their mean first, because norms of layers of
-            different shapes do not compare.
+            different shapes are not comparable.
     """
     if not prunable.groups:
         return {}
@@ -59,22 +59,22 @@ def global_fractions(
 
 
 def channels_of(prunable: Prunable, name: str) -> int:
-    """Outputs of layers that a group's units make up, all of them counted."""
+    """Number of layer outputs that belong to a group's units."""
     return sum(len(member.index) for member in prunable.group(name).makers())
 
 
 def sensitivity_fractions(
     prunable: Prunable, curves: Mapping[str, Curve], fraction: float
 ) -> dict[str, float]:
-    """Remove from each group as much as its own curve allows for one loss common to all.
+    """Remove from each group the fraction at which its curve reaches a loss common to all groups.
 
-    Between points a curve is a line, made rising where noise lets it fall; it starts at no loss.
-    The common loss is the one at which ``fraction`` of all channels goes.
+    Curves are interpolated linearly, made monotonic, and start at a loss of 0. The common loss is
+    that at which ``fraction`` of all channels is removed.
 
     Args:
-        prunable: What can go.
-        curves: For each group its points.
-        fraction: Of all channels, in [0, 1).
+        prunable: The removable channels.
+        curves: From group to its points.
+        fraction: Fraction of all channels, in [0, 1).
 
     Raises:
         NetworkError: A group has no curve.
@@ -101,7 +101,7 @@ def sensitivity_fractions(
 
 
 def _allowed(curve: Curve, loss: float) -> float:
-    """Largest fraction at which a curve, made rising, is within ``loss``."""
+    """Largest fraction at which the monotonic curve is within ``loss``."""
     points = sorted(curve)
     fractions = np.array([0.0, *(fraction for fraction, _ in points)])
     losses = np.maximum.accumulate([0.0, *(value for _, value in points)])

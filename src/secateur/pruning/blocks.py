@@ -1,7 +1,7 @@
-"""Whole residual blocks as units of removal.
+"""Removal of entire residual blocks.
 
-A block whose parameters are all zero adds nothing to what it is given. Where it returns its input
-then, bit for bit, it can be replaced by an identity: the masked network and the smaller one agree.
+With zero parameters, a residual block adds nothing to its input. A block that then returns its
+input bit for bit can be replaced by an identity, with the same result as the masked network.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from secateur.pruning.tracing.trace import Example, call
 
 
 def find_blocks(model: nn.Module, example_input: Example) -> list[str]:
-    """Names of the smallest modules that return their input where their parameters are zero.
+    """Return names of the smallest modules that return their input if parameters are zero.
 
-    The network runs once, in float64, on random numbers; each candidate then runs with its
-    parameters at zero on what it was given.
+    The network runs once in float64 on random inputs; each candidate then runs on its input with
+    zero parameters.
 
     Args:
-        model: Any network; left as it is.
-        example_input: As for :func:`secateur.plan_removal`.
+        model: Any network; not modified.
+        example_input: See :func:`secateur.plan_removal`.
     """
     work = copy_of(model)
     make_permanent(work)
@@ -57,7 +57,7 @@ def _random_like(example_input: Example) -> Example:
 
 
 def _seen(work: nn.Module, example: Example) -> dict[nn.Module, Tensor]:
-    """Inputs of modules with parts that were called once and kept the shape of their input."""
+    """Return inputs of modules with submodules that were called once and keep the input's shape."""
     seen: dict[nn.Module, Tensor] = {}
     calls: dict[nn.Module, int] = {}
 
@@ -95,19 +95,18 @@ def plan_blocks(
     importance: Importance = "l2",
     seed: int = 0,
 ) -> Plan:
-    """Plan the removal of the ``count`` residual blocks that matter least; one always stays.
+    """Plan the removal of the ``count`` least important residual blocks; at least one is kept.
 
     Args:
-        model: Left as it is; for ``taylor``, with gradients.
-        example_input: As for :func:`secateur.plan_removal`.
-        count: Blocks that go, at most all but one.
-        importance: ``l1`` and ``l2`` take the mean of the weights' magnitudes or squares,
-            ``taylor`` the squared sum of weight times gradient of each filter, summed, ``random``
-            is the control.
-        seed: For ``random``.
+        model: Not modified; with gradients for ``taylor``.
+        example_input: See :func:`secateur.plan_removal`.
+        count: Number of blocks to remove, at most all but one.
+        importance: ``l1`` and ``l2``: mean magnitude or square of the weights; ``taylor``: squared
+            sum of weight times gradient of each filter, summed over filters; ``random``: control.
+        seed: Seed of ``random``.
 
     Raises:
-        ValueError: Blocks cannot be scored by that importance.
+        ValueError: The importance does not apply to blocks.
     """
     blocks = find_blocks(model, example_input)
     if importance == "random":
@@ -122,7 +121,7 @@ def plan_blocks(
 
 
 def blocks_to_go(blocks: int, fraction: float) -> int:
-    """How many of some blocks a fraction is."""
+    """Number of blocks that a fraction is."""
     return min(max(0, blocks - 1), math.floor(fraction * blocks + 1e-9))
 
 

@@ -1,8 +1,8 @@
-"""Which channels can be taken out, and all that must go with each.
+"""Groups of removable channels, with all tensor entries that depend on them.
 
-A *unit* is what can only go as a whole: entries of tensors that are inseparable, such as output 5
-of a convolution, entry 5 of the batch-norm after it and input 5 of each layer that reads it. Units
-with a place in exactly the same tensors can stand in for one another and form a *group*.
+A *unit* is a set of tensor entries that can only be removed together, such as output 5 of a
+convolution, entry 5 of the following batch-norm and input 5 of each layer that reads it. Units with
+entries in the same tensors are interchangeable and form a *group*.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """Where the units of a group lie along one axis of one tensor.
+    """Positions of a group's units along one axis of a tensor.
 
     Attributes:
         axis: Tensor and dimension.
-        index: Positions along it, rising, shape (entries,).
+        index: Positions along it, increasing, shape (entries,).
         unit: The unit at each position, shape (entries,).
-        role: ``makes``, ``reads`` or ``follows`` (norms, biases, inputs of grouped convolutions).
+        role: ``makes`` (produces the channels), ``reads`` or ``follows`` (norms, biases, inputs of
+            grouped convolutions).
     """
 
     axis: Axis
@@ -50,25 +51,25 @@ class Member:
 
     @property
     def layer(self) -> str:
-        """What people call it: the module, or a parameter of the network itself."""
+        """Name for people: the module, or a parameter of the network itself."""
         return self.module or self.axis.tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that can stand in for one another.
+    """Interchangeable units.
 
     For example ``conv(3, 8) -> bn(8) -> relu -> conv(8, 4)`` makes one group of 8 units: output i
     of the first convolution, entry i of the batch-norm's four vectors, input i of the second.
 
     Attributes:
-        name: The module whose weight makes the channels, the first in the network's order.
-        units: How many there are.
-        members: Every place they take up.
-        balanced: Whether operations that count positions (chunk, channel shuffle) touch it, so that
-            it must shrink evenly, a step at a time.
-        steps: Widths it can have: 1 .. ``steps``, where ``steps`` is all of it.
-        words: Why its members belong together, a line each.
+        name: The first module, in the network's order, whose weight produces the channels.
+        units: Number of units.
+        members: All entries of the units.
+        balanced: Whether operations by position (chunk, channel shuffle) use it, so that it must
+            shrink evenly in steps.
+        steps: Number of possible widths: 1 .. ``steps``, where ``steps`` is the full width.
+        words: Why its members depend on each other, a line each.
     """
 
     name: str
@@ -80,11 +81,11 @@ class Group:
 
     @cached_property
     def channels(self) -> int:
-        """Outputs of the layer that it is named after, as far as they are its own."""
+        """Number of outputs of the layer that names the group which belong to the group."""
         return len(next(m for m in self.members if m.role == "makes").index)
 
     def makers(self) -> Iterable[Member]:
-        """Weights that make its channels."""
+        """Weights that produce its channels."""
         return (member for member in self.members if member.role == "makes")
 
     def readers(self) -> Iterable[Member]:
@@ -92,10 +93,10 @@ class Group:
         return (member for member in self.members if member.role == "reads")
 
     def width(self, fraction: float, round_to: int = 1) -> int:
-        """Steps that stay where ``fraction`` goes: ``floor(fraction * steps)`` go, then rounded up.
+        """Return the remaining steps after removing ``floor(fraction * steps)``, rounded up.
 
-        Rounding makes every layer that makes the channels a multiple of ``round_to`` wide, as far
-        as its full width; something always stays.
+        All layers that produce the channels get a width that is a multiple of ``round_to``, at most
+        the full width; at least one step is kept.
         """
         gone = math.floor(fraction * self.steps + 1e-9 * self.steps)  # 0.29 * 100 is 28.99...
         stays = max(1, self.steps - gone)
@@ -103,18 +104,18 @@ class Group:
         return min(self.steps, math.ceil(stays / step) * step)
 
     def stride(self, round_to: int) -> int:
-        """Smallest number of steps by which every layer changes in multiples of ``round_to``."""
+        """Smallest number of steps that changes every layer by a multiple of ``round_to``."""
         each = [len(member.index) // self.steps for member in self.makers()]
         return math.lcm(*(round_to // math.gcd(round_to, many) for many in each))
 
     def __str__(self) -> str:
-        """Say line by line why its members belong together."""
+        """Explain why the members depend on each other."""
         return "\n".join((f"{self.name}: {self.units} channels or sets of them", *self.words))
 
 
 @dataclass(frozen=True)
 class Protected:
-    """A layer of which nothing can be taken out, and why."""
+    """A layer whose channels cannot be removed, with the reason."""
 
     name: str
     reason: str
@@ -122,16 +123,16 @@ class Protected:
 
 @dataclass(frozen=True, eq=False)
 class Prunable:
-    """All that can be taken out of a network, and what cannot; in the order of the network.
+    """The removable groups and protected layers of a network, in the network's order.
 
     Attributes:
-        groups: What can be taken out.
-        protected: Layers that make channels which cannot, each with why.
-        unfollowed: Operations that could not be followed, as ``name at module``.
-        example: One input, without data unless ``values`` is set.
-        graph: What the run said.
-        values: Whether the network looks at values, so that it runs on real tensors.
-        heads: Whether an attention loses whole heads.
+        groups: Removable groups.
+        protected: Layers whose channels cannot be removed, with reasons.
+        unfollowed: Operations without a rule, as ``name at module``.
+        example: One input, on the meta device unless ``values`` is set.
+        graph: Dependencies observed in the run.
+        values: Whether forward depends on values, so that it must run on real tensors.
+        heads: Whether attentions lose entire heads.
     """
 
     groups: tuple[Group, ...]
@@ -146,7 +147,8 @@ class Prunable:
         """The group called ``name``.
 
         Raises:
-            NetworkError: There is none; says why, where the layer is protected.
+            NetworkError: There is no such group; the message has the reason if the layer is
+                protected.
         """
         for group in self.groups:
             if group.name == name:
@@ -161,12 +163,12 @@ class Prunable:
 
 
 class Units:
-    """The nodes of a graph, sorted into components that stand and fall together.
+    """The connected components of a graph: nodes that can only be removed together.
 
     Attributes:
         of: Component of each node, shape (nodes,).
-        reasons: Component to why it must stay.
-        tours: A number for each component that says which results of operations it is in.
+        reasons: From component to the reason why it must be kept.
+        tours: A hash for each component of the operation results that contain it.
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
@@ -189,12 +191,12 @@ class Units:
         self.families = self._families()
 
     def nodes(self, unit: int) -> Nodes:
-        """Nodes of a component, rising."""
+        """Nodes of a component, increasing."""
         return self.by_unit[self.bounds[unit] : self.bounds[unit + 1]]
 
     @cached_property
     def signatures(self) -> list[tuple[tuple[int, int], ...]]:
-        """For each component, the axes it has entries on and how many on each."""
+        """For each component, its axes and the number of entries on each."""
         every = max(1, len(self.axes))
         places, counts = np.unique(self.of * every + self.axis_of, return_counts=True)
         pairs = list(zip((places % every).tolist(), counts.tolist(), strict=True))
@@ -202,11 +204,11 @@ class Units:
         return [tuple(pairs[a:b]) for a, b in pairwise(bounds)]
 
     def kind(self, unit: int) -> tuple[object, ...]:
-        """What components that can stand in for one another share: their places and their way."""
+        """A key shared by interchangeable components: their axes and operations."""
         return self.signatures[unit], int(self.tours[unit])
 
     def _tours(self) -> npt.NDArray[np.uint64]:
-        """Which results of operations each component is in, hashed: a sum of random numbers."""
+        """Hash of the operation results that contain each component: a sum of random numbers."""
         visits = self.graph.visits
         numbers = np.random.default_rng(0).integers(0, 2**64, len(visits), np.uint64)
         tours = np.zeros(self.number, np.uint64)
@@ -219,13 +221,13 @@ class Units:
         return tours
 
     def makes(self, unit: int) -> bool:
-        """Whether the component has channels that a layer makes."""
+        """Whether the component has channels produced by a layer."""
         return any(self.axes[axis] in self.graph.sources for axis, _ in self.signatures[unit])
 
     def _families(self) -> dict[int, int]:
-        """Components that an operation counts by position, to a number they share.
+        """From components that an operation uses by position to a number they share.
 
-        One of them that must stay keeps the others.
+        If one of them must be kept, so must the others.
         """
         first: dict[int, int] = {}
 
@@ -251,7 +253,7 @@ class Units:
         return {unit: find(unit) for unit in first}
 
     def groups(self) -> list[Group]:
-        """Components that can go, by where they lie, in the order of the network."""
+        """Removable components grouped by their axes, in the network's order."""
         sets: dict[tuple[str, object], list[int]] = {}
         for unit in range(self.number):
             if self.makes(unit) and unit not in self.reasons:
@@ -271,7 +273,7 @@ class Units:
         return groups
 
     def refuse(self, group: Group, why: str) -> None:
-        """Keep all units of a group."""
+        """Protect all units of a group."""
         for member in group.members:
             start = self.graph.offsets[member.axis]
             for unit in np.unique(self.of[start + member.index]).tolist():
@@ -307,7 +309,7 @@ class Units:
         return Group(name, len(components), tuple(members), even, steps, self._words(nodes))
 
     def _rows(self, components: Sequence[int]) -> list[int]:
-        """Lengths of the rows among components that must shrink alike."""
+        """Lengths of the rows of components that must shrink equally."""
         inside = set(components)
         sets = (rows for rows in self.graph.rows if len(rows) > 1 and rows[0].size)
         return [len(row) for rows in sets if int(self.of[rows[0][0]]) in inside for row in rows]
@@ -330,7 +332,7 @@ class Units:
 
 
 def units_of(graph: ChannelGraph) -> Units:
-    """The units of a graph, computed once; not to be changed."""
+    """The units of a graph, cached; do not modify."""
     if graph.units is None:
         graph.units = Units(graph)
     return graph.units
@@ -339,9 +341,9 @@ def units_of(graph: ChannelGraph) -> Units:
 def protected_layers(
     model: nn.Module, names: Mapping[str, str], units: Units, groups: Sequence[Group]
 ) -> list[Protected]:
-    """Layers that make channels of which none, or not all, can go.
+    """Layers with channels that cannot be removed.
 
-    ``names`` gives for each name of a tensor its first one.
+    ``names`` maps each name of a tensor to its first name.
     """
     free: dict[Axis, int] = {}
     for group in groups:

@@ -1,4 +1,4 @@
-"""What a network costs in given widths: parameters or multiply-accumulates, without running it."""
+"""Parameters or multiply-accumulates of a network in given widths, without running it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 
 
 class Costs:
-    """A sum over tensors: elements of each, times how often each is multiplied.
+    """Sum over tensors of their elements times the number of uses of each element.
 
-    For ``macs`` that is the number of positions a layer's weight is applied to, as
-    :func:`secateur.benchmarking.cost.macs` counts; for ``parameters`` it is one.
+    For ``macs``, the uses are the positions to which a layer's weight is applied, as in
+    :func:`secateur.benchmarking.cost.macs`; for ``parameters``, one.
 
     Args:
-        model: Left as it is.
-        prunable: Of the same network.
-        objective: What is counted.
+        model: Any network; not modified.
+        prunable: Removable channels of the same network.
+        objective: ``macs`` or ``parameters``.
     """
 
     def __init__(self, model: nn.Module, prunable: Prunable, objective: Counted) -> None:
@@ -52,11 +52,11 @@ class Costs:
 
     @property
     def full(self) -> int:
-        """Cost of the network as it is."""
+        """Cost of the unpruned network."""
         return self._sum({})
 
     def at(self, widths: Mapping[str, int]) -> int:
-        """Cost with each group as many steps wide as ``widths`` says."""
+        """Cost with ``widths`` steps of each group."""
         sizes = {}
         for axis, parts in self._parts.items():
             if axis.tensor in self._shapes:
@@ -85,7 +85,7 @@ class Costs:
 
 
 def _positions(probe: nn.Module, prunable: Prunable) -> dict[str, int]:
-    """For each weight of a layer, to how many positions of one input it is applied."""
+    """For each layer's weight, the number of positions of one input to which it is applied."""
     first = first_names(probe)
     names = {module: name for name, module in probe.named_modules()}
     times: dict[str, int] = {}

@@ -1,8 +1,8 @@
-"""Channels that do nothing: what nobody reads, and what says the same whatever the image.
+"""Dead channels: channels that are not read, and channels with a constant value.
 
-As the published method has it, a neuron left without input or without output connections goes too
-(arXiv 2001.04850, section 3.3; Han et al. 2015, section 3.5), through as many layers as that
-spreads. One without input still says a constant, which its readers' biases take up.
+As in the published method, a neuron without input or output connections is removed, repeatedly
+through all layers (arXiv 2001.04850, section 3.3; Han et al. 2015, section 3.5). A neuron without
+input still outputs a constant, which is folded into the biases of its readers.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from secateur.pruning.tracing.channel_graph import INPUTS, Axis
 
 Bools = npt.NDArray[np.bool_]
 
-_CLOSE = 1e-12  # relative, in float64: vector and scalar code may round differently
+_CLOSE = 1e-12  # relative, in float64; vector and scalar code may round differently
 
 
 def plan_dead(model: nn.Module, example_input: Tensor) -> Plan:
-    """Plan the removal of every channel that can be told to do nothing.
+    """Plan the removal of all dead channels.
 
-    - A channel whose readers' weights are all zero is not read; it goes.
-    - A channel whose filters are all zero is constant. Where each reader can take the constant up
-      exactly (in its bias, or in the running mean of the batch-norm after it) it is folded there;
-      where a reader pads its input with zeros, so that a border sees something else, it stays.
+    - A channel whose readers' weights are all zero is not read; it is removed.
+    - A channel whose filters are all zero is constant. It is folded if each reader can absorb the
+      constant exactly, in its bias or in the running mean of the following batch-norm. It is kept
+      if a reader pads its input with zeros, which differ from the constant at the border.
 
-    What a removal leaves without readers or inputs is looked at again, until nothing is left to do.
-    One channel of each layer always stays.
+    This repeats for channels that lose their readers or inputs by a removal. At least one channel
+    of each layer is kept.
 
     Args:
-        model: With zeros in its weights; left as it is.
-        example_input: A batch of the shape to run on, (N, C, H, W); only shape and dtype count.
+        model: A network with zeros in its weights; not modified.
+        example_input: A batch, (N, C, H, W); only shape and dtype are used.
 
     Raises:
-        NetworkError: The network cannot be followed.
+        NetworkError: The network cannot be traced.
     """
     prunable = find_prunable(model, example_input)
     work = copy.deepcopy(model).cpu().double().eval()
@@ -80,7 +80,7 @@ def _new(
 
 
 def _spare_one(idle: Bools, dead: Bools) -> Bools:
-    """``found``, less one where nothing else would be left."""
+    """Exclude one unit from ``idle`` if no other unit would remain."""
     gone = idle & ~dead
     if (gone | dead).all() and gone.any():
         gone = gone.copy()
@@ -89,13 +89,13 @@ def _spare_one(idle: Bools, dead: Bools) -> Bools:
 
 
 def _slices(model: nn.Module, member: Member) -> Bools:
-    """For each position of a member whether all its weights are zero."""
+    """For each position of a member, whether all its weights are zero."""
     weight = model.get_parameter(member.axis.tensor).detach().movedim(member.axis.axis, 0)
     return ~(weight.reshape(len(weight), -1) != 0).any(1).numpy()[member.index]
 
 
 def _all(group: Group, members: Sequence[Member], hold: Sequence[Bools]) -> Bools:
-    """For each unit whether it holds at every position it has in ``members``."""
+    """For each unit, whether ``hold`` is true at all its positions in ``members``."""
     every = np.ones(group.units, bool)
     for member, holds in zip(members, hold, strict=True):
         every[member.unit[~holds]] = False
@@ -108,7 +108,7 @@ def _unread(model: nn.Module, group: Group) -> Bools:
 
 
 def _unfed(model: nn.Module, prunable: Prunable, group: Group, gated: npt.NDArray) -> Bools:
-    """Units that nothing feeds: every filter that makes them from other channels is zero."""
+    """Units without input: all filters that produce them from other channels are zero."""
     inside = {member.axis.tensor for member in group.members if member.axis.axis == INPUTS}
     makers = [member for member in group.makers() if member.axis.tensor not in inside]
     unfed = _all(group, makers, [_slices(model, member) for member in makers])
@@ -131,7 +131,7 @@ def _fold_constants(
     images: Tensor,
     folds: list[Fold],
 ) -> dict[str, Bools]:
-    """Fold what can be folded into ``work``; return which units that leaves unread."""
+    """Fold constants into ``work`` where possible; return the units that are then not read."""
     done = {name: np.zeros(len(units), bool) for name, units in silent.items()}
     wanted = [
         (group, unit)
@@ -144,7 +144,7 @@ def _fold_constants(
     candidates = [(g.name, unit, _folds_of(seen, g, unit)) for g, unit in wanted]
     able = [(name, unit, new) for name, unit, new in candidates if new is not None]
     if not _try(seen, work, [fold for *_, new in able for fold in new], folds):
-        # One of them has a reader beside the one it was seen at: each for itself, then.
+        # One of them has another reader that was not observed: fold one by one.
         able = [each for each in able if _try(seen, work, each[2], folds)]
     for name, unit, _ in able:
         done[name][unit] = True
@@ -152,7 +152,7 @@ def _fold_constants(
 
 
 def _try(seen: _Seen, work: nn.Module, new: Sequence[Fold], folds: list[Fold]) -> bool:
-    """Fold into ``work`` and take their readers' weights away; put it back if that changes it."""
+    """Fold into ``work`` and zero the readers' weights; revert if the output changes."""
     before = {name: tensor.clone() for name, tensor in work.state_dict().items()}
     merged = _merged(new)
     for fold in merged:
@@ -167,7 +167,7 @@ def _try(seen: _Seen, work: nn.Module, new: Sequence[Fold], folds: list[Fold]) -
 
 
 def _merged(folds: Sequence[Fold]) -> list[Fold]:
-    """The same folds, one for each layer."""
+    """Merge folds of the same layer."""
     by: dict[tuple[str, str], dict[int, float]] = {}
     for fold in folds:
         pairs = zip(fold.inputs, fold.values, strict=True)
@@ -179,7 +179,7 @@ def _merged(folds: Sequence[Fold]) -> list[Fold]:
 
 
 class _Seen:
-    """What each layer of a network reads, and what comes out, for a few random images."""
+    """Inputs and outputs of each layer for a few random images."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.model, self.images = model, images
@@ -199,7 +199,7 @@ class _Seen:
 
     def _layer(self, name: str, made: dict[int, str], kept: list[Tensor]):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            kept.append(output)  # alive, so that its id stays its own
+            kept.append(output)  # keeps the tensor alive, so that its id is unique
             made[id(output)] = name
             if name in self.read:
                 self.read[name] = torch.full_like(inputs[0], float("nan"))  # called twice
@@ -217,12 +217,12 @@ class _Seen:
 
     @torch.inference_mode()
     def differs(self, model: nn.Module) -> bool:
-        """Whether ``model`` no longer computes what it did."""
+        """Whether the output of ``model`` has changed."""
         scale = float(self.output.abs().max()) or 1.0
         return float((_first(model(self.images)) - self.output).abs().max()) > 1e-9 * scale
 
     def constants(self, module: str, inputs: Sequence[int]) -> list[float] | None:
-        """What each of some inputs of a layer always is, or None where one varies."""
+        """Constant values of some inputs of a layer, or None if one of them varies."""
         read = self.read.get(module)
         layer = self.model.get_submodule(module)
         if read is None:
@@ -231,18 +231,18 @@ class _Seen:
         rows = read.movedim(axis, 0)[list(inputs)].reshape(len(inputs), -1)
         low, high = rows.amin(1), rows.amax(1)
         scale = float(rows.abs().max())
-        if not bool((high - low <= _CLOSE * scale).all()):  # false for nan too
+        if not bool((high - low <= _CLOSE * scale).all()):  # also False for NaN
             return None
         return rows[:, 0].tolist()
 
 
 def _first(output: Any) -> Tensor:
-    """The first tensor of what a network gives."""
+    """The first tensor of a network's output."""
     return next(value for value in tree_iter(output) if isinstance(value, Tensor))
 
 
 def _folds_of(seen: _Seen, group: Group, unit: int) -> list[Fold] | None:
-    """What takes a unit's constants up at each of its readers, or None where one cannot."""
+    """Folds of a unit's constants at all its readers, or None if one of them cannot absorb them."""
     folds = []
     for reader in group.readers():
         inputs = reader.index[reader.unit == unit].tolist()
@@ -262,7 +262,7 @@ def _folds_of(seen: _Seen, group: Group, unit: int) -> list[Fold] | None:
 
 
 def _home(seen: _Seen, layer: nn.Module, reader: Member) -> str | None:
-    """The tensor that can take up what a layer makes of constant inputs."""
+    """The tensor that can absorb a layer's response to constant inputs."""
     name = reader.module
     if reader.axis != Axis(f"{name}.weight" if name else "weight", 1):
         return None
@@ -286,7 +286,7 @@ def _home(seen: _Seen, layer: nn.Module, reader: Member) -> str | None:
 
 
 def _cuts(model: nn.Module, prunable: Prunable, dead: Mapping[str, Bools]) -> tuple:
-    """Cuts that take out exactly the dead units, or of a group that shrinks evenly some of them."""
+    """Cuts that remove the dead units only; in groups that shrink evenly, possibly not all."""
     scores = {name: (~gone).astype(float) for name, gone in dead.items()}
     widths = {}
     for group in prunable.groups:

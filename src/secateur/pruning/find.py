@@ -1,4 +1,4 @@
-"""What can be taken out of a network: followed once as it is, and tried once at half its width."""
+"""Finds the removable channels of a network: traces it, then tries it at half its width."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from secateur.pruning.tracing.trace import (
 
 
 def find_prunable(model: nn.Module, example_input: Example, *, heads: bool = False) -> Prunable:
-    """Find what can be taken out of ``model``, by running it in inference mode without data.
+    """Find the removable channels of ``model`` by running it in inference mode on the meta device.
 
-    What the network's own code does not allow (a width written into its forward, say) shows when it
-    is run again with every group at half its width; such groups are protected, with the reason.
-    Where forward looks at the values of tensors, it runs on a copy with weights and on the example
-    itself; :attr:`Prunable.values` says so.
+    The network is run again with every group at half its width. Groups for which its code fails,
+    for example because forward contains a fixed width, are protected with the reason. If forward
+    depends on values of tensors, a copy with weights runs on the example itself;
+    :attr:`Prunable.values` is then set.
 
     Args:
-        model: Any network; left as it is.
-        example_input: What forward is called with: a batch, (N, C, H, W), or a tuple or dict of
-            arguments. Of each tensor one element of the batch is used, its shape and dtype.
-        heads: Whether an attention loses whole heads, in place of channels within each head.
+        model: Any network; not modified.
+        example_input: Arguments of forward: a batch, (N, C, H, W), or a tuple or dict of arguments.
+            Shape and dtype of one element of the batch are used.
+        heads: Whether attentions lose entire heads, instead of channels within each head.
 
     Raises:
         NetworkError: Forward does not run on the input, or the network is scripted or quantized.
@@ -66,7 +66,7 @@ def find_prunable(model: nn.Module, example_input: Example, *, heads: bool = Fal
 
 
 def _follow(model: nn.Module, example_input: Example, heads: bool) -> Prunable:
-    """Run the network, without data if it can; nothing is sorted yet."""
+    """Run the network, without data if possible; return the graph before grouping."""
     try:
         example, values = example_of(example_input), False
         graph = follow_channels(weightless(model), example, heads=heads)
@@ -82,7 +82,7 @@ def _follow(model: nn.Module, example_input: Example, heads: bool) -> Prunable:
 
 
 def _steps(model: nn.Module, prunable: Prunable) -> dict[str, int]:
-    """In how many steps even groups shrink: a shuffle in 4 groups needs 4 channels at a time."""
+    """Steps of groups that shrink evenly: a shuffle in 4 groups needs steps of 4 channels."""
     even = [group for group in prunable.groups if group.balanced]
     if _works(model, prunable, even):
         return {group.name: group.steps for group in even}
@@ -90,7 +90,7 @@ def _steps(model: nn.Module, prunable: Prunable) -> dict[str, int]:
 
 
 def _works(model: nn.Module, prunable: Prunable, groups: Sequence[Group]) -> bool:
-    """Whether the network's code runs with all of ``groups`` a step narrower."""
+    """Whether the network runs with all ``groups`` one step narrower."""
     if not groups:
         return True
     widths = {group.name: group.steps - 1 for group in groups}
@@ -113,7 +113,7 @@ def _steps_of(model: nn.Module, prunable: Prunable, group: Group) -> int:
 
 
 def _at_odds(model: nn.Module, prunable: Prunable, groups: list[Group]) -> dict[str, str]:
-    """Groups that can shrink alone, but not together with those before them."""
+    """Groups that can shrink separately, but not together with preceding ones."""
     together: list[Group] = []
     refused: dict[str, str] = {}
     for group in groups:
@@ -126,14 +126,14 @@ def _at_odds(model: nn.Module, prunable: Prunable, groups: list[Group]) -> dict[
 
 
 def _refusal(model: nn.Module, prunable: Prunable, groups: Sequence[Group]) -> str | None:
-    """Why the network does not work with ``groups`` at half their width, or None where it does."""
+    """Why the network fails with ``groups`` at half their width, or None if it works."""
     widths = {group.name: group.width(0.5) for group in groups}
     scores = {group.name: np.zeros(group.units) for group in groups}
     large = units_of(prunable.graph)
     while True:
         try:
             realize_exactly(model, prunable, large, widths, scores)
-        except ChannelsDoNotFit as finding:  # depends on the width; the network's code works in it
+        except ChannelsDoNotFit as finding:  # depends on the width; the network's code runs in it
             if finding.group not in widths:
                 return str(finding)
             del widths[finding.group]

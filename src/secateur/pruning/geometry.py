@@ -1,4 +1,4 @@
-"""Which layers a network runs, and what each becomes when groups are narrower."""
+"""The geometry of each layer call of a network, for any widths of groups."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Call:
     """One call of a layer.
 
     Attributes:
-        weight: First name of its weight.
-        layer: Its geometry, nothing removed.
+        weight: First name of the layer's weight.
+        layer: Geometry at full width.
     """
 
     weight: str
@@ -30,17 +30,17 @@ class Call:
 
 
 class Geometry:
-    """The convolutions and linear layers of a network, in the order they run.
+    """The convolutions and linear layers of a network, in the order of execution.
 
-    Transposed convolutions, and those written as a function call, are not among them.
+    Transposed and functional convolutions are not included.
 
     Args:
-        model: Left as it is.
-        prunable: Of the same network.
+        model: Any network; not modified.
+        prunable: Removable channels of the same network.
 
     Attributes:
-        calls: Every call, at one image.
-        touched: For each group, the calls whose outputs or inputs are its channels.
+        calls: Every call, for one image.
+        touched: For each group, the calls with its channels as outputs or inputs.
     """
 
     def __init__(self, model: nn.Module, prunable: Prunable) -> None:
@@ -59,7 +59,7 @@ class Geometry:
                 self.touched[name].append(number)
 
     def layer(self, number: int, widths: Mapping[str, int]) -> Layer:
-        """Call ``number`` with each group as many steps wide as ``widths`` says, or whole."""
+        """Geometry of call ``number`` with ``widths`` steps of each group, else the full width."""
         layer_call = self.calls[number]
         full = layer_call.layer
         outputs = self._size(Axis(layer_call.weight, 0), full.outputs, widths)
@@ -81,10 +81,10 @@ class Geometry:
 
 
 def list_calls(model: nn.Module, example: Example) -> list[Call]:
-    """Every convolution and linear layer that ``model`` runs on ``example`` at inference.
+    """List the calls of convolutions and linear layers of ``model`` on ``example`` at inference.
 
     Args:
-        model: Left as it is; a copy without data runs.
+        model: Not modified; a copy without data runs.
         example: One input on the meta device.
     """
     probe = weightless(model).eval()

@@ -1,4 +1,4 @@
-"""How much a channel or a weight matters: the smallest go first."""
+"""Importance of channels and weights; the lowest are removed first."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def channel_importance(
 ) -> dict[str, Scores]:
     r"""Score every unit of every group.
 
-    What a unit is made by counts: its filters in all convolutions and linear layers whose outputs
-    it has a place in, together as one vector w with gradient g.
+    Scores use the filters that produce a unit in all convolutions and linear layers, concatenated
+    to one vector w with gradient g.
 
     - ``l1``, ``l2``: the norm of w (Li et al. 2017, section 3.1).
     - ``batch_norm``: the mean of \|gamma\| over the batch-norms that scale it (Liu et al. 2017,
-      section 3). A group without batch-norm scores infinity, so that it stays whole.
+      section 3). A group without batch-norm scores infinity, so that it is not pruned.
     - ``taylor``: (sum of g w)^2 of each filter, summed (Molchanov et al. 2019, eq. 8 with the
-      filter as the structure); gradients are those that ``backward`` left in the network.
-      A group without gradients, of frozen layers, scores infinity, so that it stays.
+      filter as the structure); gradients are those of the last ``backward``. A group without
+      gradients (frozen layers) scores infinity, so that it is not pruned.
     - ``fpgm``: the sum of distances to all other filters of the layer (He et al. 2019, eq. 4).
-    - ``lamp``: w^2 over the sum of the squares that are as large or larger in the group (Lee et al.
-      2021, eq. 1, of channels); made for ``global`` scope.
-    - ``random``: uniform in [0, 1), the control.
+    - ``lamp``: w^2 over the sum of all squares in the group that are at least as large (Lee et al.
+      2021, eq. 1, for channels); intended for ``global`` scope.
+    - ``random``: uniform in [0, 1), a control.
 
     Args:
-        model: Left as it is.
-        prunable: Of the same network.
-        importance: One of the seven.
-        seed: Decides the random scores.
+        model: Any network; not modified.
+        prunable: Removable channels of the same network.
+        importance: One of the above.
+        seed: Seed of the random scores.
 
     Returns:
-        Group to scores, float64 of shape (units,), zero or more.
+        From group to scores, float64 (units,), non-negative.
 
     Raises:
-        NetworkError: Weights are not finite, or there are no gradients where they are needed.
-        ValueError: There is no such importance.
+        NetworkError: Weights are not finite, or ``taylor`` has no gradients.
+        ValueError: The importance is unknown.
     """
     if importance != "random" and importance not in CRITERIA:
         known = (*CRITERIA, "random")
@@ -127,11 +127,11 @@ CRITERIA: dict[str, Callable[[nn.Module, Group], Scores]] = {
     "fpgm": _fpgm,
     "lamp": _lamp,
 }
-"""Scores of one group, float64 (units,), by name; `random` is drawn instead."""
+"""From name to the function that scores one group, float64 (units,); ``random`` has none."""
 
 
 def _rows(tensor: Tensor, member: Member) -> Tensor:
-    """What each of a member's positions is made of, float64 (entries, elements)."""
+    """Weights of each position of a member, float64 (entries, elements)."""
     index = torch.from_numpy(member.index).to(tensor.device)
     moved = tensor.detach().movedim(member.axis.axis, 0).index_select(0, index)
     return moved.reshape(len(index), -1).double()

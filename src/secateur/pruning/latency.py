@@ -1,16 +1,16 @@
-"""Widths for a time limit: from whole, always the step that saves most time for what it loses.
+"""Greedy choice of widths for a limit on latency.
 
-Greedy as NetAdapt (Yang et al. 2018, algorithm 1), with measured layers as in HALP (Shen et al.
-2022), but a step is taken wherever time saved per importance lost is largest, with all other groups
-at their width of that moment: neighbors multiply, so what a width saves depends on theirs. A step
-may jump over widths, because kernels work in blocks and between two blocks nothing is saved. At the
-end groups grow back where there is time left; so a width that is slower than a larger one never
-stays.
+Greedy as in NetAdapt (Yang et al. 2018, algorithm 1), with measured layers as in HALP (Shen et al.
+2022). Starting from the full network, each step narrows the group that saves the most time for the
+importance it loses, with all other groups at their current width, because the cost of a layer is
+the product of its input and output width. A step may skip widths, because kernels work on blocks
+and widths between blocks save nothing. At the end, groups grow again within the remaining time, so
+that no width is kept that is slower than a larger one.
 
-What stays of a network, whose layers are in series, is taken as the product of what stays of each
-layer: its share of the importance of all it makes. So the loss is the sum of -log(share). It is the
-same for wide and narrow layers, counts a trunk as often as layers make it, and makes the last
-channels of any layer the dearest.
+The quality of a network is modeled as the product, over its layers, of the remaining fraction of
+importance. The loss is therefore the sum of -log(fraction). It treats wide and narrow layers alike,
+counts a residual trunk once for each layer that writes to it, and makes the last channels of a
+layer the most expensive.
 """
 
 from __future__ import annotations
@@ -35,26 +35,27 @@ from secateur.pruning.surgery import rebuild
 from secateur.runtimes import Runtime
 
 LOOK_AHEAD = 4
-"""Candidate widths below a group's own that a step may go to."""
+"""Number of smaller candidate widths that a step may choose from."""
 MOST_WIDTHS = 32
-"""Candidates of a group: of wide groups every second, third ... multiple of ``round_to``."""
+"""Largest number of candidate widths of a group; wide groups use every second, third ... multiple
+of ``round_to``."""
 ATTEMPTS = 4
-"""Networks that are built and timed before giving up."""
+"""Number of networks that are built and timed before failing."""
 TOLERANCE = 0.05
-"""Of the target: how far measured latency may lie below it, or where all fails above it."""
+"""Accepted relative deviation of the measured latency from the target."""
 
 
 @dataclass(frozen=True)
 class LatencyPlan:
-    """Widths that keep to a time limit, and what they take.
+    """Widths within a limit on latency, with measurements.
 
     Attributes:
-        plan: What leaves.
-        widths: Steps that stay of each group.
-        unpruned: Measured milliseconds of the network as it is.
-        pruned: Measured milliseconds of the smaller one, timed in turns with it.
-        predicted: Milliseconds that the layers' sum says.
-        kept: The product over all layers of the share of importance that stays, in (0, 1].
+        plan: The plan of removal.
+        widths: Remaining steps of each group.
+        unpruned: Measured milliseconds of the unpruned network.
+        pruned: Measured milliseconds of the smaller network, timed in turns.
+        predicted: Milliseconds predicted from the layers.
+        kept: Product over all layers of the remaining fraction of importance, in (0, 1].
     """
 
     plan: Plan
@@ -66,16 +67,16 @@ class LatencyPlan:
 
     @property
     def ratio(self) -> float:
-        """Measured latency over that of the unpruned network."""
+        """Measured latency relative to the unpruned network."""
         return self.pruned / self.unpruned
 
     def merit(self, target: float) -> tuple[bool, float]:
-        """To be within ``target`` comes first, then what is kept; outside, to be near it."""
+        """Sort key: within ``target`` first, then by ``kept``; others by distance to the target."""
         within = self.ratio <= target
         return within, self.kept if within else -self.ratio
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Summary in one line."""
         return (
             f"{self.unpruned:.3f} ms -> {self.pruned:.3f} ms, {self.ratio:.2f} of it "
             f"(predicted {self.predicted:.3f} ms)"
@@ -83,10 +84,10 @@ class LatencyPlan:
 
 
 class LayerTimes(Protocol):
-    """What times layers: :class:`secateur.benchmarking.layer_timer.LayerTimer`, or a test."""
+    """Times layers, as :class:`secateur.benchmarking.layer_timer.LayerTimer` does."""
 
     def __call__(self, layer: Layer) -> float:
-        """Time of a layer over that of the reference layer."""
+        """Latency of a layer relative to the reference layer."""
 
     @property
     def reference(self) -> Runtime:
@@ -94,10 +95,10 @@ class LayerTimes(Protocol):
 
 
 class NetworkTimes(Protocol):
-    """Times networks: :class:`secateur.benchmarking.network_timer.NetworkTimer`, or a test's."""
+    """Times networks, as :class:`secateur.benchmarking.network_timer.NetworkTimer` does."""
 
     def load(self, network: nn.Module) -> Runtime:
-        """Make a network ready to run."""
+        """Prepare a network to run."""
 
     def time(self, *networks: Runtime) -> list[float]:
         """Milliseconds of each, timed in turns."""
@@ -113,21 +114,21 @@ def reach_latency(
     clock: LayerTimes,
     network_timer: NetworkTimes,
 ) -> LatencyPlan:
-    """Find the widths that lose least importance within ``target`` of the network's latency.
+    """Find the widths that lose the least importance within ``target`` of the network's latency.
 
-    Widths are chosen by the layers' times; the smaller network is then built and timed beside the
-    unpruned one. Where it misses, what it takes beyond its layers is learned, and widths are chosen
-    again.
+    Widths are chosen by the latencies of layers. The smaller network is then built and timed in
+    turns with the unpruned one. If it misses the target, the model of the time outside of layers is
+    corrected and widths are chosen again.
 
     Args:
-        model: Left as it is.
-        prunable: Of the same network.
-        scores: For each group the importance of each unit, shape (units,).
-        plan: From steps that stay of each group to the plan.
-        target: At most this share of the latency stays, in (0, 1].
-        round_to: Widths are multiples of it, or whole.
+        model: Any network; not modified.
+        prunable: Removable channels of the same network.
+        scores: For each group, the importance of each unit, shape (units,).
+        plan: From the remaining steps of each group to the plan.
+        target: Largest remaining fraction of the latency, in (0, 1].
+        round_to: Widths are multiples of this, or the full width.
         clock: Time of a layer.
-        network_timer: Times the network and the smaller ones.
+        network_timer: Times the unpruned and smaller networks.
 
     Raises:
         NetworkError: The target cannot be reached.
@@ -138,7 +139,7 @@ def reach_latency(
     choice = Choice(prunable, scores, Geometry(model, prunable), round_to, clock, full)
     best, tried = None, None
     for _ in range(ATTEMPTS):
-        # The middle of what is accepted, because no two measurements agree to the digit.
+        # The middle of the accepted range, because measurements vary.
         widths = choice.within((1 - TOLERANCE / 2) * target * full)
         if widths == tried:
             break
@@ -163,19 +164,19 @@ def reach_latency(
 
 
 class Choice:
-    """The widths of every group, and what each combination takes and loses.
+    """Candidate widths of every group, with the latency and loss of any combination.
 
-    What a network takes beyond its layers' sum (adding, concatenating, shuffling, pooling, calling)
-    is a fixed part, and a part that grows with how many numbers the layers make; at first, it is
-    all of the second kind.
+    The time outside of layers (adding, concatenating, shuffling, pooling, calling) is modeled as a
+    fixed part plus a part proportional to the number of elements that layers output. Initially it
+    is all proportional.
 
     Args:
-        prunable: What can go.
-        scores: For each group the importance of each unit, shape (units,).
-        geometry: Of the same network.
-        round_to: Widths are multiples of it, or whole.
+        prunable: The removable channels.
+        scores: For each group, the importance of each unit, shape (units,).
+        geometry: Geometry of the same network.
+        round_to: Widths are multiples of this, or the full width.
         clock: Time of a layer, in any unit.
-        full: Time of the network as it is, in the same unit.
+        full: Latency of the unpruned network, in the same unit.
     """
 
     def __init__(
@@ -204,16 +205,16 @@ class Choice:
         self._moving = self._rest / self._numbers
 
     def latency(self, widths: Mapping[str, int]) -> float:
-        """Time of the network in these widths."""
+        """Predicted latency of the network in these widths."""
         return self._fixed + self._variable(widths, None)
 
     def _variable(self, widths: Mapping[str, int], among: Iterable[int] | None) -> float:
-        """Time of all calls, or those ``among``, and of moving their results."""
+        """Predicted time of all calls, or those ``among``, and of moving their results."""
         layers = self.geometry.layers(widths, among)
         return sum(self.clock(layer) + self._moving * layer.elements for layer in layers)
 
     def learn(self, widths: Mapping[str, int], measured: float) -> None:
-        """Correct the two parts, so that the network in ``widths`` takes ``measured``."""
+        """Fit the two parts so that the prediction at ``widths`` is ``measured``."""
         layers = self.geometry.layers(widths)
         numbers = sum(layer.elements for layer in layers)
         rest = measured - sum(map(self.clock, layers))
@@ -222,11 +223,11 @@ class Choice:
         self._fixed = rest - self._moving * numbers
 
     def kept(self, widths: Mapping[str, int]) -> float:
-        """Product over all layers of the share of importance that stays."""
+        """Product over all layers of the remaining fraction of importance."""
         return math.exp(-sum(self.losses[name][width] for name, width in widths.items()))
 
     def within(self, limit: float) -> dict[str, int]:
-        """Widths that take at most ``limit``, or as little as steps lead to."""
+        """Widths with a predicted latency of at most ``limit``, or the fastest widths."""
         widths = dict(self.whole)
         first = now = self.latency(widths)
         steps: dict[str, _Step] = {}
@@ -250,7 +251,7 @@ class Choice:
         return widths
 
     def _grow(self, widths: dict[str, int], left: float) -> None:
-        """Widen in place what gains most for its time, while there is time ``left``."""
+        """Widen in place the groups that gain the most for their time, within the time ``left``."""
         steps: dict[str, list[_Step]] = {}
         stale = set(widths)
         while True:
@@ -283,7 +284,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Step:
-    """A group's way to another width: extra time and loss; either may be negative."""
+    """A change of a group's width, with its change in time and loss."""
 
     group: str
     width: int
@@ -292,7 +293,7 @@ class _Step:
 
 
 LEAST_LOSS = 1e-9
-"""What a unit without importance counts, so that a step is never free."""
+"""Importance of a unit that has none, so that no step is free."""
 
 
 def _saved_per_loss(step: _Step) -> float:
@@ -304,7 +305,7 @@ def _gained_per_time(step: _Step) -> float:
 
 
 def _sharing(geometry: Geometry) -> dict[str, set[str]]:
-    """For each group, those that have a layer in common with it, itself among them."""
+    """For each group, the groups that share a layer with it, including itself."""
     sets = {name: set(numbers) for name, numbers in geometry.touched.items()}
     return {
         name: {other for other, second in sets.items() if first & second} | {name}
@@ -313,13 +314,13 @@ def _sharing(geometry: Geometry) -> dict[str, set[str]]:
 
 
 def losses(scores: Scores, steps: int) -> npt.NDArray[np.float64]:
-    """-log of the share of importance that stays at each number of steps, shape (steps + 1,).
+    """-log of the remaining fraction of importance at each number of steps, shape (steps + 1,).
 
-    Infinite at none; and at all but ``steps``, where units are infinitely important.
+    Infinite at 0 steps, and below ``steps`` if units have infinite importance.
 
     Args:
-        scores: Of each unit, zero or more, shape (units,).
-        steps: Widths there are; units leave evenly, those that score lowest first.
+        scores: Importance of each unit, non-negative, shape (units,).
+        steps: Number of widths; units are removed evenly, lowest scores first.
     """
     if not np.isfinite(scores).all():
         return np.where(np.arange(steps + 1) == steps, 0.0, np.inf)
@@ -331,7 +332,7 @@ def losses(scores: Scores, steps: int) -> npt.NDArray[np.float64]:
 
 
 def candidates(group: Group, round_to: int, lost: npt.NDArray[np.float64]) -> list[int]:
-    """Widths to choose from, in steps, rising: multiples of ``round_to``, and all of it."""
+    """Candidate widths in steps, increasing: multiples of ``round_to``, and the full width."""
     stride = group.stride(round_to)
     stride *= math.ceil(group.steps / stride / MOST_WIDTHS)
     widths = [*range(stride, group.steps, stride), group.steps]
@@ -348,17 +349,17 @@ def plan_latency(
     precision: Precision,
     threads: int,
 ) -> LatencyPlan:
-    """:func:`reach_latency` on this machine; layers that were timed before are looked up.
+    """Run :func:`reach_latency` with timings on this machine; timings of layers are cached.
 
     Args:
-        model: Left as it is.
-        prunable: Of the same network.
-        scores: For each group the importance of each unit, shape (units,).
-        plan: From steps that stay of each group to the plan.
-        target: At most this share of the latency stays, in (0, 1].
-        round_to: Widths are multiples of it, or whole.
-        precision: Of the file that will ship.
-        threads: Inside one operator.
+        model: Any network; not modified.
+        prunable: Removable channels of the same network.
+        scores: For each group, the importance of each unit, shape (units,).
+        plan: From the remaining steps of each group to the plan.
+        target: Largest remaining fraction of the latency, in (0, 1].
+        round_to: Widths are multiples of this, or the full width.
+        precision: Precision of the exported file.
+        threads: Threads inside one operator.
 
     Raises:
         NetworkError: The target cannot be reached, or the network cannot be exported.

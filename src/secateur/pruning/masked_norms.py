@@ -1,4 +1,4 @@
-"""Norms over channels in a masked network: their statistics are of the channels that stay."""
+"""Norms over channels in a masked network, with statistics of the remaining channels only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NORMS = {
 
 
 def count_what_stays(model: nn.Module, plan: Plan) -> None:
-    """Make norms over channels of ``model`` count what ``plan`` keeps, in place."""
+    """Make norms over channels of ``model`` use only the channels that ``plan`` keeps, in place."""
     parameters = {name for name, tensor in model.named_parameters() if tensor.ndim == 1}
     kept = {
         axis.tensor: torch.tensor(sorted(keep))
@@ -36,7 +36,7 @@ def count_what_stays(model: nn.Module, plan: Plan) -> None:
 
 
 class _Guard:
-    """Watches the norms while a network runs."""
+    """Replaces norms while a network runs."""
 
     def __init__(self, kept: dict[str, Tensor]) -> None:
         self.kept = kept
@@ -53,7 +53,7 @@ class _Guard:
 
 
 class _CountKept(TorchFunctionMode):
-    """Replaces each norm over channels by the norm of those that stay, zero elsewhere."""
+    """Replaces each norm over channels by the norm of the remaining ones, zero elsewhere."""
 
     def __init__(self, kept: dict[int, Tensor]) -> None:
         super().__init__()

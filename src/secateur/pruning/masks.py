@@ -1,4 +1,4 @@
-"""Which weights are kept: of a plan, of some units of a group, or the largest of a layer."""
+"""Masks of kept weights: of a plan, of some units of a group, or by magnitude."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from secateur.store import save_tensors
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """What is kept of each pruned parameter.
+    """Masks of the kept entries of each pruned parameter.
 
     Attributes:
-        tensors: Parameter name to a bool tensor of its shape, True where kept; not to be changed.
+        tensors: From parameter name to a bool tensor of its shape, True where kept; do not modify.
 
     Raises:
         NetworkError: A mask is not boolean.
@@ -49,7 +49,7 @@ class Masks:
         """Zero every masked entry of ``model`` in place.
 
         Raises:
-            NetworkError: A mask has no parameter, or not its shape.
+            NetworkError: A mask has no parameter of its name and shape.
         """
         for parameter, mask in self._pairs(model):
             parameter.masked_fill_(~mask, 0)
@@ -59,7 +59,7 @@ class Masks:
         """Whether every masked entry of ``model`` is exactly zero.
 
         Raises:
-            NetworkError: A mask has no parameter, or not its shape.
+            NetworkError: A mask has no parameter of its name and shape.
         """
         return not any(
             bool(parameter.masked_fill(mask, 0).count_nonzero())
@@ -67,7 +67,7 @@ class Masks:
         )
 
     def shrinks(self, previous: Masks) -> bool:
-        """Whether all that ``previous`` masks is masked here too."""
+        """Whether everything masked by ``previous`` is masked here too."""
         return all(
             name in self.tensors
             and not bool((self.tensors[name] & ~mask.to(self.tensors[name].device)).any())
@@ -75,7 +75,7 @@ class Masks:
         )
 
     def sparsity(self) -> float:
-        """Fraction of the entries that is masked, in [0, 1)."""
+        """Fraction of masked entries, in [0, 1)."""
         entries = sum(mask.numel() for mask in self.tensors.values())
         kept = sum(int(mask.count_nonzero()) for mask in self.tensors.values())
         return 1 - kept / entries if entries else 0.0
@@ -86,7 +86,7 @@ class Masks:
 
     @classmethod
     def load(cls, path: Path) -> Masks:
-        """Read what :meth:`save` wrote, onto the CPU.
+        """Read the file of :meth:`save`, onto the CPU.
 
         Raises:
             StoreError: The file is missing or damaged.
@@ -110,11 +110,10 @@ class Masks:
 
 
 def plan_masks(model: nn.Module, plan: Plan) -> Masks:
-    """Masks of everything that ``plan`` removes: what makes each channel and what reads it.
+    """Masks of all weights that produce or read a channel that ``plan`` removes.
 
-    Because its readers are masked too, it does not matter what an activation function makes of a
-    channel's zeros. Running statistics have no masks. All parameters of a block that leaves are
-    masked.
+    Readers are masked too, so that activation functions with f(0) != 0 do not matter. Running
+    statistics have no masks. All parameters of removed blocks are masked.
 
     Raises:
         NetworkError: The plan does not fit the network.
@@ -134,12 +133,12 @@ def plan_masks(model: nn.Module, plan: Plan) -> Masks:
 
 
 def group_masks(model: nn.Module, group: Group, gone: npt.NDArray[np.bool_]) -> Masks:
-    """Masks of some units of one group, everywhere they have a place.
+    """Masks of all entries of some units of a group.
 
     Args:
-        model: Left as it is.
-        group: One of its groups.
-        gone: For each unit whether it is masked, shape (units,).
+        model: Any network; not modified.
+        group: A group of the network.
+        gone: Whether each unit is masked, shape (units,).
     """
     parameters = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {}
@@ -164,16 +163,16 @@ def weight_masks(
     fraction: float,
     previous: Masks | None = None,
 ) -> Masks:
-    """Mask the single weights of smallest magnitude, in each layer on its own.
+    """Mask the single weights of smallest magnitude, in each layer separately.
 
-    Of n weights ``floor(fraction * n)`` go, exactly, ties by index, and one always stays. What
-    ``previous`` masks is masked first, and stays masked. Biases have no masks.
+    Exactly ``floor(fraction * n)`` of n weights are masked, ties by index; at least one is kept.
+    Weights masked by ``previous`` are masked first. Biases have no masks.
 
     Args:
-        model: Its weights decide; left as it is.
+        model: Any network; not modified.
         layers: Names of modules with a ``weight``.
-        fraction: In [0, 1).
-        previous: Masks of the round before.
+        fraction: Fraction to mask, in [0, 1).
+        previous: Masks of the preceding round.
 
     Raises:
         NetworkError: Weights are not finite.
@@ -200,15 +199,15 @@ def sparsity(model: nn.Module, names: Iterable[str]) -> float:
 
 
 def _gone(fraction: float, entries: int) -> int:
-    # 0.29 * 100 is 28.999999999999996 in floating point, and means 29.
+    # 0.29 * 100 is 28.999999999999996 in floating point; 29 is meant.
     return min(entries - 1, math.floor(fraction * entries + 1e-9 * entries))
 
 
 def _keep_largest(scores: Tensor, stays: int, kept: Tensor | None) -> Tensor:
-    """Mask of at most ``stays`` entries: the largest, of equals the last, of ``kept`` only.
+    """Mask of at most ``stays`` entries of ``kept``: the largest, and the last of equal ones.
 
     Args:
-        scores: Not negative, any shape; overwritten.
+        scores: Non-negative, any shape; overwritten.
         stays: 1 or more.
         kept: Bool, of the same shape, or None for all.
     """

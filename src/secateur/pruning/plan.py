@@ -1,7 +1,7 @@
-"""A removal as plain data: which entries of which tensors stay, and which constants move to a bias.
+"""The plan of a removal as plain data: kept entries of tensors, and constants to fold.
 
-The order of steps follows distiller's ``thinning.py``: a plan can be saved, read and replayed, and
-a pruned network is its spec, its plan and its weights, never a pickled module.
+The order of steps follows distiller's ``thinning.py``: a plan can be saved, read and replayed. A
+pruned network is stored as specification, plan and weights, not as a pickled module.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from secateur.pruning.tracing.channel_graph import INPUTS, Axis
 
 
 class Cut(BaseModel):
-    """What stays of one module along one axis of its tensors.
+    """The kept entries of a module along one axis of its tensors.
 
     Attributes:
-        module: Its name; empty for the network itself.
+        module: Name of the module; empty for the network itself.
         axis: 0 for a layer's outputs (with bias and statistics), 1 for a plain layer's inputs.
-        tensors: Its parameters and buffers that are cut alike.
-        size: Width before the cut.
-        keep: Indices of what stays, in their new order.
+        tensors: Parameters and buffers of the module that are cut in this way.
+        size: Size before the cut.
+        keep: Indices of kept entries, in their new order.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,14 +41,14 @@ class Cut(BaseModel):
 
 
 class Fold(BaseModel):
-    """Inputs of a layer that are constant, to be taken up by what is added to its outputs.
+    """Constant inputs of a layer, to be folded into a bias.
 
     Attributes:
-        module: Name of the Conv or Linear that reads them.
-        inputs: Which, by index before any cut.
-        values: What each of them always is.
-        into: Tensor that takes up the weighted sum: the layer's bias, or with a minus sign the
-            running mean of the batch-norm that alone reads it.
+        module: Name of the convolution or linear layer that reads them.
+        inputs: Indices before any cut.
+        values: Constant value of each.
+        into: Tensor that the weighted sum is added to: the layer's bias, or with a minus sign the
+            running mean of the batch-norm that is its only reader.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,15 +60,15 @@ class Fold(BaseModel):
 
 
 class Scale(BaseModel):
-    """Entries of a tensor that are multiplied, because the network divides by a width.
+    """Scaled entries of a tensor, to compensate a division by a width.
 
-    Attentions divide by the root of a head's width, and means by a count.
+    Attentions divide by the square root of the head width, means by a count.
 
     Attributes:
         tensor: Name of a parameter.
-        axis: Along which.
-        inputs: Which entries, by index before any cut.
-        factor: What they are multiplied by.
+        axis: Axis of the entries.
+        inputs: Indices of the entries before any cut.
+        factor: The scale.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,12 +80,12 @@ class Scale(BaseModel):
 
 
 class Setting(BaseModel):
-    """A width that a module keeps as a number, such as ``num_heads``.
+    """A module attribute that holds a width, such as ``num_heads``.
 
     Attributes:
-        module: Its name; empty for the network itself.
-        attribute: Name of the number.
-        value: What it is after the removal.
+        module: Name of the module; empty for the network itself.
+        attribute: Name of the attribute.
+        value: Value after the removal.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,7 +96,7 @@ class Setting(BaseModel):
 
 
 class Reindex(BaseModel):
-    """A buffer of positions that reorders channels: its values after the removal."""
+    """An index buffer that reorders channels, with its values after the removal."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -108,17 +108,17 @@ _OPTIONAL = ("blocks", "scales", "settings", "indices")
 
 
 class Plan(BaseModel):
-    """Everything that leaves a network: constants to fold first, in order, then blocks, then cuts.
+    """A plan of removal: constants are folded first, in order, then blocks and cuts are applied.
 
-    Widths and indices are those before the removal. It holds no weights.
+    Sizes and indices are those before the removal. A plan holds no weights.
 
     Attributes:
-        folds: Constants that move to a bias.
-        cuts: What stays of each tensor.
-        blocks: Modules that become identities; see :mod:`secateur.pruning.blocks`.
-        scales: Weights that are multiplied.
-        settings: Numbers of modules that change.
-        indices: Buffers of positions that change.
+        folds: Constants to fold into biases.
+        cuts: Kept entries of tensors.
+        blocks: Modules replaced by identities; see :mod:`secateur.pruning.blocks`.
+        scales: Weights to scale.
+        settings: Module attributes to change.
+        indices: Index buffers to change.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
@@ -139,15 +139,15 @@ class Plan(BaseModel):
     indices: tuple[Reindex, ...] = ()
 
     def to_json(self) -> str:
-        """Return the plan as JSON, without the rarer parts where they are empty."""
+        """Return the plan as JSON, without optional parts that are empty."""
         return self.model_dump_json(exclude={part for part in _OPTIONAL if not getattr(self, part)})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Read what :meth:`to_json` wrote.
+        """Read the JSON of :meth:`to_json`.
 
         Raises:
-            NetworkError: It is not a plan.
+            NetworkError: The text is not a plan.
         """
         try:
             return cls.model_validate_json(text)
@@ -158,7 +158,7 @@ class Plan(BaseModel):
 
     @classmethod
     def of(cls, keeps: Mapping[Axis, Sequence[int]], sizes: Mapping[Axis, int]) -> Plan:
-        """The plan that keeps ``keeps`` along each axis, and all of the others."""
+        """The plan that keeps ``keeps`` along each axis, and everything along all others."""
         alike: dict[tuple[str, int, int, tuple[int, ...]], list[str]] = {}
         for axis, keep in keeps.items():
             if axis.axis != INPUTS and list(keep) != list(range(sizes[axis])):
@@ -171,13 +171,13 @@ class Plan(BaseModel):
         return cls(cuts=cuts)
 
     def keeps(self) -> dict[Axis, tuple[int, ...]]:
-        """What stays along each axis that is cut."""
+        """Kept indices along each axis that is cut."""
         return {Axis(path, cut.axis): cut.keep for cut in self.cuts for path in cut.paths}
 
     def then(self, later: Plan) -> Plan:
-        """One plan that does what this one and then ``later`` do, for stored weights.
+        """Compose this plan with ``later`` into one plan for stored weights.
 
-        Folds and scales are left out: weights stored after a removal have them already.
+        Folds and scales are omitted, because weights stored after a removal include them.
         """
         keeps: dict[Axis, Sequence[int]] = {}
         sizes: dict[Axis, int] = {}

@@ -1,4 +1,4 @@
-"""The one road from a network and options to the plan of what leaves it."""
+"""Plans the removal of channels from a network, by the options of a recipe."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from secateur.pruning.tracing.permanent import is_permanent, permanent_copy
 from secateur.pruning.tracing.trace import Example, refuse_compiled
 
 _NORMS = ("l1", "l2", "fpgm")
-"""Criteria whose scores compare between layers only once divided by their layer's mean."""
+"""Criteria whose scores are comparable between layers only after division by the layer's mean."""
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The network before the first round, which all fractions refer to.
+    """The network before the first round; all fractions refer to it.
 
     Attributes:
-        prunable: What could be taken out of it.
+        prunable: Its removable channels.
         network: Its architecture; weights do not matter.
-        blocks: Residual blocks that could leave, counted where some do.
+        blocks: Its removable residual blocks, if blocks are removed.
     """
 
     prunable: Prunable
@@ -51,13 +51,13 @@ class Start:
 
 
 def start_of(model: nn.Module, example_input: Example, options: recipe.Removal) -> Start:
-    """Look at a network before anything leaves it."""
+    """Analyze a network before the first round."""
     blocks = len(find_blocks(model, example_input)) if options.depth else 0
     return Start(select_groups(model, example_input, options), model, blocks)
 
 
 def select_groups(model: nn.Module, example_input: Example, options: recipe.Removal) -> Prunable:
-    """What can leave and may: without what is kept, and hidden linear layers that stay."""
+    """Removable channels without those that the options keep."""
     heads = options.attention == "heads"
     prunable = find_prunable(model, example_input, heads=heads)
     names = [name for name, _ in model.named_modules()]
@@ -77,14 +77,14 @@ def select_groups(model: nn.Module, example_input: Example, options: recipe.Remo
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a module, or one that it is part of, is meant by one of some patterns."""
+    """Whether a pattern matches a module or one of its parents."""
     parts = name.split(".")
     above = [".".join(parts[: end + 1]) for end in range(len(parts))]
     return any(fnmatch.fnmatchcase(each, pattern) for pattern in patterns for each in above)
 
 
 def only_linear(model: nn.Module, group: Group) -> bool:
-    """Whether all that makes a group's channels are linear layers."""
+    """Whether only linear layers produce a group's channels."""
     return all(isinstance(model.get_submodule(m.module), nn.Linear) for m in group.makers())
 
 
@@ -104,23 +104,23 @@ def plan_channels(
     curves: Mapping[str, Curve] | None = None,
     threads: int | None = None,
 ) -> tuple[Plan, Prunable]:
-    """Plan what leaves ``model`` so that ``fraction`` of what was there at the start is gone.
+    """Plan a removal after which ``fraction`` of the starting network is gone.
 
     Args:
-        model: What the rounds before left; for ``taylor``, with gradients. Left as it is.
-        example_input: As for :func:`secateur.plan_removal`.
-        options: How channels are chosen.
-        fraction: Of the channels, or with an objective of that cost, in [0, 1).
+        model: The network after the preceding rounds; with gradients for ``taylor``; not modified.
+        example_input: See :func:`secateur.plan_removal`.
+        options: Options of the choice of channels.
+        fraction: Fraction of the channels, or of the objective's cost, in [0, 1).
         start: The network before the first round; by default this one.
-        seed: For random importance.
-        curves: For ``sensitivity``: of the network at the start, group to (fraction, loss).
-        threads: For ``latency``: of the runtime; by default as many as torch computes with.
+        seed: Seed of random importance.
+        curves: For ``sensitivity``: from group to (fraction, loss) of the starting network.
+        threads: For ``latency``: threads of the runtime; by default those of torch.
 
     Returns:
-        The plan, and what could have left.
+        The plan, and the removable channels.
 
     Raises:
-        NetworkError: The network cannot be followed, or the target cannot be reached.
+        NetworkError: The network cannot be traced, or the target cannot be reached.
     """
     refuse_compiled(model)
     if not is_permanent(model):
@@ -141,7 +141,7 @@ def _blocks_of(
     start: Start | None,
     seed: int,
 ) -> tuple[str, ...]:
-    """Blocks that leave, so that ``options.depth`` of those at the start are gone."""
+    """Plan blocks to remove, until ``options.depth`` of the starting ones are gone."""
     now = len(find_blocks(model, example_input))
     first = now if start is None else start.blocks
     count = blocks_to_go(first, options.depth) - (first - now)
@@ -158,7 +158,7 @@ def _plan(
     curves: Mapping[str, Curve] | None,
     threads: int | None,
 ) -> tuple[Plan, Prunable]:
-    """Channels alone; see :func:`plan_channels`."""
+    """Plan channels only; see :func:`plan_channels`."""
     prunable = select_groups(model, example_input, options)
     scores = channel_importance(model, prunable, options.importance, seed)
     job = _Job(model, prunable, scores, options, start or Start(prunable, model), curves)
@@ -185,7 +185,7 @@ def _plan(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """One network, what can leave it, and how that is chosen."""
+    """A network, its removable channels, and how they are chosen."""
 
     model: nn.Module
     prunable: Prunable
@@ -195,11 +195,11 @@ class _Job:
     curves: Mapping[str, Curve] | None
 
     def plan(self, widths: Mapping[str, int]) -> Plan:
-        """The plan that leaves each group as wide as asked; see :func:`realize_widths`."""
+        """The plan for given widths; see :func:`realize_widths`."""
         return plan_widths(self.model, self.prunable, widths, self.scores, self.options.round_to)
 
     def widths(self, fraction: float) -> dict[str, int]:
-        """Steps that stay of each group."""
+        """Remaining steps of each group."""
         wide = self._by_scope(fraction)
         judged = {name for name, each in self.scores.items() if np.isfinite(each).any()}
         return {
@@ -227,7 +227,7 @@ class _Job:
         return {group.name: min(group.steps, _same(wide, group)) for group in groups}
 
     def reach(self, fraction: float) -> Plan:
-        """The plan of the smallest fraction of channels, to a 256th, that meets an objective."""
+        """The plan with the smallest fraction of channels, in 256ths, that meets an objective."""
         objective = self.options.objective
         assert objective in ("macs", "parameters")
         costs = Costs(self.model, self.prunable, objective)
@@ -261,10 +261,10 @@ def plan_widths(
     scores: Mapping[str, Scores],
     round_to: int,
 ) -> Plan:
-    """The plan that leaves each group as wide as asked; see :func:`realize_widths`.
+    """The plan for given widths; see :func:`realize_widths`.
 
     Raises:
-        NetworkError: The network does not work in these widths.
+        NetworkError: The network does not run in these widths.
     """
     try:
         return realize_widths(model, prunable, widths, scores, round_to, allow_full=True)
@@ -283,9 +283,9 @@ def _channels(prunable: Prunable) -> int:
 
 
 def explain_shortfall(plan: Plan, prunable: Prunable, fraction: float) -> str | None:
-    """Why a plan removes nothing, or nearly nothing, of what was asked; None where it does.
+    """Why a plan removes nothing or almost nothing; None if it removes enough.
 
-    Nearly nothing is less than a tenth of ``fraction`` of all channels that layers make.
+    Almost nothing is less than a tenth of ``fraction`` of all layer outputs.
     """
     keeps = plan.keeps()
     made = {axis: prunable.graph.sizes[axis] for axis in prunable.graph.sources}

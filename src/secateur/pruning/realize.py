@@ -1,10 +1,10 @@
-"""From how wide each group shall be to a plan that is known to be right.
+"""Turns the widths of groups into a verified plan.
 
-The smaller network itself is asked: it is built without data in the widths to be, and run. Its own
-channels then say which routes it has room for, and each is given to a channel of the large network
-that takes the same route. So a channel shuffle may put kept channels in another place than before,
-and the plan follows. Last, every pair of entries that meet in the smaller network must have met in
-the large one; a plan of which that is not true is never returned.
+The smaller network is built on the meta device in the target widths and traced. Each of its
+channels is assigned to a channel of the large network that passes through the same operations. Thus
+the plan is right also if a channel shuffle moves kept channels to other positions. Finally, every
+pair of entries that depend on each other in the smaller network must depend on each other in the
+large one; otherwise the plan is rejected.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from secateur.pruning.tracing.channel_graph import INPUTS, Axis, ChannelGraph
 from secateur.pruning.tracing.trace import follow_channels, weightless, with_values
 
 _Bucket = tuple[tuple[tuple[Axis, int], ...], int, bool]
-"""Where a unit lies, its way, whether it must stay: those alike can stand in for one another."""
+"""Axes of a unit, its operations, and whether it is protected; units with equal keys are
+interchangeable."""
 
 
 class ChannelsDoNotFit(WidthsRejected):
-    """The network works, but its channels cannot all go the ways they went before."""
+    """The network runs, but its channels cannot all pass through the same operations as before."""
 
 
 def realize_widths(
@@ -40,22 +41,23 @@ def realize_widths(
     round_to: int = 1,
     allow_full: bool = False,
 ) -> Plan:
-    """Plan the removal that leaves each group as wide as asked, keeping what scores highest.
+    """Plan the removal for given widths of groups, keeping the units with the highest scores.
 
-    A group whose positions count becomes wider by ``round_to``, and again, where the network does
-    not run in its width or has no room for the routes of its channels.
+    A balanced group is widened by ``round_to``, repeatedly, while the network does not run in its
+    width or its channels cannot be assigned.
 
     Args:
-        model: Left as it is.
-        prunable: Of the same network.
-        widths: Group to the steps that stay, in [1, steps]; groups left out stay whole.
-        scores: For each group named in ``widths``, the importance of each unit, shape (units,).
-        round_to: What widths are multiples of.
-        allow_full: Whether groups may keep their full width where no smaller widths work.
+        model: Any network; not modified.
+        prunable: Removable channels of the same network.
+        widths: From group to its remaining steps, in [1, steps]; other groups keep their full
+            width.
+        scores: For each group in ``widths``, the importance of each unit, shape (units,).
+        round_to: Widths are multiples of this.
+        allow_full: Whether groups may keep their full width if no smaller width works.
 
     Raises:
-        NetworkError: A width would empty a layer or is more than there is.
-        WidthsRejected: The smaller network does not work.
+        NetworkError: A width is 0 or more than the full width.
+        WidthsRejected: The smaller network does not run in these widths.
     """
     wide = dict(widths)
     for name, width in wide.items():
@@ -79,7 +81,7 @@ def realize_widths(
                 stuck = [name for name in balanced if alone(name, wide[name])]
             for name in stuck:
                 group = prunable.group(name)
-                if wide[name] == group.steps:  # it is whole, and still there is no room
+                if wide[name] == group.steps:  # full width, and channels still cannot be assigned
                     raise
                 stride = group.stride(round_to)
                 wide[name] = min(group.steps, (wide[name] // stride + 1) * stride)
@@ -88,7 +90,7 @@ def realize_widths(
             if not stuck:
                 if not allow_full or all(wide[name] == prunable.group(name).steps for name in wide):
                     raise
-                # It is the widths together: an eighth more of every group, until it works.
+                # The combination of widths fails: widen every group by an eighth until it works.
                 for name in wide:
                     group = prunable.group(name)
                     more = max(group.stride(round_to), group.steps // 8)
@@ -117,10 +119,10 @@ def realize_exactly(
     widths: Mapping[str, int],
     scores: Mapping[str, Scores],
 ) -> Plan:
-    """As :func:`realize_widths`, in just these widths; ``large`` is made of the prunable's graph.
+    """As :func:`realize_widths`, for exactly these widths; ``large`` has the units of the graph.
 
     Raises:
-        WidthsRejected: The smaller network does not work, or has no room for the channels' ways.
+        WidthsRejected: The smaller network does not run, or its channels cannot be assigned.
     """
     groups = [prunable.group(name) for name in widths]
     sizes = dict(prunable.graph.sizes)
@@ -159,7 +161,7 @@ def _run_small(
 
 @torch.no_grad()
 def _rank_indices(probe: nn.Module, large: ChannelGraph, cut: set[str]) -> None:
-    """Give a shorter list of positions the order of its first entries, without gaps."""
+    """Rank the first entries of an index buffer to shorten it without gaps."""
     for name in large.indices:
         if name in cut:
             buffer = probe.get_buffer(name)
@@ -187,7 +189,7 @@ def _require_same(large: ChannelGraph, small: ChannelGraph, sizes: Mapping[Axis,
 
 
 def _buckets(units: Units) -> dict[_Bucket, list[int]]:
-    """Units that can stand in for one another, in the order of the network."""
+    """Interchangeable units, in the network's order."""
     buckets: dict[_Bucket, list[int]] = {}
     firsts = units.by_unit[units.bounds[:-1]]
     for unit in np.argsort(firsts, kind="stable").tolist():
@@ -204,7 +206,7 @@ def _match(
     groups: list[Group],
     scores: Mapping[str, Scores],
 ) -> Plan:
-    """Give each unit of the small network one of the large, and read the plan off the pairs."""
+    """Assign each unit of the small network to one of the large network, and derive the plan."""
     score_of = np.full(large.number, np.inf)
     owner: dict[int, str] = {}
     for group in groups:
@@ -243,7 +245,7 @@ def _owner_of(groups: list[Group], axis: Axis) -> str | None:
 
 
 def _best(candidates: list[int], score_of: Scores, count: int) -> list[int]:
-    """The ``count`` candidates that score highest, of equals the last, in their order."""
+    """The ``count`` candidates with the highest scores, the last of equal ones, in order."""
     ranked = np.argsort(score_of[candidates], kind="stable")[len(candidates) - count :]
     return [candidates[position] for position in sorted(ranked.tolist())]
 

@@ -1,4 +1,4 @@
-"""Re-initializes the surviving weights, for networks that retrain better from new ones."""
+"""Re-initializes the surviving weights, for retraining from scratch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from secateur.pruning.masks import Masks
 def reinitialize(model: nn.Module, masks: Masks, seed: int) -> nn.Module:
     """Return a copy of ``model``, on the CPU, with new weights and the masks in force.
 
-    Every layer is reset as torch resets it: weights and biases of convolutions and linear layers
-    are uniform in +-1/sqrt(fan-in), batch-norms the identity with fresh statistics. An output's
-    fan-in counts the weights that remain, so that a sparse layer passes on as much variance as a
+    Layers are reset to torch's defaults: weights and biases of convolutions and linear layers are
+    uniform in +-1/sqrt(fan-in), and batch-norms are the identity with new statistics. The fan-in of
+    an output counts the remaining weights only, so that a sparse layer keeps the variance of a
     dense one.
 
     Args:
-        model: Left as it is.
-        masks: What remains.
-        seed: Decides the draw, the same on any device.
+        model: Any network; not modified.
+        masks: The remaining weights.
+        seed: Seed of the draw, which is the same on any device.
 
     Raises:
         NetworkError: A layer has parameters and cannot be reset, or a mask does not fit.
@@ -48,7 +48,7 @@ def reinitialize(model: nn.Module, masks: Masks, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def _widen(model: nn.Module, masks: Masks) -> None:
-    """Scale each output's weights from the dense fan-in's bound to that of what remains."""
+    """Scale each output's weights from the bound of the dense fan-in to the remaining one."""
     parameters = dict(model.named_parameters())
     for name, mask in masks.tensors.items():
         if mask.ndim < 2:

@@ -1,4 +1,4 @@
-"""Planning and removing channels in one call."""
+"""Public functions that plan and remove channels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Objective = Literal["macs", "parameters", "latency"]
 
 
 class NothingRemovedWarning(UserWarning):
-    """A plan removes nothing, or nearly nothing, of what was asked."""
+    """A plan removes nothing or almost nothing."""
 
 
 def plan_removal(
@@ -46,41 +46,42 @@ def plan_removal(
     seed: int = 0,
     strict: bool = False,
 ) -> Plan:
-    """Plan which channels leave ``model``, with everything that must go along.
+    """Plan the removal of channels of ``model``, with all entries that depend on them.
 
     Args:
-        model: Any network; left as it is.
-        example_input: What forward is called with: a batch, (N, C, H, W), or a tuple or dict of
-            arguments. Only shapes and dtypes count, unless forward looks at values.
-        fraction: Of the channels, in [0, 1): of each group for ``local``, else of all together.
-        importance: What stays; see :func:`secateur.pruning.importance.channel_importance`.
-        scope: ``local`` removes the same fraction of every group, as published; ``global`` the
-            channels that matter least in the whole network; ``sensitivity`` from each group as much
-            as its curve in ``curves`` allows for one common loss.
-        round_to: Widths that remain are rounded up to a multiple, to the full width at most.
-        objective: In place of ``fraction``: remove just enough that the smaller network has at most
-            ``target`` of its ``macs`` or ``parameters``. With ``latency``, each group gets a width
-            of its own, such that the exported network takes at most ``target`` of the time on this
-            machine; ``fraction`` and ``scope`` do not count then. See
-            :mod:`secateur.pruning.latency`.
-        target: In (0, 1].
-        precision: For ``latency``: of the file that will ship, ``fp32`` or ``int8``.
-        threads: For ``latency``: of the runtime; by default as many as torch computes with.
-        curves: For ``sensitivity``: group to points (fraction removed, loss).
-        keep: Modules, their names, or patterns such as ``"head.*"``: all their outputs stay.
-        fractions: For modules by name or pattern, a fraction of their own.
-        attention: What attentions lose: channels within each head, or whole heads.
-        depth: Fraction of the residual blocks that leave first, in [0, 1), those that matter least;
-            see :func:`secateur.pruning.blocks.plan_blocks`. Fractions are of what is left then.
-        seed: For ``random`` importance.
-        strict: Raise where nothing, or nearly nothing, of what was asked leaves; a warning
-            (:class:`NothingRemovedWarning`) otherwise.
+        model: Any network; not modified.
+        example_input: Arguments of forward: a batch, (N, C, H, W), or a tuple or dict of arguments.
+            Only shapes and dtypes are used, unless forward depends on values.
+        fraction: Fraction of the channels to remove, in [0, 1): of each group for ``local``, else
+            of all groups together.
+        importance: Criterion; see :func:`secateur.pruning.importance.channel_importance`.
+        scope: ``local`` removes the same fraction of every group, as published; ``global`` removes
+            the least important channels of the entire network; ``sensitivity`` removes from each
+            group the fraction at which its curve in ``curves`` reaches a common loss.
+        round_to: Remaining widths are rounded up to a multiple of this, at most to the full width.
+        objective: In place of ``fraction``: remove as little as needed so that at most ``target``
+            of the ``macs`` or ``parameters`` remains. With ``latency``, widths are chosen for each
+            group so that the exported network takes at most ``target`` of the time on this machine;
+            ``fraction`` and ``scope`` are ignored. See :mod:`secateur.pruning.latency`.
+        target: Largest remaining fraction of the objective's cost, in (0, 1].
+        precision: For ``latency``: precision of the exported file, ``fp32`` or ``int8``.
+        threads: For ``latency``: threads of the runtime; by default those of torch.
+        curves: For ``sensitivity``: from group to points (fraction removed, loss).
+        keep: Modules, their names, or patterns such as ``"head.*"``; all their outputs are kept.
+        fractions: From module name or pattern to its own fraction.
+        attention: Whether attentions lose channels within each head, or entire heads.
+        depth: Fraction of the residual blocks to remove first, in [0, 1), the least important ones;
+            see :func:`secateur.pruning.blocks.plan_blocks`. Other fractions refer to the remaining
+            network.
+        seed: Seed of ``random`` importance.
+        strict: Raise an error if nothing or almost nothing is removed, instead of a warning
+            (:class:`NothingRemovedWarning`).
 
     Returns:
         The plan, for :func:`secateur.remove` and :func:`secateur.apply_masks`.
 
     Raises:
-        NetworkError: The network cannot be followed, or the target cannot be reached.
+        NetworkError: The network cannot be traced, or the target cannot be reached.
         ValueError: An argument is out of range.
 
     Examples:
@@ -130,20 +131,20 @@ def prune(
     latency: float | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Return a smaller copy of ``model``: :func:`plan_removal` and :func:`secateur.remove` in one.
+    """Return a smaller copy of ``model``, by :func:`plan_removal` and :func:`secateur.remove`.
 
     Args:
-        model: Any network; left as it is.
-        example_input: As for :func:`plan_removal`.
-        fraction: Of the channels that go, in [0, 1); or one of the next three.
-        macs: Share of the multiply-accumulates that stays, in (0, 1].
-        parameters: Share of the parameters that stays, in (0, 1].
-        latency: Share of the latency on this machine that stays, in (0, 1].
-        **options: Of :func:`plan_removal`.
+        model: Any network; not modified.
+        example_input: See :func:`plan_removal`.
+        fraction: Fraction of the channels to remove, in [0, 1); or one of the next three.
+        macs: Remaining fraction of the multiply-accumulates, in (0, 1].
+        parameters: Remaining fraction of the parameters, in (0, 1].
+        latency: Remaining fraction of the latency on this machine, in (0, 1].
+        **options: Further options of :func:`plan_removal`.
 
     Raises:
         NetworkError: As :func:`plan_removal`.
-        ValueError: None, or more than one, of the four is set.
+        ValueError: Not exactly one of the four is set.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3))
@@ -164,10 +165,10 @@ def prune(
 
 
 def _options(**values: Any) -> recipe.Removal:
-    """The options as the recipe has them.
+    """Return the options as part of a recipe.
 
     Raises:
-        ValueError: One is out of range.
+        ValueError: An option is out of range.
     """
     try:
         return recipe.Removal(**values)
@@ -178,7 +179,7 @@ def _options(**values: Any) -> recipe.Removal:
 
 
 def _names(model: nn.Module, keep: Sequence[str | nn.Module]) -> tuple[str, ...]:
-    """Names of modules, and patterns as they are.
+    """Replace modules by their names.
 
     Raises:
         NetworkError: A module is not one of the network's.

@@ -1,4 +1,4 @@
-"""How much is gone after each round."""
+"""Schedules of the pruned fraction over rounds."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ def fraction_after(
 ) -> float:
     """Fraction pruned after round k of R; the last round reaches the target exactly.
 
-    - ``geometric``: ``1 - (1 - target) ** (k / R)``, the same share of what is left in each round
-      (Frankle & Carbin 2019, section 2).
-    - ``cubic``: ``target * (1 - (1 - k / R) ** 3)``, most of it while much is left to choose from
+    - ``geometric``: ``1 - (1 - target) ** (k / R)``, the same fraction of the remaining channels in
+      each round (Frankle & Carbin 2019, section 2).
+    - ``cubic``: ``target * (1 - (1 - k / R) ** 3)``, most in early rounds
       (Zhu & Gupta 2017, eq. 1).
-    - ``one-shot``: all of it in the first round; the others only retrain.
+    - ``one-shot``: everything in the first round; later rounds only retrain.
 
     Args:
         index: k, in [0, rounds].
-        rounds: R, 1 or more.
-        target: In [0, 1).
-        schedule: One of the three.
+        rounds: R, at least 1.
+        target: Fraction after the last round, in [0, 1).
+        schedule: One of the above.
 
     Raises:
         ValueError: An argument is out of range.

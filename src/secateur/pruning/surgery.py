@@ -1,4 +1,4 @@
-"""Carrying out a plan: the smaller network, or the same network with the plan's masks in force."""
+"""Applies a plan: returns the smaller network, or the network with the plan's masks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from secateur.pruning.tracing.trace import first_names
 
 
 def remove(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return the smaller network: it computes what ``apply_masks(model, plan)`` does.
+    """Return the smaller network; it computes the same as ``apply_masks(model, plan)``.
 
     Args:
-        model: The network that ``plan`` was made for; left as it is.
-        plan: What leaves.
+        model: The network that ``plan`` was made for; not modified.
+        plan: The plan of removal.
 
     Raises:
         NetworkError: The plan does not fit the network.
@@ -45,13 +45,13 @@ def remove(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a copy of ``model`` in the widths after removal, to load stored weights into.
+    """Return a copy of ``model`` in the widths after the removal, to load stored weights into.
 
-    Nothing is folded: the stored weights have it folded already.
+    Constants are not folded, because the stored weights include them.
 
     Args:
-        model: A freshly built network; left as it is.
-        plan: What left.
+        model: A newly built network; not modified.
+        plan: The plan of removal.
 
     Raises:
         NetworkError: The plan does not fit the network.
@@ -62,15 +62,15 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def apply_masks(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a copy of ``model``, as large as it is, with everything that ``plan`` removes at zero.
+    """Return a copy of ``model`` in which everything that ``plan`` removes is zero.
 
-    Zeroed are the weights that make each removed channel and those that read it; see
-    :func:`secateur.pruning.masks.plan_masks`. A norm over channels (layer norm, RMS norm, group
-    norm in one group) takes its statistics of those that stay.
+    The weights that produce or read a removed channel are zeroed; see
+    :func:`secateur.pruning.masks.plan_masks`. Norms over channels (layer norm, RMS norm, group norm
+    with one group) use statistics of the remaining channels.
 
     Args:
-        model: The network that ``plan`` was made for; left as it is.
-        plan: What leaves.
+        model: The network that ``plan`` was made for; not modified.
+        plan: The plan of removal.
 
     Raises:
         NetworkError: The plan does not fit the network.
@@ -96,14 +96,14 @@ def apply_masks(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def shrink_state(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """Cut tensors that go with a network's, such as a moving average's or a momentum's.
+    """Cut tensors with the shapes of a network's, such as a moving average or momentum.
 
     Args:
-        state: Tensors by the name of the parameter or buffer whose shape they have.
-        plan: What leaves; names that it does not know are left as they are.
+        state: Tensors by the name of the parameter or buffer with the same shape.
+        plan: The plan of removal; tensors that it does not name are returned unchanged.
 
     Raises:
-        NetworkError: A tensor has not the width that the plan expects.
+        NetworkError: The size of a tensor does not fit the plan.
     """
     gone = tuple(f"{block}." for block in plan.blocks)
     smaller = {name: tensor for name, tensor in state.items() if not name.startswith(gone)}
@@ -118,15 +118,15 @@ def shrink_state(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
 def shrink_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, smaller: nn.Module, plan: Plan
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of ``smaller`` that goes on where ``optimizer`` of ``model`` is.
+    """Return an optimizer of ``smaller`` that continues ``optimizer`` of ``model``.
 
-    Every state that has its parameter's axes (momentum, Adam's moments) shrinks along.
+    Every state with its parameter's axes (momentum, Adam's moments) is cut in the same way.
 
     Args:
-        optimizer: Over parameters of ``model``; left as it is.
+        optimizer: An optimizer of parameters of ``model``; not modified.
         model: The network before the removal.
         smaller: The network after it.
-        plan: What left.
+        plan: The plan of removal.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3))
@@ -164,7 +164,7 @@ def shrink_optimizer(
 
 
 def _shrunk_moment(value: Any, of: Tensor, cuts: Iterable[Cut]) -> Any:
-    """A tensor that has its parameter's axes, some of them perhaps summed to one entry."""
+    """Cut a tensor with its parameter's axes, some of which may have size 1."""
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
     kept = value.detach().clone()
@@ -175,10 +175,10 @@ def _shrunk_moment(value: Any, of: Tensor, cuts: Iterable[Cut]) -> Any:
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> None:
-    """Cut ``model`` in place, and set the numbers and indices that go with its widths.
+    """Cut ``model`` in place, and set attributes and index buffers that depend on widths.
 
     Raises:
-        NetworkError: The plan does not fit.
+        NetworkError: The plan does not fit the network.
     """
     for name in plan.blocks:
         _module(model, name)
@@ -207,10 +207,10 @@ def _multiply(model: nn.Module, scale: Scale) -> None:
 
 
 def apply_cuts(model: nn.Module, cuts: Iterable[Cut]) -> None:
-    """Cut ``model`` in place, and set right what its layers say of their widths.
+    """Cut ``model`` in place, and update the layers' attributes.
 
     Raises:
-        NetworkError: A cut does not fit.
+        NetworkError: A cut does not fit the network.
     """
     aliases: dict[str, list[str]] = {}
     for name, first in first_names(model).items():
@@ -232,7 +232,7 @@ def apply_cuts(model: nn.Module, cuts: Iterable[Cut]) -> None:
 
 
 def _refit(layer: nn.Module, before: Mapping[str, torch.Size]) -> None:
-    """Set a layer's own account of its widths from its tensors; ``before`` has the old shapes."""
+    """Update a layer's width attributes from its tensors; ``before`` has the old shapes."""
     leaf = next(iter(before))
     new, old = getattr(layer, leaf).shape, before[leaf]
     if isinstance(layer, nn.modules.conv._ConvNd) and "weight" in before:
@@ -258,7 +258,7 @@ def _refit(layer: nn.Module, before: Mapping[str, torch.Size]) -> None:
 
 
 def _refit_attention(layer: nn.MultiheadAttention) -> None:
-    """Its inner width is its outer one, and it has as many heads as before."""
+    """Update an attention: inner width equals outer width, with the same number of heads."""
     weight = layer.in_proj_weight if layer._qkv_same_embed_dim else layer.q_proj_weight
     layer.embed_dim = weight.shape[1]
     layer.kdim = weight.shape[1] if layer._qkv_same_embed_dim else layer.k_proj_weight.shape[1]
@@ -268,10 +268,10 @@ def _refit_attention(layer: nn.MultiheadAttention) -> None:
 
 @torch.no_grad()
 def fold_into(model: nn.Module, fold: Fold) -> None:
-    """Add what a layer makes of its constant inputs to a bias, in place.
+    """Add a layer's response to constant inputs to a bias, in place.
 
     Raises:
-        NetworkError: The fold does not fit.
+        NetworkError: The fold does not fit the network.
     """
     layer = _module(model, fold.module)
     if not isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)):
