@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from secateur.compression import search as searching
-from secateur.compression.candidate import Candidate, Measured
+from secateur.compression.candidate import Candidate, Measured, Removal
 from secateur.compression.estimate import Estimate, duration
 from secateur.compression.search import Search
 from secateur.compression.settings import Settings
@@ -28,8 +30,9 @@ Lost = Callable[[Candidate], float]
 class Stages:
     """Stands in for the real ones: accuracy is a function of the candidate, cost of its width."""
 
-    def __init__(self, lost: Lost, seconds: float = 1.0) -> None:
-        self.lost, self.seconds, self.settings = lost, seconds, Settings()
+    def __init__(self, lost: Lost, step: float | None, drift: Lost) -> None:
+        self.lost, self.settings = lost, Settings()
+        self.step, self.drift, self.timings = step, drift, list[int]()
         self.problem = SimpleNamespace(
             test_images=N, network=torch.nn.Identity(), example=torch.zeros(1, 1, 8, 8)
         )
@@ -42,12 +45,32 @@ class Stages:
         right[: round(N * self.lost(candidate) / 100)] = False
         width, bits = candidate.kept, 32 if candidate.quantize is None else 8
         priced = 2 if candidate.quantize is not None and candidate.quantize.price else 1
-        times = np.full(5, width * bits / 32)
+        times = np.full(5, self.drift(candidate) * self.true_latency(candidate))
         return Measured(
             candidate, Path("there"), right, REFERENCE, round(4000 * width * bits),
             round(1000 * width * bits) // priced, times, np.ones(5), round(1e6 * width), 1000,
-            self.seconds,
+            1.0,
         )  # fmt: skip
+
+    def plan(self, removal: Removal) -> float:
+        return removal.kept if self.step is None else math.floor(removal.kept / self.step)
+
+    def timed(self, tried: Sequence[Measured]) -> list[Measured]:
+        """All in turns: here the machine is slower than before, for all alike."""
+        self.timings.append(len(tried))
+        return [
+            one
+            if one.folder is None
+            else replace(
+                one,
+                latencies_ms=3 * self.true_latency(one.candidate) * np.ones(5),
+                reference_latencies_ms=3 * np.ones(5),
+            )
+            for one in tried
+        ]
+
+    def true_latency(self, candidate: Candidate) -> float:
+        return candidate.kept * (32 if candidate.quantize is None else 8) / 32
 
     def tuned(self, candidate: Candidate) -> SimpleNamespace:
         right = round(2000 * (0.9 - self.lost(candidate) / 100))
@@ -63,12 +86,17 @@ def estimate(within: float | None = None) -> Estimate:
 
 
 def searched(
-    monkeypatch: pytest.MonkeyPatch, lost: Lost, within: float | None = None, **goal: Any
+    monkeypatch: pytest.MonkeyPatch,
+    lost: Lost,
+    within: float | None = None,
+    step: float | None = None,
+    drift: Lost = lambda candidate: 1.0,
+    **goal: Any,
 ) -> tuple[Measured, Search, Stages]:
     prunable = SimpleNamespace(groups=("one",))
     monkeypatch.setattr(searching, "find_prunable", lambda network, example: prunable)
     settings = Settings.model_validate({"goal": {"max_drop": 1.0} | goal, "tries": 8})
-    stages = Stages(lost)
+    stages = Stages(lost, step, drift)
     search = Search(stages, settings, estimate(within), 4, time.monotonic())  # type: ignore[arg-type]
     return search.run(), search, stages
 
@@ -125,6 +153,39 @@ def test_the_way_that_keeps_most_is_chosen(monkeypatch: pytest.MonkeyPatch) -> N
     assert chosen.candidate.removal.method.scope == "global"
 
 
+def test_the_choice_compares_times_of_the_same_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drift(candidate: Candidate) -> float:
+        """The machine was slow while narrow candidates were made."""
+        return 10.0 if candidate.kept < 0.5 else 1.0
+
+    chosen, search, stages = searched(monkeypatch, worse_below(0.3), drift=drift)
+    assert chosen.candidate.kept < 0.5
+    assert stages.timings == [len(search.tried) - 1, len(search.tried)]  # before pricing, and after
+    assert {float(one.reference_latencies_ms[0]) for one in search.tried} == {3.0}
+
+
+def test_times_are_compared_where_the_limit_ended_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, search, stages = searched(monkeypatch, worse_below(0.2), within=16.1)
+    assert stages.timings[-1] == len(search.tried) == 2
+
+
+def test_widths_of_the_same_network_are_trained_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, search, stages = searched(monkeypatch, worse_below(0.45), step=0.25)
+    trained = {math.floor(one.kept / 0.25) for one in stages.trained if one.quantize}
+    pruned = [one for one in search.tried if one.candidate.epochs and not is_priced(one)]
+    assert len(pruned) == len(trained)
+    assert "the same network as macs" in capsys.readouterr().err
+    assert chosen.candidate.kept >= 0.45
+
+
+def is_priced(one: Measured) -> bool:
+    return one.candidate.quantize is not None and bool(one.candidate.quantize.price)
+
+
 def test_goal_of_latency_trains_the_widest_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # int8 takes width / 4 milliseconds.
     chosen, _, stages = searched(monkeypatch, lambda candidate: 0.1, latency_ms=0.1)
@@ -153,7 +214,15 @@ def test_estimate_learns_from_what_candidates_take() -> None:
     before = estimate(100.0)
     slower = before.after(2, 1.0, 3 * before.candidate(2, 1.0))
     assert slower.candidate(2, 1.0) == pytest.approx(3 * before.candidate(2, 1.0))
-    assert slower.after(2, 1.0, 0.1) == slower
+    assert slower.after(2, 1.0, 0.1).pace == slower.pace
+
+
+def test_time_for_timing_all_candidates_together_is_kept_free() -> None:
+    few = Estimate(0.001, 0.01, 1000, 100, 100, 100.0, turns=55, tried=1)
+    many = replace(few, tried=11)
+    more = 10 * 2 * 55 * (0.01 + 6 * 0.01)  # candidates, timings, turns, rest and runs
+    assert many.verdict - few.verdict == pytest.approx(more)
+    assert few.after(1, 1.0, 1.0).tried == 2
 
 
 def test_hopeless_candidates_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

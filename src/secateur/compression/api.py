@@ -189,4 +189,5 @@ def _estimate(problem: Problem, settings: Settings) -> Estimate:
         calibrated + len(problem.validation),
         problem.test_images,
         settings.goal.within_seconds,
+        settings.bench.warmup + settings.bench.repeats,
     )

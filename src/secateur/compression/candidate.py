@@ -86,11 +86,12 @@ class Measured:
         reference: The same for the given network.
         onnx_bytes: Size of the ONNX file.
         packed_bytes: Size of the packed file.
-        latencies_ms: Latency of one image in each turn, shape (turns,).
+        latencies_ms: Latency of one image in each turn, shape (turns,); after the search, all
+            candidates share the turns.
         reference_latencies_ms: The same for the given network in ONNX Runtime, in the same turns.
         macs: Multiply-accumulates of one image.
         parameters: Number of elements of all parameters.
-        seconds: Time to make the candidate.
+        seconds: Time to make and to measure the candidate.
         given_up: Why there are no files; empty if there are.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from secateur.quantization.importing import import_onnx
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize_imported
 from secateur.quantization.validation import ValidationSet
+from secateur.recipe import content_id
 from secateur.runtimes import Runtime, open_file
 from secateur.store import Stage, Store, save_tensors, write_bytes, write_json, write_text
 from secateur.training.checkpoint import remove_checkpoints
@@ -42,6 +43,9 @@ from secateur.training.trainer import Epoch, Teacher
 
 GRADIENT_IMAGES = 2000
 """Number of training images whose mean gradient is used by first-order importance."""
+
+REFERENCE = "reference"
+"""Name of the given network among what is timed."""
 
 Hopeless = Callable[[Sequence[Epoch]], str]
 """Returns after each epoch the reason to abandon a candidate, or an empty string to continue."""
@@ -116,30 +120,33 @@ class Stages:
     # ---- pruning and fine-tuning
 
     def tuned(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Stage:
-        """The pruned and fine-tuned network of a candidate."""
+        """The pruned and fine-tuned network of a candidate.
+
+        Candidates with the same plan share this stage.
+        """
         assert candidate.removal is not None
+        plan = self.plan(candidate.removal)
         key = {
-            "removal": candidate.removal.model_dump(mode="json"),
-            "round_to": self.settings.round_to,
+            "plan": content_id(plan.to_json()),
             "tune": self.settings.tune.model_dump(mode="json", exclude_defaults=True),
             "epochs": candidate.epochs,
             "seed": self.settings.seed,
         }
 
         def make(folder: Path) -> None:
-            self._make_tuned(folder, candidate.removal, candidate.epochs, hopeless)
+            self._make_tuned(folder, plan, candidate, hopeless)
 
         return self.store.stage("tune", key, {"reference": self.reference}, make)
 
     def _make_tuned(
-        self, folder: Path, removal: Removal | None, epochs: int, hopeless: Hopeless | None
+        self, folder: Path, plan: Plan, candidate: Candidate, hopeless: Hopeless | None
     ) -> None:
-        assert removal is not None
-        plan = self.plan(removal)
-        write_text(folder / "plan.json", plan.to_json())
+        assert candidate.removal is not None
         network, history, reason = remove(self.problem.network, plan), list[Epoch](), ""
-        if epochs:
-            network, history, reason = self._train(folder, network, epochs, removal, hopeless)
+        if candidate.epochs:
+            network, history, reason = self._train(
+                folder, network, candidate.epochs, candidate.removal, hopeless
+            )
         save_tensors(folder / "weights.safetensors", network.state_dict())
         write_json(folder / "history.json", [asdict(epoch) for epoch in history])
         write_json(folder / "tune.json", {"given_up": reason})
@@ -183,6 +190,15 @@ class Stages:
         Raises:
             NetworkError: The network cannot be traced, or the cost cannot be reached.
         """
+        key = {"removal": removal.model_dump(mode="json"), "round_to": self.settings.round_to}
+
+        def make(folder: Path) -> None:
+            write_text(folder / "plan.json", self._make_plan(removal).to_json())
+
+        stage = self.store.stage("plan", key, {"reference": self.reference}, make)
+        return Plan.from_json((stage.folder / "plan.json").read_text(encoding="utf-8"))
+
+    def _make_plan(self, removal: Removal) -> Plan:
         problem = self.problem
         if removal.method.importance == "taylor":
             images = problem.training.spread(GRADIENT_IMAGES)
@@ -205,10 +221,8 @@ class Stages:
         """The float network of a candidate, on the CPU, in inference mode."""
         network = copy.deepcopy(self.problem.network).cpu()
         if candidate.removal is not None:
-            stage = self.tuned(candidate)
-            plan = Plan.from_json((stage.folder / "plan.json").read_text(encoding="utf-8"))
-            network = rebuild(network, plan)
-            network.load_state_dict(stage.tensors("weights.safetensors"))
+            network = rebuild(network, self.plan(candidate.removal))
+            network.load_state_dict(self.tuned(candidate).tensors("weights.safetensors"))
         return network.eval()
 
     # ---- files
@@ -232,20 +246,48 @@ class Stages:
         stage = self.store.stage(
             "candidate", key, upstream, lambda folder: self._make_files(folder, candidate)
         )
-        facts = stage.json("candidate.json")
-        return Measured(
+        facts, never = stage.json("candidate.json"), np.empty(0)
+        untimed = Measured(
             candidate,
             stage.folder,
             stage.tensors("right.safetensors")["right"].numpy(),
             self.reference_right,
             facts["onnx_bytes"],
             facts["packed_bytes"],
-            np.array(facts["latencies_ms"]),
-            np.array(facts["reference_latencies_ms"]),
+            never,
+            never,
             facts["macs"],
             facts["parameters"],
             seconds + stage.manifest["seconds"],
         )
+        timing = self._timing([untimed])
+        seconds = untimed.seconds + timing.manifest["seconds"]
+        return replace(_with_times(untimed, timing), seconds=seconds)
+
+    def timed(self, tried: Sequence[Measured]) -> list[Measured]:
+        """Time all candidates with files and the given network in turns.
+
+        Only times of one call can be compared: a machine is faster at one time than at another.
+        """
+        finished = [one for one in tried if one.folder is not None]
+        timing = self._timing(finished)
+        return [_with_times(one, timing) if one.folder is not None else one for one in tried]
+
+    def _timing(self, finished: Sequence[Measured]) -> Stage:
+        """The milliseconds of candidates and of the given network, in the same turns."""
+        bench, folders = self.settings.bench, [one.folder for one in finished if one.folder]
+        files = {folder.name: folder / "net.onnx" for folder in folders}
+
+        def make(folder: Path) -> None:
+            paths = {REFERENCE: self.reference_file} | files
+            runtimes = {name: self._open(path) for name, path in paths.items()}
+            image = next(batches(self.problem.validation, self.problem.prepare, 1))
+            samples = latencies(runtimes, image, bench.warmup, bench.repeats)
+            rounded = {name: values.round(5).tolist() for name, values in samples.items()}
+            write_json(folder / "timing.json", rounded)
+
+        key = {"candidates": [*files], "bench": bench.model_dump(mode="json")}
+        return self.store.stage("timing", key, {"reference": self.reference}, make)
 
     def _make_files(self, folder: Path, candidate: Candidate) -> None:
         network, path = self.network(candidate), folder / "net.onnx"
@@ -254,18 +296,12 @@ class Stages:
             self._quantize(path, candidate)
         packed = pack(path.read_bytes(), self.provenance(candidate))
         write_bytes(folder / "net.sec", packed)
-        runtimes = {"reference": self._open(self.reference_file), "net": self._open(path)}
-        bench = self.settings.bench
-        image = next(batches(self.problem.validation, self.problem.prepare, 1))
-        samples = latencies(runtimes, image, bench.warmup, bench.repeats)
-        right = evaluate(runtimes["net"], self.problem.validation, self.problem, "validation")
+        right = evaluate(self._open(path), self.problem.validation, self.problem, "validation")
         save_tensors(folder / "right.safetensors", {"right": torch.from_numpy(right)})
         counted, elements = count(network, self.problem.input_shape)
         facts: dict[str, Any] = {
             "onnx_bytes": path.stat().st_size,
             "packed_bytes": len(packed),
-            "latencies_ms": samples["net"].round(5).tolist(),
-            "reference_latencies_ms": samples["reference"].round(5).tolist(),
             "macs": counted,
             "parameters": elements,
         }
@@ -300,3 +336,14 @@ class Stages:
             "versions": environment.versions(),
             "commit": environment.commit(),
         }
+
+
+def _with_times(measured: Measured, timing: Stage) -> Measured:
+    """A candidate with its times, and those of the given network, of a timing."""
+    assert measured.folder is not None
+    samples = timing.json("timing.json")
+    return replace(
+        measured,
+        latencies_ms=np.array(samples[measured.folder.name]),
+        reference_latencies_ms=np.array(samples[REFERENCE]),
+    )

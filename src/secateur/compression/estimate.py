@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
+from secateur.benchmarking.timing import REST, SETTLE
 from secateur.compression.onnx_network import is_file
 from secateur.compression.problem import Problem
 
@@ -17,6 +18,9 @@ FIXED_SECONDS = 8.0
 """Fixed seconds of each candidate: planning, export, packing, timing."""
 PER_QUANTIZED_IMAGE = 3.0
 """Approximate number of forward passes for each calibration or validation image of a candidate."""
+
+TIMINGS = 2
+"""Times that all candidates are timed in turns: before the best one is priced, and after."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Estimate:
         evaluated: Number of images for calibration and evaluation of a candidate.
         tested: Number of test images.
         within: Limit of the search in seconds; None without one.
+        turns: Number of turns when candidates are timed.
+        tried: Number of candidates so far.
         pace: Measured over expected duration of candidates.
     """
 
@@ -39,17 +45,25 @@ class Estimate:
     evaluated: int
     tested: int
     within: float | None
+    turns: int = 0
+    tried: int = 0
     pace: float = 1.0
 
     @property
     def fixed(self) -> float:
         """Seconds of a candidate without its fine-tuning."""
-        return self.pace * (FIXED_SECONDS + PER_QUANTIZED_IMAGE * self.forward * self.evaluated)
+        quantized = PER_QUANTIZED_IMAGE * self.forward * self.evaluated
+        return self.pace * (FIXED_SECONDS + quantized + self._timing(1))
 
     @property
     def verdict(self) -> float:
-        """Seconds of the final test and of writing the results."""
-        return self.pace * (FIXED_SECONDS + 2 * self.forward * self.tested)
+        """Seconds of the last timings, of the final test and of writing the results."""
+        timings = TIMINGS * self._timing(self.tried)
+        return self.pace * (FIXED_SECONDS + 2 * self.forward * self.tested + timings)
+
+    def _timing(self, candidates: int) -> float:
+        """Seconds to time a number of candidates and the given network in turns."""
+        return self.turns * (candidates + 1) * (REST + (SETTLE + 1) * self.forward)
 
     def epoch(self, kept: float) -> float:
         """Seconds of an epoch if a fraction ``kept`` of the network is left."""
@@ -73,7 +87,7 @@ class Estimate:
     def after(self, epochs: int, kept: float, seconds: float) -> Estimate:
         """The estimate after a candidate took ``seconds``; the slowest candidate sets the pace."""
         pace = self.pace * seconds / self.candidate(epochs, kept)
-        return replace(self, pace=max(self.pace, pace))
+        return replace(self, pace=max(self.pace, pace), tried=self.tried + 1)
 
     def total(self, epochs: int, tries: int, trials: int) -> float:
         """Approximate total seconds, if half of the network is kept on average."""

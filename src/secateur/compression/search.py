@@ -95,10 +95,21 @@ class Search:
             say(f"nothing is pruned: {reason}")
         elif self.settings.tries and self.epochs:
             self._prune(quantize)
+        self._time_together()
         self._make_smaller(self.choose())
+        self._time_together()
         return self.choose()
 
     # ---- choosing
+
+    def _time_together(self) -> None:
+        """Time everything tried in turns: the choice and the curve compare these times alone."""
+        self.tried = self.stages.timed(self.tried)
+        finished = [one.latency_ms for one in self.tried if one.folder is not None]
+        say(
+            f"    {len(finished)} candidates timed in turns: {min(finished):.3g} to "
+            f"{max(finished):.3g} ms"
+        )
 
     def acceptable(self, measured: Measured) -> bool:
         """Whether the test will probably pass."""
@@ -134,11 +145,29 @@ class Search:
     # ---- trying
 
     def _try(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Measured:
+        known = self._same_network(candidate)
+        if known is not None:
+            say(f"    {candidate.name}: the same network as {known.candidate.name}")
+            return known
         measured = self.stages.measured(candidate, hopeless)
         self.tried.append(measured)
         self.estimate = self.estimate.after(candidate.epochs, candidate.kept, measured.seconds)
         say(f"{len(self.tried):2}. {self._line(measured)}")
         return measured
+
+    def _same_network(self, candidate: Candidate) -> Measured | None:
+        """What was tried with the same channels removed: widths are multiples, shares are not."""
+        if candidate.removal is None:
+            return None
+        plan = self.stages.plan(candidate.removal)
+        for one in self.tried:
+            other = one.candidate
+            alike = other.quantize == candidate.quantize and bool(other.epochs) == bool(
+                candidate.epochs
+            )
+            if alike and other.removal and self.stages.plan(other.removal) == plan:
+                return one
+        return None
 
     def _line(self, measured: Measured) -> str:
         left = self.estimate.left(self._elapsed)
@@ -199,9 +228,8 @@ class Search:
             return
         method = self._choose_method()
         low, high = self.settings.smallest, 1.0
-        for _ in range(self.settings.tries):
-            if high / low < CLOSE:
-                break
+        first = len(self.tried)
+        while len(self.tried) - first < self.settings.tries and high / low >= CLOSE:
             kept = round(math.sqrt(low * high), 3)
             measured = self._try_kept(kept, method, quantized)
             if measured is None:
@@ -227,7 +255,7 @@ class Search:
         except NetworkError as error:  # no width reaches that fraction
             say(f"{candidate.name}: {error}")
             return Measured.without_files(candidate, str(error))
-        if measured.folder is not None:
+        if measured.folder is not None and measured.candidate == candidate:
             history = self.stages.tuned(candidate).json("history.json")
             self._histories.append([Epoch(**epoch) for epoch in history])
         return measured
