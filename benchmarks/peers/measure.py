@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +27,7 @@ from secateur.console import say
 from secateur.models.build import build_network
 from secateur.onnx_ir.export import export_onnx
 from secateur.pipeline import Chain
+from secateur.runtimes import Runtime
 from secateur.training.evaluation import correct, scorer
 
 SIDE = 224
@@ -139,16 +140,28 @@ def judge(study: Study, key: str, source: RowInput | Record, test: data.Images) 
 
 
 def _judge(key: str, source: RowInput, test: data.Images, threads: int) -> Record:
+    with tempfile.TemporaryDirectory() as folder:
+        record, _ = make_and_judge(key, source, test, Path(folder), threads)
+    return record
+
+
+def make_and_judge(
+    key: str, source: RowInput, test: data.Images, folder: Path, threads: int
+) -> tuple[Record, Path]:
+    """Bytes of one row, and on which test images it is right; and the file that it opens.
+
+    Everything it makes is left in ``folder``.
+    """
     row = ROWS[key]
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder, silent():
-        made = row.make(source, Path(folder))
+    with silent():
+        made = row.make(source, folder)
         runtime = row.open(made.opens, threads)
         prepare = (lambda pixels: pixels) if row.raw else source.prepare
         right = correct(scorer(runtime), test, prepare, BATCH)
-        weight = sum(file.stat().st_size for file in made.ships)
+    weight = sum(file.stat().st_size for file in made.ships)
     result = {"bytes": weight, "right": pack(right), "test_images": len(test), "said": made.notes}
-    return result | {"resolution": source.prepare.resolution}
+    return result | {"resolution": source.prepare.resolution}, made.opens
 
 
 # ---- time
@@ -170,7 +183,7 @@ def time_rows(study: Study, keys: list[str], notes: dict[str, Record], repeats: 
     result: dict[str, Record] = {}
     torch.set_num_threads(study.threads)
     with tempfile.TemporaryDirectory() as root, row_inputs(study, keys, SIDE) as source, silent():
-        runtimes, image = {}, study.images(1, replace(study.chain.prepare, resolution=SIDE))
+        files, image = {}, study.images(1, replace(study.chain.prepare, resolution=SIDE))
         for key in keys:
             if isinstance(source[key], dict):
                 result[key] = source[key]
@@ -181,15 +194,25 @@ def time_rows(study: Study, keys: list[str], notes: dict[str, Record], repeats: 
             mine = replace(source[key], notes=notes.get(key, {}))
             result[key] = apart(_try, key, mine, image, folder, study.threads)
             if "error" not in result[key]:
-                try:
-                    runtimes[key] = ROWS[key].open(Path(result[key].pop("opens")), study.threads)
-                    runtimes[key].run(image)
-                except Exception as error:
-                    result[key] = {"error": in_one_line(error)}
-                    runtimes.pop(key, None)
-        turns = latencies(runtimes, image, WARMUP, repeats)
-        for key, samples in turns.items():
-            result[key]["milliseconds"] = [round(float(sample), 4) for sample in samples]
+                files[key] = Path(result[key].pop("opens"))
+        return result | take_turns(files, image, study.threads, repeats)
+
+
+def take_turns(
+    files: Mapping[str, Path], image: np.ndarray, threads: int, repeats: int
+) -> dict[str, Record]:
+    """By row, the milliseconds of one prepared image, (1, C, R, R), in turns; or its error."""
+    runtimes: dict[str, Runtime] = {}
+    result: dict[str, Record] = {}
+    for key, path in files.items():
+        try:
+            runtimes[key] = ROWS[key].open(path, threads)
+            runtimes[key].run(image)
+        except Exception as error:  # a peer raises what it likes
+            result[key] = {"error": in_one_line(error)}
+            runtimes.pop(key, None)
+    for key, samples in latencies(runtimes, image, WARMUP, repeats).items():
+        result[key] = {"milliseconds": [round(float(sample), 4) for sample in samples]}
     return result
 
 

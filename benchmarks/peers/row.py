@@ -32,7 +32,7 @@ class RowInput:
         quantize: How Secateur quantizes, where it does so anew.
         files: For Secateur's own rows, what it has made already: ``reference``, ``pruned``,
             ``quantized`` and ``packed``. Empty where they must be made anew.
-        said: What the row said at the recipe's own geometry, where this is another; else None.
+        notes: What the row recorded at the recipe's own geometry, where this is another; else None.
     """
 
     network: Path
@@ -59,7 +59,7 @@ class RowOutput:
     Attributes:
         opens: The file that its runtime opens.
         ships: All files somebody would have to copy; their bytes count.
-        said: Anything worth recording.
+        notes: Anything worth recording.
     """
 
     opens: Path

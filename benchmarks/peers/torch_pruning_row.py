@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from secateur.benchmarking.cost import macs
 from secateur.pipeline import Chain
 from secateur.pipeline.pruning_stages import fraction_of_round, retraining, retraining_teacher
 from secateur.training.loop import train
 
+SEARCHED = 8
+"""Halvings in the search for a ratio."""
+LARGEST = 0.95
+"""Share of the channels that may leave a group."""
 
-def pruned_by_magnitude(chain: Chain) -> nn.Module:
-    """The reference network without the recipe's fraction of channels, widths multiples of 8.
 
-    Every group loses the same fraction, which is its default and the recipe's ``local`` scope. The
-    layer that gives the logits keeps them all.
+def pruned_by_magnitude(network: nn.Module, shape: Sequence[int], ratio: float) -> nn.Module:
+    """A copy without that fraction of the channels of each group, widths multiples of 8.
+
+    Every group loses the same fraction, which is its default. The layer that gives the logits keeps
+    them all.
+
+    Args:
+        network: On the CPU.
+        shape: Of an image, (C, H, W).
+        ratio: In [0, 1).
     """
     import torch_pruning
 
-    network = chain.load_network("train").cpu()
+    network = copy.deepcopy(network)
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     pruner = torch_pruning.pruner.MagnitudePruner(
         network,
-        torch.zeros(1, *chain.input_shape),
+        torch.zeros(1, *shape),
         importance=torch_pruning.importance.MagnitudeImportance(p=2),
-        pruning_ratio=fraction_of_round(chain, chain.recipe.prune.rounds),
+        pruning_ratio=ratio,
         round_to=8,
         ignored_layers=[last],
     )
     pruner.step()
-    network(torch.zeros(2, *chain.input_shape))  # a wrong removal fails here, not after minutes
+    network(torch.zeros(2, *shape))  # a wrong removal fails here, not after minutes
     return network
+
+
+def pruned_to_macs(network: nn.Module, shape: Sequence[int], target: int) -> nn.Module:
+    """The pruned copy whose multiply-accumulates of one image come closest to ``target``."""
+    low, high, tried = 0.0, LARGEST, dict[int, nn.Module]()
+    for _ in range(SEARCHED):
+        ratio = (low + high) / 2
+        smaller = pruned_by_magnitude(network, shape, ratio)
+        counted = macs(smaller, shape)
+        tried[counted] = smaller
+        low, high = (ratio, high) if counted > target else (low, ratio)
+    return tried[min(tried, key=lambda counted: abs(counted - target))]
 
 
 def prune_and_train(chain: Chain, folder: Path) -> Path:
@@ -49,7 +74,13 @@ def prune_and_train(chain: Chain, folder: Path) -> Path:
     epochs = config.rounds * config.epochs
     training, validation = chain.parts
     kept, _ = train(
-        chain.place(pruned_by_magnitude(chain)),
+        chain.place(
+            pruned_by_magnitude(
+                chain.load_network("train").cpu(),
+                chain.input_shape,
+                fraction_of_round(chain, config.rounds),
+            )
+        ),
         training,
         validation,
         chain.prepare,
@@ -59,7 +90,12 @@ def prune_and_train(chain: Chain, folder: Path) -> Path:
         teacher=retraining_teacher(chain),
         label="torch-pruning",
     )
-    partial = path.with_suffix(".partial")
-    torch.save(kept.cpu(), partial)
-    partial.rename(path)
+    save_whole(kept, path)
     return path
+
+
+def save_whole(network: nn.Module, path: Path) -> None:
+    """Write a whole module, or nothing."""
+    partial = path.with_suffix(".partial")
+    torch.save(network.cpu(), partial)
+    partial.rename(path)

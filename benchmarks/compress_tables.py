@@ -1,0 +1,144 @@
+"""The tables of compressed networks, from the records beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import records
+from benchmarks.common.markdown import drop_text, in_points, ratio_text, table
+from benchmarks.common.records import Record
+from benchmarks.peers.report import Network, failure, named
+from benchmarks.peers.rows import ROWS
+from secateur.report.numbers import NONE, fixed, times
+from secateur.statistics import paired_drop
+
+COMPRESSED, PEERS, TIMES = "networks.jsonl", "peers.jsonl", "times.jsonl"
+MAX_DROP = 1.0
+"""Points of accuracy that may be lost."""
+
+
+def newest(rows: list[Record], network: str) -> dict[str, Record]:
+    """By row, the last record of a network."""
+    return {row["row"]: row for row in rows if row["network"] == network}
+
+
+def page(folder: Path) -> Iterator[str]:
+    """Every table, as Markdown."""
+    compressed = {row["network"]: row for row in records.read(folder / COMPRESSED)}
+    judged, timed = records.read(folder / PEERS), records.read(folder / TIMES)
+    latest = {row["network"]: row for row in timed}
+    networks = {name: Network(newest(judged, name), latest.get(name, {})) for name in compressed}
+    yield from table(HEADINGS, [cells(row) for row in compressed.values()])
+    yield ""
+    yield from table(
+        COMPARED, [compared(name, network, compressed[name]) for name, network in networks.items()]
+    )
+    for name, network in networks.items():
+        if network.keys:
+            yield from ("", f"### {name}", "", *table(ROW_HEADINGS, peer_rows(network)))
+
+
+# ---- what `secateur compress` found
+
+HEADINGS = [
+    "Network", "Top-1 before, %", "After", "Drop, points", "Verdict", "Bytes before",
+    "After, packed", "ms eager", "ms ONNX Runtime fp32", "ms after",
+]  # fmt: skip
+
+
+def cells(row: Record) -> list[str]:
+    """One network."""
+    if "error" in row:
+        return [row["network"], row["error"], *[""] * (len(HEADINGS) - 2)]
+    before, after, packed = row["variants"]
+    ladder = [step["latency"]["value"] for step in row["ladder"]]
+    return [
+        row["network"],
+        estimate(before["top1"]),
+        estimate(after["top1"]),
+        estimate(after["drop"]),
+        row["verdict"]["status"],
+        f"{before['size_bytes']:,.0f}",
+        f"{packed['size_bytes']:,.0f}",
+        *(fixed(value) for value in ladder),
+    ]
+
+
+def estimate(value: dict[str, Any]) -> str:
+    """A number with its bounds."""
+    return f"{fixed(value['value'])} [{fixed(value['low'])}, {fixed(value['high'])}]"
+
+
+# ---- beside the best peer
+
+COMPARED = [
+    "Network", "Best peer", "Ours minus peer, points", "Bytes, peer / ours", "Time, peer / ours",
+    "At least as good",
+]  # fmt: skip
+
+
+def best_peer(network: Network) -> str | None:
+    """The fastest of others within the allowed loss; where none is, the most accurate."""
+    fastest = [network.fastest(kind, MAX_DROP) for kind in ("int8", "pruned")]
+    medians = {
+        key: float(np.median(samples))
+        for key in fastest
+        if key is not None and (samples := network.milliseconds(key)) is not None
+    }
+    if medians:
+        return min(medians, key=medians.__getitem__)
+    drops = {
+        key: drop.value
+        for key in network.keys
+        if ROWS[key].kind in ("int8", "pruned") and (drop := network.drop(key)) is not None
+    }
+    return min(drops, key=drops.__getitem__) if drops else None
+
+
+def compared(name: str, network: Network, row: Record) -> list[str]:
+    """Ours beside the best peer: better or equal in all three, or by how much not."""
+    peer = best_peer(network)
+    mine = network.fastest("ours", 100.0) or "ours-int8"
+    theirs, ours = network.right(peer) if peer else None, network.right(mine)
+    if peer is None or theirs is None or ours is None or "error" in row:
+        return [name, "nothing to compare with", *[NONE] * 4]
+    won = in_points(paired_drop(ours, theirs))
+    smaller = network.rows[peer]["bytes"] / row["variants"][2]["size_bytes"]
+    faster = network.ratio(peer, mine)
+    short = []
+    if won.value < 0:
+        short.append(f"{fixed(-won.value)} points less accurate")
+    if smaller < 1:
+        short.append(f"{times(1 / smaller)} as large")
+    if faster is not None and faster.value < 1:
+        short.append(f"{times(1 / faster.value)} as slow")
+    return [
+        name, named(peer), drop_text(won), times(smaller),
+        NONE if faster is None else ratio_text(faster),
+        f"no: {', '.join(short)}" if short else "yes",
+    ]  # fmt: skip
+
+
+# ---- every row
+
+ROW_HEADINGS = ["Row", "Bytes", "Drop against eager, points", "ms", "Faster than eager", "Note"]
+
+
+def peer_rows(network: Network) -> Iterator[list[str]]:
+    """A line for each row."""
+    for key in network.keys:
+        record, drop = network.rows[key], network.drop(key)
+        samples, faster = network.milliseconds(key), network.ratio("eager", key)
+        failed = {failure(record), failure(network.timed(key))} - {NONE}
+        yield [
+            named(key),
+            f"{record['bytes']:,}" if "bytes" in record else NONE,
+            NONE if drop is None else drop_text(drop),
+            NONE if samples is None else fixed(float(np.median(samples)), 3),
+            NONE if faster is None else ratio_text(faster),
+            "; ".join([record.get("training", ""), *sorted(failed)]).strip("; "),
+        ]
