@@ -36,7 +36,7 @@ from benchmarks.peers.rows import PACKAGES as PEER_PACKAGES
 from secateur import recipe
 from secateur.compression.settings import parse_quantity
 from secateur.console import say
-from secateur.data import Folder, Preparation, load, load_folder
+from secateur.data import FolderDataSet, Preparation, load, load_folder
 from secateur.models.networks import build_described
 from secateur.store import save_tensors
 from secateur.training.loop import train
@@ -194,7 +194,7 @@ def without_samples(variant: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in variant.items() if key != "samples_ms"}
 
 
-def trained(network: Network, data: Folder, prepare: Preparation, folder: Path) -> nn.Module:
+def trained(network: Network, data: FolderDataSet, prepare: Preparation, folder: Path) -> nn.Module:
     """Train a network on the excerpt; it goes on where it was killed."""
     torch.manual_seed(SEED)
     built = build_described(network.description, len(data.classes), 3)

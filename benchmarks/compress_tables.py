@@ -39,7 +39,7 @@ def page(folder: Path) -> Iterator[str]:
     )
     for name, network in networks.items():
         if network.keys:
-            yield from ("", f"### {name}", "", *table(ROW_HEADINGS, peer_rows(network)))
+            yield from ("", f"### {name}", "", *table(ROW_HEADINGS, [*peer_rows(network)]))
 
 
 # ---- what `secateur compress` found

@@ -56,17 +56,12 @@ class Stages:
         return removal.kept if self.step is None else math.floor(removal.kept / self.step)
 
     def timed(self, tried: Sequence[Measured]) -> list[Measured]:
-        """All in turns: here the machine is slower than before, for all alike."""
+        """All in turns, while the machine does nothing else."""
         self.timings.append(len(tried))
+        times = [np.full(5, self.true_latency(one.candidate)) for one in tried]
         return [
-            one
-            if one.folder is None
-            else replace(
-                one,
-                latencies_ms=3 * self.true_latency(one.candidate) * np.ones(5),
-                reference_latencies_ms=3 * np.ones(5),
-            )
-            for one in tried
+            one if one.folder is None else replace(one, latencies_ms=ms)
+            for one, ms in zip(tried, times, strict=True)
         ]
 
     def true_latency(self, candidate: Candidate) -> float:
@@ -161,7 +156,8 @@ def test_the_choice_compares_times_of_the_same_turns(monkeypatch: pytest.MonkeyP
     chosen, search, stages = searched(monkeypatch, worse_below(0.3), drift=drift)
     assert chosen.candidate.kept < 0.5
     assert stages.timings == [len(search.tried) - 1, len(search.tried)]  # before pricing, and after
-    assert {float(one.reference_latencies_ms[0]) for one in search.tried} == {3.0}
+    times = [one.latency_ms for one in search.tried]
+    assert times == [stages.true_latency(one.candidate) for one in search.tried]
 
 
 def test_times_are_compared_where_the_limit_ended_the_search(
@@ -191,6 +187,21 @@ def test_goal_of_latency_trains_the_widest_within_it(monkeypatch: pytest.MonkeyP
     chosen, _, stages = searched(monkeypatch, lambda candidate: 0.1, latency_ms=0.1)
     assert 0.1 / searching.CLOSE <= chosen.latency_ms <= 0.1
     assert len(stages.trained) == 1 or stages.trained[1:] == [chosen.candidate]
+
+
+def test_goal_of_latency_trains_what_is_within_it_when_timed_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def drift(candidate: Candidate) -> float:
+        """The machine was fast while narrow candidates were made."""
+        return 0.5 if candidate.kept < 0.9 else 1.0
+
+    def lost(candidate: Candidate) -> float:
+        return 5.0 if candidate.removal and not candidate.epochs else 0.1
+
+    chosen, *_ = searched(monkeypatch, lost, drift=drift, latency_ms=0.1)
+    assert chosen.candidate.epochs
+    assert chosen.latency_ms <= 0.1
 
 
 def test_goal_that_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,7 +308,13 @@ class Search:
                 low = kept
             else:
                 high = kept
-        self._try_kept(low, self._choose_method(), quantized)
+        self._time_together()
+        within = [
+            one.candidate.kept
+            for one in self.tried
+            if one.candidate.removal and meets_cost(one, self.goal)
+        ]
+        self._try_kept(max(within, default=low), self._choose_method(), quantized)
 
     # ---- giving up
 
