@@ -43,7 +43,6 @@ from secateur.training.loop import train
 
 SEED = 0
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-THREADS = 2
 PACKAGES = ("timm", "torchvision", "efficientnet-lite-pytorch")
 
 
@@ -97,7 +96,7 @@ def main(arguments: list[str]) -> None:
     chosen = [NETWORKS[name] for name in options.networks or NETWORKS]
     work, within = options.out / "work", options.within
     if options.time_again:
-        time_files(options.out, chosen, options.repeats)
+        time_files(options.out, chosen, options.repeats, options.threads)
         return
     if not (work / "images").is_dir():
         write_images(options.data, work / "images", options.per_class)
@@ -107,10 +106,10 @@ def main(arguments: list[str]) -> None:
         return
     for network in chosen:
         if not succeeded(options.out / COMPRESSED, {"network": network.name}):
-            row = compressed(network, work, within)
+            row = compressed(network, work, within, options.threads)
             records.append(options.out / COMPRESSED, row, PACKAGES)
-    measure_peers(options.out, chosen, parse_quantity(within, "time"))
-    time_files(options.out, chosen, options.repeats, again=False)
+    measure_peers(options.out, chosen, options.threads, parse_quantity(within, "time"))
+    time_files(options.out, chosen, options.repeats, options.threads, again=False)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -122,6 +121,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--within", default="20m", help="time limit of each search")
     parser.add_argument("--per-class", type=int, default=400, help="training images; half to test")
     parser.add_argument("--repeats", type=int, default=200, help="turns of the final timing")
+    parser.add_argument("--threads", type=int, default=2, help="inside one operator, when timing")
     parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--time-again", action="store_true")
     parser.add_argument("--table", action="store_true")
@@ -166,12 +166,12 @@ def train_weights(network: Network, work: Path) -> None:
     save_tensors(weights, trained(network, data, prepare, folder).state_dict())
 
 
-def compressed(network: Network, work: Path, within: str) -> dict[str, Any]:
+def compressed(network: Network, work: Path, within: str, threads: int) -> dict[str, Any]:
     """Compress one trained network; returns its record."""
     folder = work / network.name
     out = folder / "out"
     command = compress_command(
-        network, work / "images", folder / "weights.safetensors", out, within
+        network, work / "images", folder / "weights.safetensors", out, within, threads
     )
     done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
     if done.returncode not in (0, 3):
@@ -214,7 +214,7 @@ def trained(network: Network, data: FolderDataSet, prepare: Preparation, folder:
 
 
 def compress_command(
-    network: Network, images: Path, weights: Path, out: Path, within: str
+    network: Network, images: Path, weights: Path, out: Path, within: str, threads: int
 ) -> list[str]:
     """The command that a user would type."""
     size = str(network.size)
@@ -223,20 +223,20 @@ def compress_command(
         "--weights", str(weights), "--data", str(images), "--max-drop", str(MAX_DROP),
         "--image-size", size, "--resize", size,
         "--mean", ",".join(map(str, MEAN)), "--std", ",".join(map(str, STD)),
-        "--within", within, "-o", str(out),
+        "--within", within, "--threads", str(threads), "-o", str(out),
     ]  # fmt: skip
 
 
 # ---- other tools, and time
 
 
-def opened(out: Path, network: Network, seconds: float = 0.0) -> Compressed:
+def opened(out: Path, network: Network, threads: int, seconds: float = 0.0) -> Compressed:
     """A finished network and its peers."""
     folder = out / "work" / network.name
-    return Compressed(folder / "out", folder / "peers", THREADS, seconds)
+    return Compressed(folder / "out", folder / "peers", threads, seconds)
 
 
-def measure_peers(out: Path, networks: Sequence[Network], seconds: float) -> None:
+def measure_peers(out: Path, networks: Sequence[Network], threads: int, seconds: float) -> None:
     """One record of accuracy and bytes for each row of each compressed network."""
     for network in networks:
         if not succeeded(out / COMPRESSED, {"network": network.name}):
@@ -244,12 +244,14 @@ def measure_peers(out: Path, networks: Sequence[Network], seconds: float) -> Non
         for key in KEYS:
             cell = {"network": network.name, "row": key}
             if not succeeded(out / PEERS, cell):
-                result = judge(opened(out, network, seconds), key)
+                result = judge(opened(out, network, threads, seconds), key)
                 say(f"{network.name}, {key}: {result.get('error', 'done')}")
                 records.append(out / PEERS, cell | result, (*PACKAGES, *PEER_PACKAGES))
 
 
-def time_files(out: Path, networks: Sequence[Network], repeats: int, again: bool = True) -> None:
+def time_files(
+    out: Path, networks: Sequence[Network], repeats: int, threads: int, again: bool = True
+) -> None:
     """One record of time for each compressed network: all of its files in turns."""
     for network in networks:
         cell = {"network": network.name}
@@ -257,6 +259,6 @@ def time_files(out: Path, networks: Sequence[Network], repeats: int, again: bool
         if not rows or (succeeded(out / TIMES, cell) and not again):
             continue
         say(f"{network.name}: timing")
-        result = in_turns(opened(out, network), [*rows.values()], repeats)
-        record = cell | {"repeats": repeats, "threads": THREADS, "rows": result}
+        result = in_turns(opened(out, network, threads), [*rows.values()], repeats)
+        record = cell | {"repeats": repeats, "threads": threads, "rows": result}
         records.append(out / TIMES, record, (*PACKAGES, *PEER_PACKAGES))
