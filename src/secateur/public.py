@@ -1,4 +1,4 @@
-"""Public functions that work on files and arrays, over the internal ones that work on objects."""
+"""Public functions on files and arrays."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def export(
 ) -> Path:
     """Export a classifier to one self-contained ONNX file.
 
-    Batch-norms are folded into convolutions and channel shuffles into the order of weights. Class
-    names and preparation are stored in the file, for :func:`secateur.load`.
+    Batch-norms are folded into convolutions, and channel shuffles into the order of weights. Class
+    names and image preparation are stored in the file for :func:`secateur.load`.
 
     Args:
         model: Any classifier; not modified.
@@ -44,14 +44,14 @@ def export(
         classes: Class names in the order of the outputs.
         mean: Mean per channel, of pixels in [0, 1].
         std: Standard deviation per channel, of pixels in [0, 1].
-        preparation: In place of ``mean`` and ``std``, all of it: resize, crop, mean and standard
-            deviation.
+        preparation: Complete image preparation in place of ``mean`` and ``std``: resize, crop, mean
+            and standard deviation.
 
     Returns:
         ``path``.
 
     Raises:
-        DataError: ``preparation`` is of another input, or given together with ``mean``.
+        DataError: ``preparation`` does not fit the input, or is given together with ``mean``.
         NetworkError: The network cannot be exported.
         StoreError: The file cannot be written.
 
@@ -86,7 +86,7 @@ def scan(
     std: Sequence[float],
     fractions: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
 ) -> list[ScanPoint]:
-    """Measure how accuracy falls as each group of channels is pruned alone, without retraining.
+    """Measure accuracy with each group of channels pruned separately, without retraining.
 
     Args:
         model: A classifier on the CPU; not modified.
@@ -100,7 +100,7 @@ def scan(
         One point per group and fraction: accuracy and its paired drop, with 95 % intervals.
 
     Raises:
-        NetworkError: The network cannot be traced, or has no channels that can be removed.
+        NetworkError: The network cannot be traced, or has no removable channels.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
@@ -122,8 +122,8 @@ def pack(source: str | Path, target: str | Path, about: Mapping[str, Any] | None
     """Pack an ONNX file into a small ``.sec`` file, which decodes to it bit for bit.
 
     Args:
-        source: An ONNX file; a quantized one becomes smallest. External data is packed too, and
-            is read from the file's own folder only.
+        source: An ONNX file, preferably quantized. External data is included; it is read from the
+            file's own folder only.
         target: The file to write.
         about: Plain data to store: provenance, measurements. At most 1 MiB as JSON.
 

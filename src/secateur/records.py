@@ -1,4 +1,4 @@
-"""One measurement, one JSON line, the same everywhere: in a run, on stdout, under ``results/``."""
+"""Records: one measurement per JSON line, in runs, on stdout and under ``results/``."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from secateur.errors import StoreError
 
 
 class Record(BaseModel):
-    """One measured number and everything needed to repeat it.
+    """One measured number with everything needed to repeat it.
 
     ``low`` and ``high`` bound the value: the 95 % interval of an accuracy, the 10th and 90th
     percentile of a latency; None for exact counts. ``n`` is the number of images, timings or
-    elements behind the value. ``at`` places the value on a curve, for example
+    elements behind the value. ``at`` is the position of the value on a curve, for example
     ``{"fraction": 0.3, "layer": "network", "effective_sparsity": 0.29}`` in a scan or
     ``{"epoch": 4}`` in training; it is empty for a single number.
 
     Metrics: ``top1_percent``, ``parameters``, ``nonzero_parameters``, ``macs``, ``size_bytes``,
     ``latency_ms``, ``compression_rate``, ``top1_drop_points`` (reference minus variant, paired),
     ``scan_top1_percent``, ``scan_drop_points``, ``threshold_fraction``, ``bit_scan_top1_percent``,
-    ``bit_scan_drop_points``, ``bit_scan_loss_nats``, ``parity_percent`` (top-1 decisions on which
-    the quantized file and its simulation agree; its ``at`` holds the largest margin in logits by
-    which they differ, and the median margin of all images),
-    ``validation_top1_percent``, ``train_loss``, ``epoch_seconds``, ``seconds`` (of a stage, as
-    wall time), ``unpack_seconds``. A number that a packed file has because it decodes to another,
-    bit for bit, says so in ``at``.
+    ``bit_scan_drop_points``, ``bit_scan_loss_nats``, ``parity_percent`` (agreement of top-1
+    decisions between the quantized file and its simulation; its ``at`` has the largest margin in
+    logits of a different decision, and the median margin of all images),
+    ``validation_top1_percent``, ``train_loss``, ``epoch_seconds``, ``seconds`` (wall-clock time of
+    a stage), ``unpack_seconds``. For a packed file, ``at`` names the file that it decodes to if the
+    number is that file's.
 
     Of a network made to overfit (variants ``overfitted``, and retrained from it
     ``overfitted-pruned``, ``overfitted-random``, ``overfitted-dense``): ``top1_percent`` and
-    ``parameters`` as above, ``train_top1_percent`` (of the training images, by the labels they were
-    trained with), ``train_loss_nats``, ``test_loss_nats`` (mean cross-entropy),
-    ``loss_gap_nats`` (test minus training loss), ``gain_over_dense_points``,
-    ``gain_over_random_points``, ``gain_over_overfitted_points`` (variant minus that one, paired on
-    the test images, above 0 where the variant is better). Their ``at`` holds ``label_noise``
-    (fraction), ``training_images``, ``epochs`` (all that the variant trained, overfitting
-    included), and for gains ``mcnemar_p``.
+    ``parameters`` as above, ``train_top1_percent`` (on the training images with the labels used in
+    training), ``train_loss_nats``, ``test_loss_nats`` (mean cross-entropy), ``loss_gap_nats`` (test
+    minus training loss), ``gain_over_dense_points``, ``gain_over_random_points``,
+    ``gain_over_overfitted_points`` (variant minus the other, paired on the test images). Their
+    ``at`` holds ``label_noise`` (fraction), ``training_images``, ``epochs`` (all epochs of the
+    variant, including overfitting), and for gains ``mcnemar_p``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,12 +68,12 @@ class Record(BaseModel):
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Write ``records`` to ``path``, one JSON object a line; the file is whole or not there."""
+    """Write ``records`` to ``path`` atomically, one JSON object per line."""
     write_text(path, "".join(record.to_json() + "\n" for record in records))
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read every record of ``path``.
+    """Read all records of ``path``.
 
     Raises:
         StoreError: The file is missing, or a line is not a record; the message names the line.

@@ -1,4 +1,4 @@
-"""Intervals and tests for counts and samples, and for differences on the same images.
+"""Intervals and tests for counts, samples, and paired differences.
 
 Intervals are two-sided at 95 % by default.
 """
@@ -45,7 +45,7 @@ def paired_drop(
     coverage when the disagreements are few.
 
     Args:
-        reference: Shape (n,), True where the reference network was right.
+        reference: Shape (n,), True where the reference network is correct.
         candidate: Shape (n,), the same images in the same order.
         confidence: Coverage of the two-sided interval, in (0, 1).
 
@@ -67,10 +67,10 @@ def paired_drop(
 
 
 def mcnemar(reference: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) -> float:
-    """Two-sided p-value of McNemar's exact test that two networks are equally often right.
+    """Two-sided p-value of McNemar's exact test of equal accuracy.
 
     Args:
-        reference: Shape (n,), True where the reference network was right.
+        reference: Shape (n,), True where the reference network is correct.
         candidate: Shape (n,), the same images in the same order.
     """
     lost = int(np.sum(reference & ~candidate))
@@ -84,11 +84,11 @@ def bootstrapped_drop(
     confidence: float = 0.95,
     draws: int = 10_000,
 ) -> Interval:
-    """:func:`paired_drop` with a percentile bootstrap interval over images instead.
+    """:func:`paired_drop` with a percentile bootstrap interval over images.
 
-    It assumes no shape of the distribution and checks the formula. Images are resampled in pairs;
-    only the counts of the four cells matter, so one multinomial draws them (Efron & Tibshirani
-    1993, section 13.3). The seed is fixed.
+    It makes no assumption on the distribution and verifies the formula. Images are resampled in
+    pairs; only the counts of the four cells matter, so one multinomial draws them (Efron &
+    Tibshirani 1993, section 13.3). The seed is fixed.
 
     Raises:
         ValueError: The shapes differ or are empty.
@@ -105,12 +105,12 @@ def bootstrapped_drop(
 
 
 class Verdict(NamedTuple):
-    """Whether a network is shown to be no worse than another by more than a margin.
+    """Result of a non-inferiority test.
 
     Attributes:
-        holds: The bound is within the margin.
-        bound: One-sided upper confidence bound of what is lost, a fraction in [-1, 1].
-        margin: What may be lost, a fraction.
+        holds: Whether the bound is within the margin.
+        bound: One-sided upper confidence bound of the loss, a fraction in [-1, 1].
+        margin: Allowed loss, a fraction.
     """
 
     holds: bool
@@ -126,15 +126,15 @@ def no_worse(
 ) -> Verdict:
     """Test that ``candidate`` loses no more than ``margin`` of ``reference``'s accuracy.
 
-    A test of non-inferiority: the one-sided upper bound of the paired drop (the upper end of the
+    In this non-inferiority test, the one-sided upper bound of the paired drop (the upper end of the
     two-sided interval at twice the error) must be within the margin. A difference that is not
-    significant does not show this.
+    significant is not sufficient.
 
     Args:
-        reference: Shape (n,), True where the reference network was right.
+        reference: Shape (n,), True where the reference network is correct.
         candidate: Shape (n,), the same images in the same order.
-        margin: In [0, 1]; 0.003 is 0.3 percentage points.
-        confidence: One-sided, in (0.5, 1).
+        margin: Allowed loss in [0, 1]; 0.003 is 0.3 percentage points.
+        confidence: One-sided confidence, in (0.5, 1).
     """
     bound = paired_drop(reference, candidate, 2 * confidence - 1).high
     return Verdict(bound <= margin, bound, margin)
@@ -155,15 +155,15 @@ def images_needed(
         drop + z_confidence sqrt(n psi + 1) / (n + 2) + z_power sqrt((psi - drop^2) / n) <= margin
 
     with psi the disagreement. This is the sample size of a non-inferiority test of paired
-    proportions (Lu & Bean 1995; Nam 1997) for the interval of Agresti & Min (2005). Where nothing
-    differs, n = z / margin - 2: even then a bound needs that many images.
+    proportions (Lu & Bean 1995; Nam 1997) for the interval of Agresti & Min (2005). Without any
+    disagreement, n = z / margin - 2 images are still needed.
 
     Args:
-        margin: Loss that is allowed, a fraction in (0, 1).
-        disagreement: Fraction of images on which exactly one of the two networks is right.
+        margin: Allowed loss, a fraction in (0, 1).
+        disagreement: Fraction of images on which exactly one of the two networks is correct.
         drop: True loss of accuracy, a fraction below ``margin`` and at most ``disagreement``.
-        confidence: One-sided, in (0.5, 1).
-        power: Probability that the test holds, in [0.5, 1).
+        confidence: One-sided confidence, in (0.5, 1).
+        power: Probability that the test passes, in [0.5, 1).
 
     Raises:
         ValueError: An argument is out of range.
@@ -195,7 +195,7 @@ def ratio_of_medians(
 ) -> Interval:
     """Speed-up of ``fast`` over ``slow``, with its 95 % bootstrap interval.
 
-    Turns are resampled in pairs, so that a slow moment of the machine stays in both. The seed is
+    Turns are resampled in pairs, so that slow periods of the machine affect both. The seed is
     fixed.
 
     Args:
@@ -215,7 +215,7 @@ def ratio_of_medians(
 
 
 QUIET = 0.25
-"""Spread, p10 to p90 over the median, above which a machine is called noisy."""
+"""Spread, (p90 - p10) / median, above which a machine is noisy."""
 
 
 def noise(samples: npt.NDArray[np.floating]) -> float:
@@ -227,7 +227,7 @@ def noise(samples: npt.NDArray[np.floating]) -> float:
 def mean(samples: npt.NDArray[np.floating], confidence: float = 0.95) -> Interval:
     """Mean of independent ``samples`` with its Student interval.
 
-    Near its coverage where n is in the thousands, however skewed losses are.
+    Its coverage is accurate for thousands of samples, also of skewed losses.
 
     Raises:
         ValueError: There are fewer than two samples.
@@ -262,16 +262,16 @@ def across_seeds(right: npt.NDArray[np.bool_], confidence: float = 0.95) -> Inte
     the components of images and of seeds (Owen 2007, *The pigeonhole bootstrap*, section 2). The
     residual variance is in both components, so that the interval is conservative, as Owen's
     bootstrap is. Its half-width is the root of the sum times Student's t with Satterthwaite's
-    degrees of freedom (1946), from n - 1 and S - 1. In simulation it covers 94 to 97 % while seeds
-    differ about as much as the images explain, and about 90 % where two or three seeds differ by
+    degrees of freedom (1946), from n - 1 and S - 1. In simulations its coverage is 94 to 97 % if
+    seeds differ by about as much as images explain, and about 90 % if two or three seeds differ by
     several times that.
 
     Args:
-        right: Shape (S, n), True where the network of that seed was right on that image.
+        right: Shape (S, n), True where the network of that seed is correct on that image.
         confidence: Coverage of the two-sided interval, in (0, 1).
 
     Returns:
-        All three in [0, 1]. Of one seed, or where nothing varies, Wilson's interval of n images.
+        All three in [0, 1]. For one seed, or without variance, Wilson's interval of n images.
 
     Raises:
         ValueError: Not two axes, or one is empty.
@@ -287,15 +287,15 @@ def drop_across_seeds(
 ) -> Interval:
     """Mean accuracy of ``reference`` minus that of ``candidate``, over seeds and images.
 
-    As :func:`across_seeds`, of the differences -1, 0 and 1 of each seed on each image.
+    As :func:`across_seeds`, for the differences -1, 0 and 1 of each seed on each image.
 
     Args:
-        reference: Shape (S, n), True where the reference network of that seed was right.
+        reference: Shape (S, n), True where the reference network of that seed is correct.
         candidate: Shape (S, n), the same seeds and images in the same order.
         confidence: Coverage of the two-sided interval, in (0, 1).
 
     Returns:
-        All three in [-1, 1]. Of one seed, or where nothing varies, as :func:`paired_drop`.
+        All three in [-1, 1]. For one seed, or without variance, as :func:`paired_drop`.
 
     Raises:
         ValueError: The shapes differ, are not two axes, or one is empty.
@@ -312,18 +312,18 @@ def drop_across_seeds(
 def rates_across_seeds(
     accuracies: npt.NDArray[np.floating], n: int, confidence: float = 0.95
 ) -> Interval:
-    """Mean of accuracies on the same ``n`` images of which only the rates were kept.
+    """Mean of accuracies on the same ``n`` images, from rates only.
 
-    As :func:`across_seeds`, but the images' part is the largest it can be, p (1 - p) / n, which it
-    is where every seed decides alike.
+    As :func:`across_seeds`, with the largest possible variance of images, p (1 - p) / n, that of
+    equal decisions of all seeds.
 
     Args:
-        accuracies: Shape (S,), in [0, 1].
-        n: Images behind each.
+        accuracies: Accuracies, shape (S,), in [0, 1].
+        n: Number of images.
         confidence: Coverage of the two-sided interval, in (0, 1).
 
     Raises:
-        ValueError: There is none, or ``n`` is not positive.
+        ValueError: There are no accuracies, or ``n`` is not positive.
     """
     if accuracies.ndim != 1 or accuracies.size == 0 or n < 1:
         raise ValueError(f"need rates and n >= 1, found shape {accuracies.shape}, n = {n}")
@@ -360,7 +360,7 @@ def _around(
     confidence: float,
     limits: tuple[float, float],
 ) -> Interval:
-    """The mean with a t interval of the sum of variances, each with its degrees of freedom."""
+    """The mean with a t interval from a sum of variances and their degrees of freedom."""
     variance = sum(part for part, _ in parts)
     degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * variance**0.5

@@ -1,4 +1,4 @@
-"""Stage outputs: folders named by stage and content id, written once, whole or not at all."""
+"""Stores stage outputs: folders named by stage and content id, written once, atomically."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ MANIFEST = "stage.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: a folder whose files nobody changes any more.
+    """A finished stage: a folder of immutable files.
 
     Attributes:
         name: For example ``train`` or ``prune-2``.
-        id: Content id of everything that decides the outcome.
-        folder: Where the files are.
-        fresh: Made just now, not found.
+        id: Content id of everything that determines the result.
+        folder: Folder of the files.
+        fresh: Whether the stage was made now, not reused.
     """
 
     name: str
@@ -63,29 +63,29 @@ class Stage:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Who made it, where, in how long, from what."""
+        """Machine, versions, duration and inputs of the stage."""
         return self.json(MANIFEST)
 
 
 class Store:
     """A folder of finished stages.
 
-    A stage is made in ``NAME-ID.partial`` and renamed when it is complete and on the disk. What a
-    killed run left there (a checkpoint, say) is offered to the next one; it is never mistaken for
-    a result.
+    A stage is made in ``NAME-ID.partial`` and renamed when it is complete and flushed to the disk.
+    Files left there by a killed run, such as a checkpoint, are available to the next run, but are
+    not a result.
 
-    Floating-point sums depend on the number of threads. A stage that was made with another number
-    of threads than this process has is therefore not reused: its second version goes into
-    ``NAME-ID-Nthreads``. A stage that reads no other one only selects data, and counts always.
+    Floating-point sums depend on the number of threads. A stage made with another number of threads
+    than this process is therefore not reused: it is made again in ``NAME-ID-Nthreads``. Stages
+    without inputs only select data and are always reused.
 
     Args:
-        root: Created where missing.
-        wait: Where another process makes a stage, wait until it is there; else that is an error.
-        find_only: A stage that is not there is an error, instead of being made.
-        any_threads: A stored stage counts, whatever number of threads made it.
+        root: Folder of stages; created if missing.
+        wait: Wait if another process makes the stage; otherwise raise an error.
+        find_only: Raise an error instead of making a missing stage.
+        any_threads: Reuse stages made with any number of threads.
 
     Attributes:
-        made_any: Whether any stage was made, rather than reused, so far.
+        made_any: Whether any stage was made, not reused.
 
     Raises:
         StoreError: The folder cannot be written.
@@ -121,18 +121,17 @@ class Store:
         upstream: Mapping[str, Stage],
         make: Callable[[Path], None],
     ) -> Stage:
-        """Return the stage, making it only where it is not there yet.
+        """Return the stage; make it if missing.
 
         Args:
             name: The stage's name.
-            settings: The part of the recipe that decides its outcome, plain data.
+            settings: The part of the recipe that determines the result, plain data.
             upstream: The stages it reads.
-            make: Writes the stage's files into the folder it gets, which may hold what an
-                earlier, killed attempt left.
+            make: Writes the stage's files into a folder, which may have files of a killed attempt.
 
         Raises:
             StoreError: The stored files are damaged, another process is making the same stage, or
-                the stage is not there and this store only finds.
+                the stage is missing and ``find_only`` is set.
         """
         key = {"says": dict(settings), "upstream": {k: stage.id for k, stage in upstream.items()}}
         identity = content_id({"stage": name.split("-")[0], **key})
@@ -142,7 +141,7 @@ class Store:
         if self.find_only:
             raise StoreError("no such stage", where=folder, remedy="make it where it was made")
         with self._lock(folder):
-            if (folder / MANIFEST).exists():  # made by the process that was waited for
+            if (folder / MANIFEST).exists():  # made by the other process
                 return _verified(name, identity, folder)
             partial = folder.with_name(folder.name + ".partial")
             partial.mkdir(exist_ok=True)
@@ -156,7 +155,7 @@ class Store:
         return Stage(name, identity, folder, fresh=True)
 
     def _folder(self, name: str, identity: str, depends_on_threads: bool) -> Path:
-        """Where the stage is, or is to be made, for the threads that this process has."""
+        """The folder of the stage for the threads of this process."""
         first, here = self.root / f"{name}-{identity}", environment.threads()
         versions = [first, *sorted(self.root.glob(f"{first.name}-*threads"))]
         made = {
@@ -174,7 +173,7 @@ class Store:
 
     @contextmanager
     def _lock(self, folder: Path) -> Iterator[None]:
-        """Hold the stage's lock. The file stays: who unlinks it may cut off one that waits."""
+        """Hold the stage's lock. The file is kept, because others may wait for it."""
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         try:
             lock.acquire(timeout=-1 if self.wait else 0)
@@ -191,7 +190,7 @@ class Store:
 
 
 def _finish(key: dict[str, Any], facts: dict[str, Any], partial: Path, folder: Path) -> None:
-    """Write the manifest, flush everything, and give the folder its name."""
+    """Write the manifest, flush all files, and rename the folder."""
     files = sorted(partial.iterdir())
     manifest = {
         **key,
@@ -204,7 +203,7 @@ def _finish(key: dict[str, Any], facts: dict[str, Any], partial: Path, folder: P
     for file in files:
         flush(file)
     write_json(partial / MANIFEST, manifest | {"checksum": _checksum(manifest)})
-    if folder.exists():  # without a manifest it is no result, and in the way
+    if folder.exists():  # without a manifest it is not a result
         shutil.rmtree(folder)
     partial.replace(folder)
     flush(folder.parent)
@@ -221,20 +220,20 @@ def _digest(path: Path) -> str:
 
 
 def _threads(folder: Path) -> int | None:
-    """The number of threads that a stored stage was made with; None where there is none."""
+    """The number of threads of a stored stage, or None."""
     try:
         return int(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["threads"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        return 0  # damaged: refused by name when it is read
+        return 0  # damaged: the error is raised when it is read
 
 
 def _verified(name: str, identity: str, folder: Path) -> Stage:
-    """Return a stored stage whose manifest and files are what its id and checksums say.
+    """Return a stored stage after checking its id and checksums.
 
     Raises:
-        StoreError: They are not; the message names the first wrong file.
+        StoreError: A file is damaged; the message names the first one.
     """
     damaged = _damaged(name, identity, folder)
     if damaged is not None:
@@ -252,7 +251,7 @@ def _damaged(name: str, identity: str, folder: Path) -> str | None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         key = {"stage": name.split("-")[0], "says": manifest["says"]}
         computed = content_id({**key, "upstream": manifest["upstream"]})
-        checksum = manifest.get("checksum", _checksum(manifest))  # version 0.1.0 wrote none
+        checksum = manifest.get("checksum", _checksum(manifest))  # version 0.1.0 had none
         expected = (name, identity, identity, checksum)
         if expected != (manifest["stage"], manifest["id"], computed, _checksum(manifest)):
             return MANIFEST
@@ -282,12 +281,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors as safetensors, from any device; the file is whole or not there.
+    """Write tensors of any device as safetensors, atomically.
 
     Raises:
         StoreError: The disk is full or the folder cannot be written.
     """
-    # Cloned, because views of one storage (masks of a group, say) are refused.
+    # Cloned, because safetensors rejects views of one storage, such as masks of a group.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         try:

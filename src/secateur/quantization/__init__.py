@@ -1,1 +1,1 @@
-"""Post-training quantization: the arithmetic, the ranges, the graph."""
+"""Quantization: post-training, mixed precision and quantization-aware training."""

@@ -1,10 +1,10 @@
-"""Affine quantization: integers that stand for evenly spaced real numbers.
+"""Affine quantization: integers that represent evenly spaced real numbers.
 
     Q(x) = clamp(round(x / delta) + z, low, high)        D(q) = (q - z) delta
 
-``round`` takes a half to the even neighbor, before the zero point z is added, as ONNX
-QuantizeLinear does; since z is an integer this is round(x / delta + z) everywhere but at exact
-halves (Jacob et al. 2018, section 2.1; Krishnamoorthi 2018, section 2).
+``round`` rounds half to even before the zero point z is added, as ONNX QuantizeLinear does; since z
+is an integer, this equals round(x / delta + z) except at exact halves (Jacob et al. 2018, section
+2.1; Krishnamoorthi 2018, section 2).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers available.
+    """The set of integers.
 
     Attributes:
         bits: 2 to 16.
-        signed: Two's complement, or from 0.
-        symmetric: The zero point is 0 and the lowest integer is left out, so that the range is as
-            wide on both sides: int8 is -127 to 127. Needs ``signed``.
-        reach: The largest magnitude of a symmetric grid, where that is less than the bits allow.
+        signed: Two's complement, else unsigned.
+        symmetric: The zero point is 0 and the lowest integer is not used, so that the range is
+            symmetric: int8 is -127 to 127. Needs ``signed``.
+        reach: The largest magnitude of a symmetric grid, if less than the bits allow.
     """
 
     bits: int = 8
@@ -63,13 +63,13 @@ INT8_SYMMETRIC = Grid(8, signed=True, symmetric=True)
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """How a tensor is quantized: one scale and zero point, or one for each slice along an axis.
+    """Scale and zero point of a tensor, or one of each for each slice along an axis.
 
     Attributes:
         delta: Step between neighbors, float32, positive; shape () or (slices,).
-        zero_point: The integer that stands for 0.0; the shape of ``delta``.
-        grid: The integers available.
-        axis: The axis that ``delta`` runs along; None where it is a scalar.
+        zero_point: The integer that represents 0.0; shape of ``delta``.
+        grid: The set of integers.
+        axis: Axis of ``delta``; None for a scalar.
     """
 
     delta: npt.NDArray[np.float32]
@@ -104,8 +104,8 @@ def quantize(
 ) -> Integers:
     """Return clamp(round(x / delta) + zero_point, low, high) as int32; arguments broadcast.
 
-    The division is done in the precision of ``x``: float32 as ONNX QuantizeLinear does it, float64
-    for Python's numbers.
+    The division uses the precision of ``x``: float32 as in ONNX QuantizeLinear, float64 for Python
+    numbers.
 
     Example:
         >>> int(quantize(0.75, 0.01, 128))
@@ -114,7 +114,7 @@ def quantize(
     x = np.asarray(x)
     kind = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float64)
     steps = np.rint(np.divide(x, np.asarray(delta, kind), dtype=kind))
-    # Clamped before the cast: a float beyond int32 has no defined integer.
+    # Clamp before the cast, which is undefined for floats beyond int32.
     bounded = np.clip(steps + np.asarray(zero_point, np.float64), low, high)
     return bounded.astype(np.int32)
 
@@ -133,10 +133,10 @@ def from_range(
 ) -> Affine:
     """Choose delta and zero point for values in [``low``, ``high``].
 
-    The range is widened to hold 0.0, which is then exactly representable, as padding and ReLU
-    need: delta = (high - low) / (grid.high - grid.low), and the zero point is the integer nearest
-    to grid.low - low / delta. On a symmetric grid delta = max(|low|, |high|) / grid.high. An empty
-    range, [0, 0], has no scale of its own and gets 1.
+    The range is widened to include 0.0, which must be exactly representable for padding and ReLU:
+    delta = (high - low) / (grid.high - grid.low), and the zero point is the integer nearest to
+    grid.low - low / delta. On a symmetric grid delta = max(|low|, |high|) / grid.high. The range
+    [0, 0] gets a delta of 1.
 
     Raises:
         ValueError: A bound is not finite, or ``low`` is above ``high``.

@@ -1,4 +1,4 @@
-"""How close a quantized network is to the float network it was made from."""
+"""Agreement of a quantized network with its float network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Agreement:
-    """Answers of a quantized network beside those of its float network.
+    """Comparison of the predictions of a quantized network and its float network.
 
     Attributes:
-        images: How many both were run on.
-        same: Images on which both choose one class.
-        signal_to_noise_db: Power of the float logits over that of their difference, in decibels,
-            both about their mean over the images.
-        correct: Images on which the quantized network is right; None without labels.
-        float_correct: Likewise the float network.
+        images: Number of images.
+        same: Number of images with the same class.
+        signal_to_noise_db: Variance of the float logits over that of the difference, in decibels.
+        correct: Number of correct images of the quantized network; None without labels.
+        float_correct: Number of correct images of the float network; None without labels.
     """
 
     images: int
@@ -30,7 +29,7 @@ class Agreement:
 
     @property
     def agreement(self) -> float:
-        """Share of images on which both choose one class, in [0, 1]."""
+        """Fraction of images with the same class, in [0, 1]."""
         return self.same / self.images
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def agreement(quantized: Tensor, reference: Tensor, labels: Tensor | None = None
 
     Args:
         quantized: float (N, classes), N at least 1.
-        reference: Of the float network, of the same shape.
+        reference: Logits of the float network, of the same shape.
         labels: int64 (N,), or None.
 
     Example:
@@ -65,7 +64,7 @@ def agreement(quantized: Tensor, reference: Tensor, labels: Tensor | None = None
         0
     """
     chosen, expected = quantized.argmax(1), reference.argmax(1)
-    # What all images have in common decides nothing, and would flatter the ratio.
+    # Remove the mean over images, which does not affect decisions and would inflate the ratio.
     signal = reference - reference.mean(0)
     noise = (quantized - reference) - (quantized - reference).mean(0)
     powers = [float(part.double().square().sum()) for part in (signal, noise)]

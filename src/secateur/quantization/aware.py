@@ -1,6 +1,6 @@
-"""Quantization-aware training: weights, biases and step sizes learn what rounding does to them.
+"""Quantization-aware training of weights, biases and step sizes.
 
-Rounding passes gradients straight through; the step size gets the gradient of Learned Step Size
+Rounding uses the straight-through estimator; the step size has the gradient of Learned Step Size
 Quantization (Esser et al. 2020, eq. 3), scaled by 1 / sqrt(values * high) (section 2.2).
 """
 
@@ -21,21 +21,21 @@ from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import choose_scales, few_digits
 
 _PRUNED = 0.01
-"""A weight with more zeros than this share was pruned, and keeps its zeros."""
+"""A weight with a larger fraction of zeros is taken as pruned, and keeps its zeros."""
 
 
 class Trainable(Simulated):
-    """The quantized graph, to be trained like any network, and read back as a scheme.
+    """The quantized graph as a trainable network that can be read back as a scheme.
 
-    Batch-norms are folded already, so that what is trained is what ships.
+    Batch-norms are already folded, so that the trained graph is the exported one.
 
     Args:
-        model: The float graph; its weights are where training starts.
-        scheme: Of the same graph; its activations' scales are where theirs start.
-        rules: How weights are quantized. At 8 bits, free of saturation, integers stay within
-            +-64, because weights that move cannot be watched in pairs.
-        priced: Names of layers that start from the steps and integers of ``scheme``, which bits
-            were saved on: what is 0 stays 0.
+        model: The float graph with the initial weights.
+        scheme: Scheme of the same graph with the initial scales of activations.
+        rules: Rules of weight quantization. For saturation-free 8 bits, integers stay within +-64,
+            because pairs of weights cannot be checked during training.
+        priced: Names of layers that start from steps and integers of ``scheme`` chosen by pricing;
+            zeros stay 0.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class Trainable(Simulated):
         return step(weight), bias
 
     def masks(self) -> dict[str, Tensor]:
-        """By name of the parameter, True where a weight of a pruned layer is kept."""
+        """From parameter name to a mask, True where a weight of a pruned layer is kept."""
         masks = {f"weights.{name}": weight != 0 for name, weight in self.weights.items()}
         return {name: kept for name, kept in masks.items() if (~kept).float().mean() > _PRUNED}
 
     @torch.no_grad()
     def learned(self) -> Scheme:
-        """What has been learned."""
+        """The learned scheme."""
         activations = {name: step.affine() for name, step in self.quantizers.items()}
         grids = {name: step.affine() for name, step in self.weight_steps.items()}
         layers = {}
@@ -103,12 +103,12 @@ class Trainable(Simulated):
 
 
 class Step(nn.Module):
-    """A quantizer whose step size is learned; its zero point stays.
+    """A quantizer with a learned step size and a fixed zero point.
 
     Args:
-        affine: Where it starts.
-        ceiling: The step size is never larger, so that a clip can still be absorbed.
-        coarse: The step size keeps few digits, as those of weights do in a file.
+        affine: Initial scale and zero point.
+        ceiling: Largest step size, with which a clip can still be absorbed.
+        coarse: Whether to round the step size to few digits, as for weights in a file.
     """
 
     zero_point: Tensor
@@ -128,18 +128,18 @@ class Step(nn.Module):
             shape[self._start.axis] = -1
             values = x.numel() / x.shape[self._start.axis]
         else:
-            values = x.numel() / len(x)  # of one image
+            values = x.numel() / len(x)  # for one image
         scale = (values * grid.high) ** -0.5
         delta, zero = self.bounded().reshape(shape), self.zero_point.reshape(shape)
         return _Round.apply(x, delta, zero, grid.low, grid.high, scale)
 
     def affine(self) -> Affine:
-        """The grid as learned."""
+        """The learned grid."""
         delta = self.bounded().detach().cpu().numpy()
         return Affine(delta, self._start.zero_point, self._start.grid, self._start.axis)
 
     def bounded(self) -> Tensor:
-        """The step size, kept positive and below its ceiling, of few digits where it is coarse."""
+        """The step size, positive, at most the ceiling, and rounded if coarse."""
         delta = self.delta.clamp(torch.finfo(torch.float32).tiny, self._ceiling)
         if not self._coarse:
             return delta
@@ -158,7 +158,7 @@ class _Round(torch.autograd.Function):
         rounded = steps.round().add_(zero)
         inside = (rounded >= low) & (rounded <= high)
         rounded.clamp_(low, high).sub_(zero)
-        # How D(Q(x)) moves with delta: by the rounding error inside, by the bound outside.
+        # Derivative of D(Q(x)) by delta: the rounding error inside the range, the bound outside.
         ctx.save_for_backward(inside, torch.where(inside, rounded - steps, rounded))
         ctx.scale, ctx.shape = scale, delta.shape
         return rounded.mul_(delta)

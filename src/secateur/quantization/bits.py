@@ -1,7 +1,7 @@
-"""How many bits each layer needs: a scan, and a choice from it.
+"""Mixed precision: scans bits of each layer's weights, and chooses from the scan.
 
-The sibling of the pruning scan: one layer at a time has its weights rounded to few bits, all else
-staying real, and the loss on validation images is the value of that layer's bits.
+As in the pruning scan, one layer at a time has its weights rounded to few bits with everything else
+in float, and the loss on validation images is measured.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from secateur.training.evaluation import BATCH
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 
 Bits = dict[str, int]
-"""By name of the node, the bits of its weight."""
+"""From node name to the bits of its weight."""
 
 
 @dataclass(frozen=True)
 class BitPoint:
-    """One layer's weight at one width, all else real.
+    """One layer's weight at one number of bits, everything else in float.
 
     Attributes:
         layer: Name of the node; ``network`` for the float network itself, at 32 bits.
-        bits: Of its weight.
-        weights: Elements of its weight.
-        correct: Images the network is right on.
-        n: Images.
-        accuracy: In [0, 1], with its 95 % interval.
-        drop: Accuracy lost against the float network on the same images, with its interval.
-        loss: Mean cross-entropy, in nats, beyond that of the float network.
+        bits: Bits of its weight.
+        weights: Number of elements of its weight.
+        correct: Number of correct images.
+        n: Number of images.
+        accuracy: Accuracy in [0, 1] with its 95 % interval.
+        drop: Loss of accuracy against the float network on the same images, with its interval.
+        loss: Increase of the mean cross-entropy over the float network, in nats.
     """
 
     layer: str
@@ -60,7 +60,7 @@ class BitPoint:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BitPoint:
-        """Read what :meth:`to_dict` wrote."""
+        """The inverse of :meth:`to_dict`."""
         intervals = {name: Interval(*values[name]) for name in ("accuracy", "drop")}
         return cls(**(values | intervals))
 
@@ -76,21 +76,21 @@ def scan_bits(
 ) -> list[BitPoint]:
     """Round one layer's weights at a time to each of ``widths``.
 
-    The network is run once up to each layer, and from there on once for each width.
+    The network runs once up to each layer, and from there once for each width.
 
     Args:
         model: The float graph.
         images: Validation images, on the CPU.
-        prepare: From stored pixels to the graph's input.
-        widths: Each in 2 to 8.
-        rule: Granularity and freedom from saturation; its bits are not looked at.
+        prepare: Maps stored pixels to the graph's input.
+        widths: Numbers of bits, each in 2 to 8.
+        rule: Granularity and saturation freedom; its bits are not used.
         advance: Called for each layer of each batch of 250 images.
 
     Returns:
         The float network, then each layer in the graph's order at each width.
 
     Raises:
-        SecateurError: The graph holds an operator that cannot be simulated.
+        SecateurError: An operator of the graph cannot be simulated.
     """
     network, rule = Simulated(model), rule or WeightRule()
     rounded = {
@@ -151,7 +151,7 @@ def _points(
 
 
 def total_bits(bits: Mapping[str, int], points: Iterable[BitPoint]) -> int:
-    """Bits that all scanned weights take when each layer has ``bits`` a weight."""
+    """Total bits of all scanned weights with ``bits`` of each layer."""
     weights = {point.layer: point.weights for point in points if point.layer in bits}
     return sum(bits[layer] * count for layer, count in weights.items())
 
@@ -159,8 +159,8 @@ def total_bits(bits: Mapping[str, int], points: Iterable[BitPoint]) -> int:
 def narrowing(points: Sequence[BitPoint]) -> list[Bits]:
     """Mixed widths, from every layer at its widest down to every layer at its narrowest.
 
-    Each step takes bits from that layer which loses least cross-entropy for each bit it saves, if
-    losses add up. A layer may skip widths: losses need not fall evenly.
+    Each step narrows the layer that loses the least cross-entropy per saved bit, assuming that
+    losses add. A layer may skip widths, because losses may not be monotonic.
 
     Returns:
         The widths after each step; the first is the widest.
@@ -190,17 +190,18 @@ def choose_bits(
     size: float | None = None,
     acceptable: Callable[[Bits], bool] | None = None,
 ) -> Bits:
-    """Choose mixed widths, by size or by what is acceptable.
+    """Choose mixed widths by size or by a test.
 
     Args:
-        points: Of :func:`scan_bits`.
-        size: Share of the bits of the widest choice that may remain, in (0, 1]; the first widths of
-            :func:`narrowing` that are as small are taken.
-        acceptable: Asked instead, of O(log n) widths of :func:`narrowing`, whether they do; the
-            narrowest that do are taken, and the widest if none do.
+        points: Result of :func:`scan_bits`.
+        size: Largest fraction of the bits of the widest choice, in (0, 1]; the first widths of
+            :func:`narrowing` within it are returned.
+        acceptable: Test of widths, called for O(log n) of :func:`narrowing`; the narrowest
+            acceptable widths are returned, or the widest if none are.
 
     Raises:
-        ValueError: Not just one of ``size`` and ``acceptable`` is given, or no widths are as small.
+        ValueError: Not exactly one of ``size`` and ``acceptable`` is given, or no widths are small
+            enough.
     """
     path = narrowing(points)
     if (size is None) == (acceptable is None):

@@ -1,4 +1,4 @@
-"""The range of every tensor to be rounded, over representative images."""
+"""Calibration: ranges of all tensors to be quantized, on representative images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Method = Literal["minmax", "percentile", "mse", "entropy"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "entropy")
 
 CHUNK = 8
-"""Images at a time: all activations of a chunk are in memory at once."""
+"""Batch size: all activations of a batch are in memory at once."""
 
 
 def calibrate(
@@ -35,23 +35,22 @@ def calibrate(
 ) -> dict[str, Range]:
     """Find the range of each tensor to be quantized, by running the float file.
 
-    Tensors that share one scale are counted together, and have one range.
+    Tensors that share a scale are counted together and have one range.
 
     Args:
         source: A float file of :func:`secateur.onnx_ir.export.export_onnx`, or its graph.
-        batches: Normalized images, float32 (N, C, R, R), N of any size.
-        method: ``minmax`` takes the extremes seen; ``percentile`` leaves out the same number of
-            values at each end, to within 1/8192 of the largest magnitude; ``mse`` takes the range
-            of least mean square error, ``entropy`` that of least Kullback-Leibler divergence, both
-            for uint8.
-        percentile: The share of values kept by ``percentile``, in (0, 100] %.
+        batches: Normalized images, float32 (N, C, R, R), of any batch size.
+        method: ``minmax`` uses the extremes; ``percentile`` excludes the same number of values at
+            each end, within 1/8192 of the largest magnitude; ``mse`` minimizes the mean square
+            error and ``entropy`` the Kullback-Leibler divergence, both for uint8.
+        percentile: Percentage of values kept by ``percentile``, in (0, 100].
 
     Returns:
-        Lowest and highest value to represent, by the tensor's name in the file.
+        From the tensor's name in the file to its lowest and highest value to represent.
 
     Raises:
         DataError: There are no images.
-        SecateurError: A tensor holds NaN or infinity; the message names it.
+        SecateurError: A tensor has NaN or infinity; the message names it.
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"need a percentile in (0, 100], found {percentile}")
@@ -67,12 +66,14 @@ def count_values(
     """Count the values of each tensor to be quantized; as :func:`calibrate`, for all methods.
 
     Args:
-        source: As of :func:`calibrate`.
-        batches: As of :func:`calibrate`.
-        counted: Images whose values are counted, None for all; of the others only the extremes.
+        source: See :func:`calibrate`.
+        batches: See :func:`calibrate`.
+        counted: Number of images whose values are counted, None for all; only the extremes of
+            others are used.
 
     Returns:
-        By the tensor's name in the file; tensors that share one scale share one histogram.
+        From the tensor's name in the file to its histogram, which tensors with a common scale
+        share.
     """
     model = read_model(source) if isinstance(source, Path) else copy.deepcopy(source)
     groups = find_placement(model).groups
@@ -82,7 +83,7 @@ def count_values(
     names = list(histograms)
     session = _session_with_outputs(model, names)
     image = session.get_inputs()[0]
-    size = image.shape[0] if isinstance(image.shape[0], int) else 0  # built into the graph
+    size = image.shape[0] if isinstance(image.shape[0], int) else 0  # fixed in the graph
     images = 0
     for batch in batches:
         for start in range(0, len(batch), size or CHUNK):
@@ -104,7 +105,7 @@ def count_values(
 def choose_ranges(
     histograms: dict[str, Histogram], method: Method, percentile: float = 99.99
 ) -> dict[str, Range]:
-    """The range of each tensor by one method; as :func:`calibrate`, from counts already made."""
+    """Choose the range of each tensor by one method, from histograms; see :func:`calibrate`."""
     chosen = {id(h): _choose(h, method, percentile) for h in histograms.values()}
     return {name: chosen[id(histogram)] for name, histogram in histograms.items()}
 
@@ -153,7 +154,7 @@ def _session_with_outputs(model: onnx.ModelProto, names: list[str]) -> onnxrunti
         for name in names
         if name not in known
     )
-    # One thread: the ranges are part of the result, and must not depend on the machine's cores.
+    # One thread, because ranges must not depend on the number of cores.
     return onnxruntime.InferenceSession(
         model.SerializeToString(), session_options(threads=1), providers=["CPUExecutionProvider"]
     )

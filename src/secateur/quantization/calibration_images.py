@@ -1,4 +1,4 @@
-"""Images to quantize with, whatever they come as: prepared part by part, when they are needed."""
+"""Images for quantization in several forms, prepared lazily in parts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class CalibrationImages:
 
     Attributes:
         pixels: float32 (N, C, H, W), prepared; or uint8 (N, C, S, S).
-        prepare: From uint8 pixels to the network's input; None where they are prepared.
+        prepare: Maps uint8 pixels to the network's input; None if already prepared.
         labels: int64 (N,), or None.
-        classes: Class names, where the images bring them.
+        classes: Class names, if known.
     """
 
     pixels: Pixels
@@ -43,7 +43,7 @@ class CalibrationImages:
         return (pixels if self.prepare is None else self.prepare(pixels)).contiguous()
 
     def spread(self, count: int) -> Tensor:
-        """Indices of ``count`` images, evenly spaced, int64 (n,); of all where it is 0."""
+        """Indices of ``count`` evenly spaced images, int64 (n,); of all if it is 0."""
         count = min(count, len(self)) or len(self)
         return torch.linspace(0, len(self) - 1, count).long()
 
@@ -53,15 +53,15 @@ def calibration_images(
     preparation: Preparation | None,
     labels: Tensor | npt.NDArray | Sequence[int] | None = None,
 ) -> CalibrationImages:
-    """Check images and bring them to (N, C, H, W).
+    """Check images and convert them to (N, C, H, W).
 
     Args:
-        images: As :data:`ImageSource`.
-        preparation: For uint8 images; prepared images are left as they are.
-        labels: A class for each image; of ``Images`` their own.
+        images: See :data:`ImageSource`.
+        preparation: Preparation of uint8 images; other images are already prepared.
+        labels: Class of each image; ``Images`` have their own.
 
     Raises:
-        DataError: The images are of another type or shape, or lack a preparation or labels.
+        DataError: Type or shape is not supported, or preparation or labels are missing.
     """
     classes: tuple[str, ...] | None = None
     if isinstance(images, Images):

@@ -1,14 +1,14 @@
-"""The curvature of the loss at each layer's outputs: what an error there costs.
+"""Curvature of the loss at each layer's outputs, to estimate the cost of errors.
 
 An error e at output channel i is expected to cost G_i E[e^2] / 2 nats, where G_i is the mean over
 images of the sum over positions of the squared gradient of the loss: the Fisher information, with
 channels and positions taken as independent (Martens & Grosse 2015, section 3.1; Grosse & Martens
-2016, section 3.1, for convolutions). Labels are drawn from what the network itself believes, as the
-Fisher information wants it; no true labels are needed.
+2016, section 3.1, for convolutions). Labels are sampled from the network's own probabilities, as in
+the definition of the Fisher information; true labels are not needed.
 
-Positions are not independent: a weight errs at all of them alike. By how much that matters is
-measured, layer by layer: the layer's weight is rounded to few bits, and G is scaled so that it
-predicts the divergence of the network's answers that this leads to.
+In fact positions are not independent, because an error of a weight affects all of them. The effect
+is measured layer by layer: the layer's weight is rounded to few bits, and G is scaled to predict
+the resulting divergence of the network's outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from secateur.quantization.weights import WeightRule, choose_scales
 _BATCH = 64
 
 _PROBED = 256
-"""Images on which divergences are measured; they vary far less than losses do."""
+"""Number of images for measuring divergences, which vary far less than losses."""
 
 _PROBE_BITS = 4
 
@@ -35,15 +35,15 @@ _PROBE_BITS = 4
 def output_curvature(
     model: onnx.ModelProto, images: Tensor, seed: int = 0
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return by name of each convolution and linear layer G, of shape (output channels,).
+    """Return G, shape (output channels,), for the name of each convolution and linear layer.
 
     Args:
         model: The float graph.
         images: Normalized float32 (N, C, R, R).
-        seed: For the labels drawn.
+        seed: Seed of the sampled labels.
 
     Raises:
-        SecateurError: The graph holds an operator that cannot be simulated.
+        SecateurError: An operator of the graph cannot be simulated.
     """
     network, generator = Simulated(model), torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
@@ -64,7 +64,7 @@ def output_curvature(
 def _measured_to_foretold(
     network: Simulated, images: Tensor, curvature: dict[str, npt.NDArray[np.float32]]
 ) -> dict[str, float]:
-    """For each layer, the divergence that rounding leads to over what ``curvature`` foretells."""
+    """For each layer, the measured over the predicted divergence after rounding."""
     errors = {}
     for node in weighted_nodes(network.graph):
         weight = network.graph.constant(node.input[1])

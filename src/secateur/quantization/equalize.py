@@ -1,9 +1,10 @@
-"""Cross-layer equalization: the same function, with channels of like range (Nagel et al. 2019).
+"""Cross-layer equalization of channel ranges (Nagel et al. 2019).
 
 Between two layers, channel i may be divided by s_i in the first and multiplied by s_i in the
 second, since relu(x / s) = relu(x) / s. With s_i = sqrt(r1_i / r2_i), r being the largest weight of
-the channel on either side, both sides come to have the range sqrt(r1_i r2_i) (section 4.1, eq. 11).
-What it is for is a weight under one scale: one wide channel then costs all others their resolution.
+the channel on either side, both sides get the range sqrt(r1_i r2_i) (section 4.1, eq. 11).
+It helps weights with one scale per tensor, in which one wide channel reduces the resolution of all
+others.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _ACTIVATIONS = ("Relu", "Clip")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two layers with nothing but an activation between them.
+    """Two layers with only an activation between them.
 
     Attributes:
-        first: Makes the channels.
-        between: Relu or Clip nodes on the way.
-        second: Reads them, alone; depthwise, or over all channels.
+        first: Layer that produces the channels.
+        between: Relu or Clip nodes between them.
+        second: Only reader of the channels; depthwise, or over all channels.
     """
 
     first: onnx.NodeProto
@@ -41,7 +42,7 @@ class Pair:
 def find_pairs(model: onnx.ModelProto) -> list[Pair]:
     """The pairs of layers that can be equalized, in the graph's order.
 
-    Layers that share a weight with another are left out.
+    Layers with shared weights are excluded.
     """
     graph = Graph(model)
     layers = {node.name for node in weighted_nodes(graph)}
@@ -61,8 +62,8 @@ def equalize(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the float graph with equal ranges on both sides of each pair.
 
     A clip to [0, b] between the two becomes a ReLU, as in section 5.1.1: divided by s_i, its bound
-    would differ from channel to channel. The result computes the same as ``model`` wherever no
-    clip's bound was reached; elsewhere it is a network of its own, whose accuracy must be measured.
+    would differ from channel to channel. The result equals ``model`` only where no bound is
+    reached; its accuracy must be measured.
     """
     equalized = onnx.ModelProto()
     equalized.CopyFrom(model)
@@ -80,7 +81,7 @@ def equalize(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Weights:
-    """The constants of a graph, in float64 while they are scaled to and fro."""
+    """The constants of a graph, in float64 during scaling."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -92,13 +93,13 @@ class _Weights:
         return self._values[name]
 
     def write(self) -> None:
-        """Put what has changed back into the graph."""
+        """Write changed constants back into the graph."""
         for name, value in self._values.items():
             self._tensors[name].CopyFrom(numpy_helper.from_array(value.astype(np.float32), name))
 
 
 def _balance(pair: Pair, weights: _Weights) -> float:
-    """Equalize one pair; return how far the largest factor was from 1, as |log s|."""
+    """Equalize one pair; return the largest |log s|."""
     rows = weights[pair.first.input[1]]
     columns = weights[pair.second.input[1]]
     depthwise = _is_depthwise(pair.second, columns.shape)
@@ -140,5 +141,5 @@ def _fits(graph: Graph, first: onnx.NodeProto, second: onnx.NodeProto) -> bool:
 
 
 def _is_depthwise(node: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
-    """Tell whether each of ``node``'s rows, of a weight of ``shape``, reads one channel."""
+    """Whether each row of ``node``'s weight of ``shape`` reads one channel."""
     return node.op_type == "Conv" and shape[1] == 1 and shape[0] == attribute(node, "group", 1) > 1

@@ -1,9 +1,9 @@
-"""The Hessian of the squared error of a layer's outputs in its weights, and rounding by it.
+"""Rounding by the Hessian of a layer's squared output error in its weights.
 
-The error of rounding one weight can be compensated by the weights of the same row that are not yet
-rounded, as far as their inputs move together. The upper Cholesky factor of the inverse Hessian
-holds, in row k, how the error of column k is best spread over the columns after it, and on its
-diagonal what is lost all the same (Frantar et al. 2022, "GPTQ", section 3.3).
+The rounding error of a weight can be compensated by weights of the same row that are not yet
+rounded, if their inputs are correlated. Row k of the upper Cholesky factor of the inverse Hessian
+gives the optimal update of later columns for an error of column k; its diagonal gives the remaining
+loss (Frantar et al. 2022, "GPTQ", section 3.3).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor
 from secateur.onnx_ir.model import attribute
 
 DAMPING = 0.01
-"""Share of the mean of the Hessian's diagonal that is added to it (Frantar et al. 2022)."""
+"""Fraction of the mean diagonal that is added to the diagonal (Frantar et al. 2022)."""
 
 _BLOCK = 128
-"""Columns that are rounded before their errors are passed to the rest of a row."""
+"""Number of columns rounded before their errors are propagated to the rest of a row."""
 
 _POSITIONS = 2**16
-"""Positions, pixels or images, from which a layer's Hessian is made."""
+"""Number of positions (pixels or images) used for a layer's Hessian."""
 
 
 @dataclass(frozen=True, eq=False)
 class Hessian:
-    """Second derivatives of an output's squared error, factored, columns in the order of rounding.
+    """Factored second derivatives of the squared output error, in the order of rounding.
 
     Attributes:
-        order: int64 (groups, columns): those that weigh most first, while there are many to make
-            good their errors.
+        order: int64 (groups, columns): columns of largest weight first, while many others can
+            compensate their errors.
         spread: float32 (groups, columns, columns), the upper Cholesky factor of the inverse.
     """
 
@@ -43,7 +43,7 @@ class Hessian:
 
     @property
     def weights(self) -> Tensor:
-        """What a unit of squared error of each column costs at last; (groups, columns)."""
+        """Remaining cost of a unit of squared error of each column; (groups, columns)."""
         return self.spread.diagonal(dim1=1, dim2=2).pow(-2)
 
 
@@ -52,8 +52,8 @@ def hessian_of(node: onnx.NodeProto, shape: tuple[int, ...], x: Tensor) -> Hessi
 
     Args:
         node: A convolution or linear layer.
-        shape: Of its weight.
-        x: What it reads, (N, ...).
+        shape: Shape of its weight.
+        x: Input of the node, (N, ...).
     """
     patches = _patches(node, shape, x, attribute(node, "group", 1))
     hessians = patches @ patches.mT / patches.shape[2]
@@ -67,7 +67,7 @@ def hessian_of(node: onnx.NodeProto, shape: tuple[int, ...], x: Tensor) -> Hessi
 
 
 def _patches(node: onnx.NodeProto, shape: tuple[int, ...], x: Tensor, groups: int) -> Tensor:
-    """What each output position multiplies the rows by: (groups, columns, positions)."""
+    """Input patch of each output position: (groups, columns, positions)."""
     if node.op_type == "Gemm":
         return x.T[None]
     count = max(1, _POSITIONS // max(1, x.shape[2] * x.shape[3]))
@@ -87,14 +87,14 @@ def _patches(node: onnx.NodeProto, shape: tuple[int, ...], x: Tensor, groups: in
 def round_columns(
     rows: Tensor, delta: Tensor, hessian: Hessian, choose: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Round rows column by column, passing errors on; weights that are 0 stay 0.
+    """Round rows column by column with error propagation; weights of 0 stay 0.
 
     Args:
         rows: Real weights (groups, rows, columns).
         delta: Their scales (groups, rows).
-        hessian: Of the same groups and columns.
-        choose: Asked for the integers of one column, given its values in steps of ``delta``,
-            (groups, rows), and what a unit of squared error costs there, (groups, 1).
+        hessian: Hessian of the same groups and columns.
+        choose: Returns the integers of one column from its values in units of ``delta``, (groups,
+            rows), and the cost of a unit of squared error, (groups, 1).
 
     Returns:
         Integers, as float32, of the shape of ``rows``.

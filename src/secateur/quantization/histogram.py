@@ -1,4 +1,4 @@
-"""Counts of a tensor's values, and the range that they ask for."""
+"""Histograms of tensors, and ranges chosen from them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Range = tuple[float, float]
 Floats = npt.NDArray[np.floating]
 
 _SHARES = np.linspace(1.0, 0.1, 91)
-"""Shares of the range that are tried: from all of it down to a tenth, in hundredths."""
+"""Fractions of the range to try: from 1 to 0.1 in steps of 0.01."""
 
 
 class Histogram:
-    """Extremes and counts of values that come in pieces, whatever their scale.
+    """Extremes and counts of values, added in parts, of any scale.
 
-    Bins are equally wide and symmetric about 0. When a value falls outside, the bins double in
-    width by merging pairs, so that no value is counted twice or kept.
+    Bins have equal width and are symmetric about 0. If a value is outside, bins double in width by
+    merging pairs, so that values need not be stored.
     """
 
     HALF = 8192
@@ -29,7 +29,7 @@ class Histogram:
         self._counts = np.zeros(2 * self.HALF, np.int64)
 
     def add(self, values: npt.NDArray[np.float32], counts: bool = True) -> None:
-        """Take in ``values``, finite, of any shape; without ``counts``, their extremes only."""
+        """Add finite ``values`` of any shape; only their extremes if ``counts`` is False."""
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
         if not counts:
@@ -54,10 +54,10 @@ class Histogram:
         return self.low, self.high
 
     def central(self, share: float) -> Range:
-        """The narrowest bounds, in bins, that leave out at most (1 - share) / 2 at each end."""
+        """The narrowest bounds, in bins, that exclude at most (1 - share) / 2 at each end."""
         left_out = int(self._counts.sum()) * (1 - share) / 2
         first = int(np.searchsorted(np.cumsum(self._counts), left_out, side="right"))
-        # Counted from above, not as a difference: that would round, and leave out one too many.
+        # Counted from above, because a difference would be rounded and exclude one too many.
         from_above = np.searchsorted(np.cumsum(self._counts[::-1]), left_out, side="right")
         last = 2 * self.HALF - 1 - int(from_above)
         width = self._reach / self.HALF
@@ -65,9 +65,9 @@ class Histogram:
         return max(low, self.low), min(high, self.high)
 
     def least_error(self, grid: Grid) -> Range:
-        """The range whose rounding and clipping leave the least mean square error.
+        """The range with the smallest mean square error of rounding and clipping.
 
-        Of those tried: both ends drawn in together, then the lower and then the upper one alone.
+        Both ends are moved together, then the lower and the upper end separately.
         """
         centers, counts = self._filled()
 
@@ -81,11 +81,11 @@ class Histogram:
         return min(((low, s * high) for s in _SHARES), key=error)
 
     def least_divergence(self, grid: Grid) -> Range:
-        """The range that loses the least information: least Kullback-Leibler divergence.
+        """The range with the smallest Kullback-Leibler divergence.
 
-        What is clipped counts at the ends of the range; each level of the grid is spread evenly
-        over the filled bins that it stands for (Migacz 2017, "8-bit inference with TensorRT").
-        The bins at 0 are left out: every grid holds 0, and a ReLU's zeros would outweigh all else.
+        Clipped values count at the ends of the range; each level of the grid is spread evenly over
+        its non-empty bins (Migacz 2017, "8-bit inference with TensorRT"). The bins at 0 are
+        excluded: 0 is exact in every grid, and the zeros of a ReLU would dominate.
         """
         centers, counts = self._filled()
         beyond = np.abs(centers) > self._reach / self.HALF
@@ -107,7 +107,7 @@ class Histogram:
         return min(((s * low, s * high) for s in _SHARES), key=divergence)
 
     def _filled(self) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Centers and counts of the bins that hold a value."""
+        """Centers and counts of non-empty bins."""
         filled = np.flatnonzero(self._counts)
         width = self._reach / self.HALF
         return np.asarray(-self._reach + (filled + 0.5) * width), self._counts[filled]

@@ -1,4 +1,4 @@
-"""Any classifier's ONNX file as a graph that can be quantized."""
+"""Imports an ONNX classifier as a graph that can be quantized."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OLDEST_OPSET = 13
 """The first with scales for each channel (DequantizeLinear's ``axis``)."""
 
 IMPORT_OPSET = 21
-"""Older files are converted to it; newer ones keep theirs."""
+"""Older files are converted to this version; newer ones are kept."""
 
 TOLERANCE = 1e-3
-"""Share of the largest logit by which the imported graph may differ from the file."""
+"""Largest difference between imported graph and file, relative to the largest logit."""
 
 CONTROL_FLOW = ("If", "Loop", "Scan")
 
@@ -33,19 +33,19 @@ Array = npt.NDArray[np.float32]
 
 
 def import_onnx(path: Path, images: Array) -> onnx.ModelProto:
-    """Read a float classifier and bring it into the form that quantization works on.
+    """Read a float classifier and convert it to the form for quantization.
 
-    Constants and batch-norms are folded, the batch is open, linear layers are Gemm, and channel
-    shuffles are permuted weights. Names of the input and the output stay, and so does metadata. The
+    Constants and batch-norms are folded, the batch size is open, linear layers are Gemm, and
+    channel shuffles are folded into weights. Names of input and output and metadata are kept. The
     result is compared with the file on ``images``.
 
     Args:
-        path: An ONNX file of opset 13 or newer, its weights inside or beside it, with one float32
+        path: An ONNX file of opset 13 or newer, with or without external data, with one float32
             input (N, C, H, W) and one float32 output (N, classes).
-        images: Some prepared images, float32 (N, C, H, W), N at least 1.
+        images: Prepared images, float32 (N, C, H, W), at least one.
 
     Returns:
-        A graph for any batch; where that cannot be had, for the batch of the file.
+        A graph for any batch size, or if that is not possible, for that of the file.
 
     Raises:
         StoreError: The file or its external data cannot be read.
@@ -56,7 +56,7 @@ def import_onnx(path: Path, images: Array) -> onnx.ModelProto:
     shape = _input_shape(model, path, images.shape)
     try:
         expected = _logits(model, images)
-    except Exception as error:  # onnxruntime's exceptions share no public base
+    except Exception as error:  # onnxruntime's exceptions have no public base class
         raise SecateurError("ONNX Runtime cannot run the file", where=path, found=error) from error
     if expected.ndim != 2:
         raise SecateurError(
@@ -85,7 +85,7 @@ def import_onnx(path: Path, images: Array) -> onnx.ModelProto:
 
 
 def _folded(model: onnx.ModelProto, shape: tuple[int, ...]) -> Iterator[onnx.ModelProto]:
-    """Yield the graph for any batch, if there is one, then with the batch of the file."""
+    """Yield the graph for any batch size if possible, then that for the file's batch size."""
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     with contextlib.suppress(BatchError):
         yield fold_constants(model, shape, [batch] if batch else [2, 3])
@@ -93,10 +93,10 @@ def _folded(model: onnx.ModelProto, shape: tuple[int, ...]) -> Iterator[onnx.Mod
 
 
 def check_classifier(model: onnx.ModelProto, path: Path) -> None:
-    """Check that a graph is a float classifier of one image input, in ONNX's own operators.
+    """Check that a graph is a float classifier with one image input and standard operators.
 
     Raises:
-        SecateurError: It is not; one line says what is wrong, where, and what to do.
+        SecateurError: It is not; the message has reason, place and remedy.
     """
     _check_operators(model, path, folded=False)
     inputs, outputs = list(model.graph.input), list(model.graph.output)
@@ -137,7 +137,7 @@ def describe_value(value: onnx.ValueInfoProto) -> str:
 
 
 def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop weights from the list of inputs, where old exporters put them."""
+    """Remove weights from the list of inputs, where old exporters include them."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
@@ -146,7 +146,7 @@ def _without_defaults(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _check_operators(model: onnx.ModelProto, path: Path, *, folded: bool = True) -> None:
-    """Refuse custom operators and quantized graphs; and control flow that folding has left."""
+    """Check that there are no custom operators, quantizers or remaining control flow."""
     functions = {(function.domain, function.name) for function in model.functions}
     for node in _all_nodes(model):
         name = node.name or (node.output[0] if node.output else "")
@@ -183,7 +183,7 @@ def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def _input_shape(model: onnx.ModelProto, path: Path, images: tuple[int, ...]) -> tuple[int, ...]:
-    """Channels, height and width of an image, checked against what the file takes."""
+    """Channels, height and width of an image, checked against the file's input."""
     value = model.graph.input[0]
     sides = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     if len(images) != 4 or any(a and a != b for a, b in zip(sides[1:], images[1:], strict=True)):
@@ -222,10 +222,10 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 
 def _difference(imported: onnx.ModelProto, images: Array, expected: Array) -> float:
-    """The largest difference between logits, as a share of the largest logit."""
+    """The largest difference between logits, relative to the largest logit."""
     try:
         logits = _logits(imported, images)
-    except SecateurError:  # a guess at the place of the batch that was wrong
+    except SecateurError:  # the guessed batch dimension was wrong
         return np.inf
     difference = float(np.abs(logits - expected).max())
     return difference / (float(np.abs(expected).max()) + 1e-6)

@@ -1,4 +1,4 @@
-"""Agreement of the file that ships with its simulation."""
+"""Agreement of the quantized file with its simulation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from secateur.runtimes import Runtime
 
 @dataclass(frozen=True)
 class Difference:
-    """An image on which the two decide differently.
+    """An image with different decisions of file and simulation.
 
     Attributes:
-        image: Its number.
-        file: The class that the file chooses.
-        simulated: The class that the simulation chooses.
-        file_margin: By how much the file prefers its class to the other, in logits; from 0 up.
-        simulated_margin: By how much the simulation prefers its own.
+        image: Index of the image.
+        file: Class chosen by the file.
+        simulated: Class chosen by the simulation.
+        file_margin: Margin of the file's class over the other, in logits, non-negative.
+        simulated_margin: Margin of the simulation's class over the other, in logits.
     """
 
     image: int
@@ -35,12 +35,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file agrees with its simulation.
+    """Agreement of a file with its simulation.
 
     Attributes:
-        n: Images.
-        differences: Those on which they decide differently.
-        typical_margin: Median by which the simulation prefers its class to the next, in logits.
+        n: Number of images.
+        differences: Images with different decisions.
+        typical_margin: Median margin of the simulation's class over the next, in logits.
     """
 
     n: int
@@ -49,7 +49,7 @@ class Parity:
 
     @property
     def agreement(self) -> float:
-        """Share of images on which both choose one class, in [0, 1]."""
+        """Fraction of images with the same decision, in [0, 1]."""
         return 1 - len(self.differences) / self.n
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def compare(
     """Run a quantized file and its simulation on the same images.
 
     Args:
-        runtime: Of the file.
-        simulated: Of the same file; see :func:`secateur.quantization.qdq.read_scheme`.
+        runtime: Runtime with the file.
+        simulated: Simulation of the file; see :func:`secateur.quantization.qdq.read_scheme`.
         batches: Normalized images, float32 (N, C, R, R).
 
     Raises:

@@ -1,19 +1,19 @@
-"""Which nodes of a float graph run on integers, which tensors are rounded, and which share a scale.
+"""Placement of quantizers: nodes on integers, rounded tensors, and tensors that share a scale.
 
 *Layers* (convolutions and linear layers of constant weights) run on integers. Their inputs are
 rounded, and so are the outputs of convolutions, because runtimes have no integer convolution that
-gives floats; an integer linear layer may give floats. Other operators follow: an addition, a pool
-or an operator that only moves data runs on integers where all that it reads is rounded anyway, and
-a product where it scales a rounded map by a gate in [0, 1]. All else stays float: normalizations,
-attention, GELU, SiLU and every operator that is not known here. Float operators read the results of
-float operators unrounded, so that the residual stream of a transformer keeps its precision.
+gives floats; an integer linear layer may give floats. An addition, a pool or an operator that only
+moves data runs on integers if all its inputs are rounded anyway, and a product if it scales a
+rounded map by a gate in [0, 1]. All other operators stay in float: normalizations, attention, GELU,
+SiLU and unknown operators. Float operators read the results of float operators unrounded, so that
+the residual stream of a transformer keeps its precision.
 
 Operators that only move data, and Concat, tie their inputs to their outputs: tied tensors share one
-scale, so that moving them stays a copy of bytes. In ShuffleNetV2 this ties a stage, and the half
-that passes a block untouched is never rounded again.
+scale, so that moving them stays a copy of bytes. In ShuffleNetV2 this ties all tensors of a stage,
+so that the half that bypasses a block is not rounded again.
 
-A ReLU or clip right after a convolution, linear layer or addition is *absorbed*: the operator's
-result is rounded with the range behind the activation, and the clamp of Q does the rest.
+A ReLU or clip directly after a convolution, linear layer or addition is *absorbed*: the operator's
+result is rounded with the range after the activation, and the clamp of Q replaces the activation.
 """
 
 from __future__ import annotations
@@ -34,18 +34,17 @@ MOVING = (
 )  # fmt: skip
 TYING = (*MOVING, "Concat")
 GATES = ("Sigmoid", "HardSigmoid")
-"""Operators whose results lie in [0, 1]."""
+"""Operators with results in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where quantizers go in a float graph.
+    """Positions of quantizers in a float graph.
 
     Attributes:
-        groups: The rounded tensors in the graph's order; those in one tuple share one scale.
-        activations: By name of its output, each ReLU or clip that may be absorbed, with the upper
-            bound it sets.
-        unrounded: Rounded tensors that some float operators read before they are rounded.
+        groups: Rounded tensors in the graph's order; tensors in one tuple share a scale.
+        activations: From output name of each ReLU or clip that may be absorbed to its upper bound.
+        unrounded: Rounded tensors that some float operators read before rounding.
         integer: First output of each node that runs on integers.
     """
 
@@ -56,11 +55,11 @@ class Placement:
 
     @property
     def tensors(self) -> list[str]:
-        """Every rounded tensor."""
+        """All rounded tensors."""
         return [name for group in self.groups for name in group]
 
     def reads_unrounded(self, node: onnx.NodeProto, name: str) -> bool:
-        """Tell whether ``node`` reads the tensor ``name`` before it is rounded."""
+        """Whether ``node`` reads the tensor ``name`` before rounding."""
         return name in self.unrounded and node.output[0] not in self.integer
 
 
@@ -127,12 +126,12 @@ def _integer_nodes(graph: Graph, activations: dict[str, float]) -> list[onnx.Nod
 
 
 def _rounds(node: onnx.NodeProto) -> bool:
-    """Tell whether integer kernels of ``node`` give integers only."""
+    """Whether integer kernels of ``node`` have integer outputs only."""
     return node.op_type in COMPUTING and node.op_type != "Gemm"
 
 
 def _behind(graph: Graph, activations: dict[str, float]) -> dict[str, str]:
-    """By its input, the output of each activation that may be absorbed."""
+    """From input to output of each activation that may be absorbed."""
     return {graph.producer[name].input[0]: name for name in activations}
 
 
@@ -143,7 +142,7 @@ def _is_gate(graph: Graph, name: str) -> bool:
 def _tied(
     graph: Graph, nodes: list[onnx.NodeProto], chosen: dict[str, None]
 ) -> tuple[tuple[str, ...], ...]:
-    """Group the tensors of ``chosen`` that one scale must serve."""
+    """Group the tensors of ``chosen`` that must share a scale."""
     leader = {name: name for name in chosen}
 
     def find(name: str) -> str:
@@ -164,7 +163,7 @@ def _tied(
 
 
 def is_quantizable(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Tell whether ``node`` can run on integers."""
+    """Whether ``node`` can run on integers."""
     inputs = activation_inputs(graph, node)
     if node.op_type in WEIGHTED:
         return is_layer(graph, node)
@@ -203,7 +202,7 @@ def _absorbable(graph: Graph) -> dict[str, float]:
 
 
 def _bound(graph: Graph, node: onnx.NodeProto, index: int) -> float | None:
-    """A bound of a clip; infinite where it has none, None where it is not constant."""
+    """A bound of a clip; infinite if missing, None if not constant."""
     if index >= len(node.input) or not node.input[index]:
         return float("-inf") if index == 1 else float("inf")
     if node.input[index] not in graph.constants:
@@ -212,7 +211,7 @@ def _bound(graph: Graph, node: onnx.NodeProto, index: int) -> float | None:
 
 
 def joint_range(group: tuple[str, ...], ranges: dict[str, Range]) -> Range:
-    """The smallest range that holds the ranges of a whole group.
+    """The union of the ranges of a group.
 
     Raises:
         SecateurError: A tensor was not calibrated, or its range is not finite and ordered.

@@ -1,4 +1,4 @@
-"""Post-training quantization: from a float graph and some images to every layer's integers."""
+"""Post-training quantization of a float graph."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from secateur.training.evaluation import Scorer
 
 _BATCH = 64
 MEMORY = 2**26
-"""Elements that the largest activation may have while layers are rounded one after another."""
+"""Largest number of elements of an activation while layers are rounded in turn."""
 
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A quantized graph, and how it came about.
+    """A quantized graph and the choices behind it.
 
     Attributes:
-        model: The float graph that was rounded: padded, and equalized where that was asked for.
-        ranges: Of the activations.
-        rules: Of the weights.
-        scheme: Everything rounded.
-        chosen: Choices that were made by measuring, with their numbers, as plain data.
+        model: The rounded float graph, after padding and optional equalization.
+        ranges: Ranges of the activations.
+        rules: Rules of the weights.
+        scheme: The quantization scheme.
+        chosen: Choices made by measurement, with the measurements, as plain data.
     """
 
     model: onnx.ModelProto
@@ -51,7 +51,7 @@ class Quantized:
 
 
 class Calibration(Protocol):
-    """Prepared images that are read part by part; a tensor is one."""
+    """Prepared images that can be read in parts, such as a tensor."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -61,20 +61,21 @@ class Calibration(Protocol):
 
 
 Run = Callable[[onnx.ModelProto, Scheme | None], Scorer]
-"""Makes a network that runs, of a float graph and what to round; None rounds nothing."""
+"""Makes a runnable network from a float graph and a scheme; None for the float network."""
 
 
 @dataclass(frozen=True, eq=False)
 class Resources:
-    """How choices are measured, and with how much memory.
+    """Resources for choices: validation and memory.
 
     Attributes:
-        validation: Measures the choices that the recipe leaves open. Without it, ``auto`` rounding
-            is to nearest, and biases stay.
-        run: Makes the networks that ``validation`` measures.
-        counted: Images whose values are counted for ranges other than ``minmax``; None for all.
-        memory: Elements that the largest activation may have while layers are rounded in turn; 0
-            where the graph cannot be simulated, and layers are rounded to nearest.
+        validation: Evaluates ``auto`` choices. Without it, ``auto`` rounds to nearest and does not
+            correct biases.
+        run: Makes the networks that ``validation`` evaluates.
+        counted: Number of images whose values are counted for ranges other than ``minmax``; None
+            for all.
+        memory: Largest number of elements of an activation while layers are rounded in turn; 0 if
+            the graph cannot be simulated, which rounds to nearest.
     """
 
     validation: Validation | None = None
@@ -93,17 +94,17 @@ def quantize_graph(
     """Quantize a float graph without training.
 
     Args:
-        graph: Of :func:`secateur.onnx_ir.export.export_onnx` or
+        graph: Result of :func:`secateur.onnx_ir.export.export_onnx` or
             :func:`secateur.quantization.importing.import_onnx`.
         images: Prepared training images, float32 (N, C, H, W); no labels are needed.
         config: Options of the recipe.
-        resources: Validation images, among others.
-        points: Of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
+        resources: Validation images and memory.
+        points: Result of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
 
     Raises:
-        ValueError: The recipe leaves a choice open, and there is no validation or no scan.
+        ValueError: An ``auto`` choice has no validation, or mixed bits have no scan.
         DataError: There are no images, or all their pixels are the same.
-        SecateurError: Activations are not finite, or the graph holds what cannot be quantized.
+        SecateurError: Activations are not finite, or the graph cannot be quantized.
     """
     model = pad_widths(graph, config.block)
     model = equalize(model) if config.equalize else model
@@ -112,7 +113,7 @@ def quantize_graph(
 
 @dataclass(frozen=True, eq=False)
 class _PostTraining:
-    """One quantization: what :func:`quantize_graph` is given, and a method for each step."""
+    """One quantization: arguments of :func:`quantize_graph`, and a method for each step."""
 
     model: onnx.ModelProto
     images: Calibration
@@ -183,7 +184,7 @@ class _PostTraining:
         return choose_bits(self.points, acceptable=acceptable)
 
     def _priced(self, nearest: Scheme, rules: Rules) -> tuple[Scheme, dict[str, Any]]:
-        """The scheme at the recipe's price, and the prices tried."""
+        """Return the scheme at the recipe's price, and the prices tried."""
         config = self.config
         corrected = config.correct_bias is not False
         scheme_at = scheme_by_price(self.model, nearest, rules, self._images_that_fit(), corrected)
@@ -196,7 +197,7 @@ class _PostTraining:
         return scheme_at(config.price), {"price": config.price}
 
     def _recovered(self, nearest: Scheme, rules: Rules) -> tuple[Scheme, dict[str, float]]:
-        """The scheme of least loss among those the recipe allows, and the loss of each."""
+        """Return the scheme with the smallest loss among allowed ones, and the loss of each."""
         schemes, ways = {}, _ways(self.config, rules)
         if not self.resources.memory and len(ways) > 1:
             ways = ways[:1]
@@ -222,7 +223,7 @@ class _PostTraining:
 
     @torch.no_grad()
     def _images_that_fit(self) -> Tensor:
-        """As many images as may be in memory at once, by the largest activation of one."""
+        """The images that fit into memory at once, by the largest activation."""
         network = Simulated(self.model)
         values = network.start(self.images[:1])
         largest = max(max(v.numel() for v in values.values()) for _ in network.walk(values))
@@ -231,7 +232,7 @@ class _PostTraining:
 
 
 def _ways(config: recipe.Quantize, rules: Rules) -> list[tuple[bool, bool]]:
-    """Each way to round that the recipe allows: adaptive or not, biases corrected or not."""
+    """Yield allowed combinations of adaptive rounding and bias correction."""
     narrow = any(rule.bits < 8 for rule in rules.values())
     known = {"nearest": [False], "adaptive": [True], "auto": [False, True] if narrow else [False]}
     corrections = [False, True] if config.correct_bias == "auto" else [config.correct_bias]

@@ -1,4 +1,4 @@
-"""The price of a bit: the highest at which the network still does what it should."""
+"""Chooses the highest price of a bit within the tolerance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.statistics import Interval, paired_drop
 from secateur.training.evaluation import Scorer
 
 PRICES = tuple(round(0.001 * 2 ** (i / 2), 6) for i in range(21))
-"""Nats a megabyte to choose from: 0.001 to about 1, two for each octave."""
+"""Candidate prices in nats per megabyte: 0.001 to about 1, two per octave."""
 
 SchemeAt = Callable[[float], Scheme]
 
@@ -27,17 +27,17 @@ SchemeAt = Callable[[float], Scheme]
 def scheme_by_price(
     model: onnx.ModelProto, nearest: Scheme, rules: Rules, images: Tensor, correct_bias: bool
 ) -> SchemeAt:
-    """Return what gives the scheme at a price in nats a megabyte.
+    """Return a function from a price in nats per megabyte to the scheme.
 
     Args:
         model: The float graph.
-        nearest: Its scheme, rounded to nearest; layers that are not priced keep their integers.
-        rules: How weights are quantized.
-        images: Normalized float32 (N, C, R, R), as many as fit into memory at once.
-        correct_bias: Correct biases.
+        nearest: Scheme rounded to nearest; other layers keep its integers.
+        rules: Rules of weight quantization.
+        images: Normalized float32 (N, C, R, R), which must fit into memory.
+        correct_bias: Whether to correct biases.
 
     Raises:
-        SecateurError: The graph holds an operator that cannot be simulated.
+        SecateurError: An operator of the graph cannot be simulated.
     """
     curvature = output_curvature(model, images)
     known = {name: curvature[name] for name in priced_layers(Graph(model))}
@@ -62,14 +62,15 @@ def highest_price(
     """Find the highest of :data:`PRICES` that is within ``tolerance``, by bisection.
 
     Args:
-        network_of: Makes the network that a scheme rounds; None for the float network.
-        nearest: What is returned where even the lowest price loses too much.
-        scheme_at: Of :func:`scheme_by_price`.
-        validation: Measures the accuracy lost.
-        tolerance: Accuracy that may be lost, in [0, 1], at the upper end of its 95 % interval.
+        network_of: From a scheme to a network; None gives the float network.
+        nearest: Returned if even the lowest price loses too much.
+        scheme_at: Result of :func:`scheme_by_price`.
+        validation: Measures accuracy.
+        tolerance: Largest loss of accuracy, in [0, 1], at the upper end of its 95 % interval.
 
     Returns:
-        The scheme, and as plain data its price (0 for ``nearest``) and what was lost at each tried.
+        The scheme, and as plain data its price (0 for ``nearest``) and the loss at each price
+        tried.
     """
     reference, tried = validation.right(network_of(None)), {}
     good, bad, best = -1, len(PRICES), nearest

@@ -1,7 +1,7 @@
-"""From a float graph and a scheme to standard ONNX QDQ, which runtimes fuse into integer kernels.
+"""Writes a float graph and a scheme as standard ONNX QDQ, which runtimes fuse into integer kernels.
 
 Weights are int8, symmetric; activations uint8, per tensor; biases int32. Weights of fewer than 8
-bits are stored as int8 too: integer kernels on processors know no other.
+bits are stored as int8 too, the only type of integer kernels on CPUs.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def quantize_onnx(
 
     Args:
         path: A float file of :func:`secateur.onnx_ir.export.export_onnx`.
-        ranges: Of every tensor to quantize, from
+        ranges: Range of every tensor to quantize, from
             :func:`secateur.quantization.calibrate.calibrate` on the same file.
         out: The file to write.
-        rules: How weights are quantized.
+        rules: Rules of weight quantization.
 
     Raises:
         SecateurError: A range is missing or not finite, or the graph has nothing to quantize.
@@ -45,7 +45,7 @@ def quantize_onnx(
 
 
 def write_qdq(source: onnx.ModelProto, scheme: Scheme, out: Path) -> None:
-    """Write a float graph, quantized by ``scheme``, as one file; metadata is carried over.
+    """Write a float graph, quantized by ``scheme``, as one file with the same metadata.
 
     Raises:
         StoreError: The file cannot be written.
@@ -54,7 +54,7 @@ def write_qdq(source: onnx.ModelProto, scheme: Scheme, out: Path) -> None:
 
 
 def to_qdq(source: onnx.ModelProto, scheme: Scheme) -> onnx.ModelProto:
-    """Return a float graph, quantized by ``scheme``; metadata is carried over."""
+    """Return a float graph, quantized by ``scheme``, with the same metadata."""
     graph = _Rewriter(Graph(source), scheme).rewrite(source.graph)
     model = onnx.helper.make_model(
         graph,
@@ -70,9 +70,9 @@ def to_qdq(source: onnx.ModelProto, scheme: Scheme) -> onnx.ModelProto:
 
 
 def read_scheme(source: onnx.ModelProto, path: Path) -> Scheme:
-    """Read back how ``path``, which :func:`write_qdq` wrote, quantizes the float graph ``source``.
+    """Read the scheme of ``path``, a file of :func:`write_qdq`, for the float graph ``source``.
 
-    Weights of fewer than 8 bits are stored as int8, and are read back as int8.
+    Weights of fewer than 8 bits are stored and read as int8.
 
     Raises:
         SecateurError: The file is not a quantization of that graph; the message names the missing
@@ -109,14 +109,14 @@ def read_scheme(source: onnx.ModelProto, path: Path) -> Scheme:
 
 
 class _Rewriter:
-    """Copies a float graph node by node, with quantizers around what is to be quantized."""
+    """Copies a float graph node by node and inserts quantizers."""
 
     def __init__(self, graph: Graph, scheme: Scheme) -> None:
         self.graph, self.scales, self.layers = graph, scheme.activations, scheme.layers
         self.placement = scheme.placement
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
-        # An absorbed activation's input, and the name under which it is quantized.
+        # From the input of an absorbed activation to its quantized name.
         self.absorbed = {
             graph.producer[name].input[0]: name
             for name, bound in scheme.placement.activations.items()
@@ -149,7 +149,7 @@ class _Rewriter:
         )
 
     def _readable(self, node: onnx.NodeProto, name: str) -> str:
-        """The name under which ``node`` reads what was ``name`` in the float graph."""
+        """The name of the tensor that ``node`` reads in place of ``name``."""
         if name in self.graph.constants:
             self.constants[name] = self.graph.constants[name]
         rounded = name in self.scales and not self.placement.reads_unrounded(node, name)
@@ -174,7 +174,7 @@ class _Rewriter:
         return names
 
     def _dequantized(self, name: str, integers: npt.NDArray, scale: npt.NDArray) -> str:
-        """Store ``integers``, one scale a row or for all, and name their real values."""
+        """Store ``integers`` with a scale per row or for all; return the real values' name."""
         inputs = [
             self._constant(f"{name}/quantized", integers),
             self._constant(f"{name}/scale", scale),
@@ -194,8 +194,8 @@ class _Rewriter:
 
 
 def _clamps_like(affine: Affine, bound: float) -> bool:
-    """Tell whether Q alone does what a clip to [0, ``bound``] before it would do."""
+    """Whether Q alone is equivalent to a preceding clip to [0, ``bound``]."""
     starts_at_zero = int(affine.zero_point) == affine.grid.low
     top = float(affine.delta) * (affine.grid.high - int(affine.zero_point))
-    # The top step may lie above the bound by the rounding of delta, never by half a step.
+    # The top step may exceed the bound by the rounding of delta, but not by half a step.
     return starts_at_zero and top <= bound + 0.25 * float(affine.delta)

@@ -1,4 +1,4 @@
-"""Quantize any network without training: a module or an ONNX file in, an int8 ONNX file out."""
+"""``secateur.quantize``: quantizes a module or an ONNX file to int8 without training."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ from secateur.training.evaluation import Scorer, scorer
 THREADS = 2
 
 COUNTED = 128
-"""Images whose values are counted for ranges, and by which choices are made without labels."""
+"""Number of images for the histograms of ranges, and for choices without labels."""
 
 _MEMORY = 2**24
-"""Elements that the largest activation may have while layers are rounded one after another."""
+"""Largest number of elements of an activation while layers are rounded in turn."""
 
 Labels = Tensor | npt.NDArray | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedNetwork:
-    """A quantized network, ready to be saved.
+    """A quantized network.
 
     Attributes:
         model: The int8 graph in standard ONNX QDQ, with preparation and class names as metadata.
-        parity: How close it is to the float network, on validation images or on some of those that
-            it was quantized with.
-        chosen: Choices that were made by measuring, with their numbers, as plain data.
+        parity: Agreement with the float network, on validation images or on some of the calibration
+            images.
+        chosen: Choices made by measurement, with the measurements, as plain data.
     """
 
     model: onnx.ModelProto
@@ -94,36 +94,36 @@ def quantize(
 ) -> QuantizedNetwork:
     """Quantize a network to int8 without training.
 
-    Convolutions and linear layers run on int8 weights, one scale for each output channel, and uint8
-    activations. Operators that lose by it, or that have no integer kernel, stay float. Where no
-    option says otherwise, the kind of range and the correction of biases are chosen by the
-    cross-entropy on labeled images, or against the float network where there are no labels.
+    Convolutions and linear layers use int8 weights, with one scale for each output channel, and
+    uint8 activations. Operators without an integer kernel, or that would lose accuracy, stay in
+    float. By default, the method of ranges and the correction of biases are chosen by the
+    cross-entropy on labeled images, or against the float network's probabilities without labels.
 
     Args:
         model: A module, exported at inference, or an ONNX file of opset 13 or newer from any
             exporter, with one float32 input (N, C, H, W) and one output (N, classes).
-        images: Images like those that the network will see, some hundred: prepared, float32
+        images: Some hundred representative images: prepared, float32
             (N, C, H, W); or uint8 (N, C, H, W), (N, H, W, C) or (N, H, W), together with ``mean``
             and ``std``; or :class:`secateur.data.Images`.
-        classes: Class names in the order of the outputs. They are stored in the file, as is the
-            preparation, so that ``secateur predict`` can use it; a file that has them keeps them.
+        classes: Class names in the order of the outputs. Class names and preparation are stored in
+            the file for ``secateur predict``; those of an ONNX file are kept.
         mean: For each channel, in units of [0, 1].
         std: For each channel, in units of [0, 1].
-        preparation: In place of ``mean`` and ``std``: resize, crop, channel order too.
-        labels: The class of each image, to choose by accuracy; shape (N,).
-        validation: Other images with labels, to choose by instead.
+        preparation: Complete image preparation in place of ``mean`` and ``std``.
+        labels: Class of each image, for choices by accuracy; shape (N,).
+        validation: Other labeled images for choices.
         **options: Fields of a recipe's :class:`secateur.recipe.Quantize`, such as ``bits=4`` or
-            ``rounding="adaptive"``. ``method`` is ``"auto"`` where it is left out.
+            ``rounding="adaptive"``. ``method`` is ``"auto"`` by default.
 
     Returns:
         The network, with its agreement with the float network.
 
     Raises:
-        RecipeError: An option is unknown or has a value that does not fit.
+        RecipeError: An option is unknown or its value is invalid.
         DataError: The images, labels or class names do not fit the network.
         NetworkError: The module cannot be exported.
         StoreError: The file cannot be read.
-        SecateurError: The file is not an image classifier in ONNX's own operators.
+        SecateurError: The file is not an image classifier in standard ONNX operators.
 
     Example:
         >>> import secateur, torch
@@ -167,15 +167,15 @@ def quantize_imported(
 ) -> Quantized:
     """Quantize a graph of :func:`secateur.quantization.importing.import_onnx`.
 
-    Unlike :func:`secateur.quantization.post_training.quantize_graph`, it measures the files
-    themselves under ONNX Runtime, so that operators that cannot be simulated do not matter. Biases
-    are then left as they are.
+    Unlike :func:`secateur.quantization.post_training.quantize_graph`, it evaluates files in ONNX
+    Runtime, so that operators that cannot be simulated are allowed. With such operators, biases are
+    not corrected.
 
     Args:
-        graph: Of a float file.
+        graph: Graph of a float file.
         images: Prepared training images, float32 (N, C, H, W).
         config: Options of the recipe.
-        validation: Measures the choices that the recipe leaves open.
+        validation: Evaluates ``auto`` choices.
         points: Of :func:`secateur.quantization.bits.scan_bits`, for mixed bits.
     """
     problem = _cannot_simulate(graph, images[:1])
@@ -187,7 +187,7 @@ def quantize_imported(
 
 @torch.inference_mode()
 def _cannot_simulate(graph: onnx.ModelProto, image: Tensor) -> str:
-    """Tell why the simulation does not compute what the graph does; empty where it does."""
+    """Why the simulation differs from the graph; empty if it does not."""
     unknown = unknown_operators(graph)
     if unknown:
         return f"operators {', '.join(unknown)}"
@@ -202,7 +202,7 @@ def _cannot_simulate(graph: onnx.ModelProto, image: Tensor) -> str:
 
 
 def run_graph(model: onnx.ModelProto, scheme: Scheme | None) -> Scorer:
-    """The file that a float graph and a scheme make, as a network of tensors."""
+    """Run the quantized file of a float graph and a scheme as a function of tensors."""
     proto = model if scheme is None else to_qdq(model, scheme)
     return scorer(OnnxRuntime(proto.SerializeToString(), THREADS))
 
@@ -263,7 +263,7 @@ def _images(
 
 
 def _side(model: nn.Module | str | Path) -> int:
-    """The side of the images that a file takes; 0 where it is open, or the model is a module."""
+    """The input side of a file; 0 if it is not fixed, or for a module."""
     if isinstance(model, nn.Module):
         return 0
     graph_input = read_model(Path(model)).graph.input[:1]
@@ -273,7 +273,7 @@ def _side(model: nn.Module | str | Path) -> int:
 
 @contextmanager
 def _float_file(model: nn.Module | str | Path, images: CalibrationImages) -> Iterator[Path]:
-    """The float network as a file."""
+    """Write the float network as a file."""
     if not isinstance(model, nn.Module):
         yield Path(model)
         return
@@ -290,7 +290,7 @@ def _validation(
     reference: Scorer,
     config: recipe.Quantize,
 ) -> tuple[TargetSet, Tensor | None]:
-    """What choices are made by, and its labels, if there are any."""
+    """The validation set for choices, and its labels if there are any."""
     if isinstance(validation, Images):
         images = calibration_images(validation, images.prepare)
     elif validation is not None:
@@ -317,7 +317,7 @@ def _describe(
     classes: Sequence[str] | None,
     preparation: Preparation | None,
 ) -> None:
-    """Store class names and preparation in ``graph``, beside what its file has."""
+    """Store class names and preparation in ``graph``, in addition to its metadata."""
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     if preparation is not None:
         metadata |= preparation.to_metadata()

@@ -1,19 +1,18 @@
-"""Steps and integers by rate and distortion: bits in the file against loss of the network.
+"""Rate-distortion optimization of steps and integers: bits of the file against loss of the network.
 
-One number rules: the price of a bit in nats of loss. Every row of every weight gets the step at
-which a bit more would no longer pay, and every weight the integer that costs least, loss and bits
-together: mostly the nearest, often one nearer to zero, often zero.
+The only parameter is the price of a bit in nats of loss. Each row of a weight gets the step at
+which the marginal bit is worth its price. Each weight gets the integer of least total cost of loss
+and bits: mostly the nearest, often one closer to zero, often zero.
 
-- What an error costs: the curvature of the loss at the layer's output (quantization.curvature)
-  times what is left of the error once the rest of the row has compensated it
-  (quantization.hessian).
-- What an integer costs: its information under a model of the row, zero or not, and geometric
-  magnitudes; about what secateur.artifact comes to.
-- The step: at high rate a uniform quantizer with entropy coding errs by step^2 / 12 and spends one
-  bit for each halving, so that a bit pays as long as
-  ln(2) G h step^2 / 12 exceeds its price (Gersho & Gray 1992, section 9.9; Gish & Pierce 1968).
+- Cost of an error: the curvature of the loss at the layer's output (quantization.curvature) times
+  the error that remains after compensation by the rest of the row (quantization.hessian).
+- Cost of an integer: its information under a model of the row, with a probability of zero and
+  geometric magnitudes, which approximates the coder of secateur.artifact.
+- The step: at high rate, a uniform quantizer with entropy coding has an error of step^2 / 12 and
+  needs one bit for each halving, so that a bit is worth its price while ln(2) G h step^2 / 12
+  exceeds it (Gersho & Gray 1992, section 9.9; Gish & Pierce 1968).
 - The integers: rate-distortion optimized quantization, as in DeepCABAC (Wiedemann et al. 2020,
-  section III-C), with errors passed on.
+  section III-C), with error propagation.
 """
 
 from __future__ import annotations
@@ -35,23 +34,23 @@ from secateur.quantization.scheme import weighted_nodes
 from secateur.quantization.weights import WeightRule, few_digits
 
 _PASSES = 2
-"""Times that integers are chosen, each with the bits that the choice before led to."""
+"""Number of iterations; each uses the bit costs of the preceding choice."""
 
 _PRIOR = 16.0
-"""Weights of the whole layer that count for a row's own model, which may have few."""
+"""Number of weights of the entire layer added to a row's model, because rows may be short."""
 
 
 BITS = 8e6
-"""Bits of a megabyte, in which prices are given."""
+"""Bits of a megabyte, the unit of prices."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What bits are worth, and where errors cost what.
+    """The price of bits, and the cost of errors.
 
     Attributes:
-        price: Nats of loss that a megabyte may cost, positive.
-        curvature: By name of the layers to be rounded by it, G of each row.
+        price: Nats of loss per megabyte, positive.
+        curvature: From layer name to G of each row, for layers to be priced.
     """
 
     price: float
@@ -60,17 +59,17 @@ class Rate:
     def round(
         self, node: onnx.NodeProto, weight: npt.NDArray[np.float32], rule: WeightRule, x: Tensor
     ) -> tuple[Affine, Integers]:
-        """Choose steps and integers for the weight of ``node``, which reads ``x``."""
+        """Choose steps and integers for the weight of ``node`` with input ``x``."""
         hessian = hessian_of(node, weight.shape, x)
         curvature = self.curvature[node.name]
         return round_by_rate(weight, rule.narrow_grid, hessian, curvature, self.price / BITS)
 
 
 def priced_layers(graph: Graph) -> list[str]:
-    """Names of the layers that are priced: all but the first, the last and depthwise ones.
+    """Names of priced layers: all but the first, the last and depthwise ones.
 
-    Those hold few weights, and each of them much of the accuracy. Priced with the rest, they save a
-    few kilobytes and cost more loss than the same bytes taken elsewhere.
+    The others have few weights with much influence on accuracy. Pricing them saves few kilobytes at
+    a larger loss than saving the same bytes elsewhere.
     """
     nodes = weighted_nodes(graph)
     return [node.name for node in nodes[1:-1] if attribute(node, "group", 1) == 1]
@@ -88,12 +87,12 @@ def round_by_rate(
     Args:
         weight: Shape (rows, ...).
         grid: Symmetric; its highest integer bounds the step from below.
-        hessian: Of its inputs.
+        hessian: Hessian of its inputs.
         curvature: G of each row, in nats; shape (rows,).
-        price: Nats that a bit may cost, positive.
+        price: Nats per bit, positive.
 
     Returns:
-        Steps, one a row, and integers of the weight's shape.
+        Steps, one for each row, and integers of the weight's shape.
     """
     groups = len(hessian.order)
     rows = torch.tensor(weight).reshape(groups, len(weight) // groups, -1)
@@ -109,11 +108,11 @@ def round_by_rate(
 
 
 def _steps(rows: Tensor, high: int, cost: Tensor, hessian: Hessian, price: float) -> Tensor:
-    """Steps (groups, rows) at which a bit more no longer pays."""
+    """Steps (groups, rows) at which the marginal bit is worth its price."""
     error = 2 * cost * hessian.weights.mean(1, keepdim=True)
     step = (12 * price / (math.log(2) * error.clamp(min=1e-30))).sqrt()
     largest = rows.abs().amax(2)
-    # Beyond twice the largest weight every step says the same: nothing is worth a bit.
+    # With a step of twice the largest weight or more, all integers are 0.
     step = torch.minimum(torch.maximum(step, largest / high), 2 * largest)
     step = torch.where(largest > 0, step, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
     return torch.from_numpy(few_digits(step.numpy()))
@@ -121,9 +120,9 @@ def _steps(rows: Tensor, high: int, cost: Tensor, hessian: Hessian, price: float
 
 @dataclass(frozen=True)
 class _Model:
-    """What integers of each row cost in bits: b(0) = zero, b(q) = other + (|q| - 1) step.
+    """Bits of the integers of each row: b(0) = zero, b(q) = other + (|q| - 1) step.
 
-    All are of shape (groups, rows).
+    All have shape (groups, rows).
     """
 
     zero: Tensor
@@ -132,7 +131,7 @@ class _Model:
 
     @classmethod
     def of(cls, integers: Tensor) -> _Model:
-        """The model that fits ``integers``, (groups, rows, columns), each row leaning on all."""
+        """Fit the model to ``integers``, (groups, rows, columns), with each row smoothed by all."""
         magnitude = integers.abs()
         nonzero, total = (magnitude > 0).float().sum(2), magnitude.sum(2)
         count = integers.shape[2]
@@ -150,9 +149,9 @@ class _Cheapest:
     """Chooses among the nearest integer, the next one toward zero, and zero.
 
     Attributes:
-        worth: Bits that a unit of squared error, in steps, is worth before the column's own weight;
-            (groups, rows).
-        model: Bits of each integer.
+        worth: Bits per unit of squared error, in steps, before the column's own weight; (groups,
+            rows).
+        model: Model of bits.
         high: The highest integer.
     """
 

@@ -1,16 +1,16 @@
-"""Rounding the weights with the data: to the outputs that matter, not to the nearest integer.
+"""Data-dependent rounding of weights, by their effect on outputs.
 
-Layers are taken in order. Each sees the activations that the quantized layers before it really
-give, so that their errors can still be compensated:
+Layers are processed in order. Each layer uses the activations of the quantized layers before it, so
+that it can compensate their errors:
 
-- *Adaptive rounding* seeks the integers whose outputs differ least from those of the real weights,
-  which is the objective of AdaRound (Nagel et al. 2020, eq. 20), solved column by column: what
-  rounding one weight gets wrong is spread over those not yet rounded, as far as they can compensate
-  it (Frantar et al. 2022, "GPTQ", section 3). No step size, no iterations, no labels.
-- *Bias correction* then takes from each channel's bias the mean by which rounding its weights moves
-  its output, E[(Q(W) - W) x] (Nagel et al. 2019, section 4.2). The mean is over what the layer
-  really sees. Errors of the layers before are left out: means are dominated by few images with
-  large activations, and correcting by them adds error further on.
+- *Adaptive rounding* minimizes the difference between outputs of integers and of real weights, the
+  objective of AdaRound (Nagel et al. 2020, eq. 20). It is solved column by column: the rounding
+  error of a weight is compensated by weights that are not yet rounded (Frantar et al. 2022, "GPTQ",
+  section 3). It needs no step size, iterations or labels.
+- *Bias correction* then subtracts from each channel's bias the mean shift of its output by
+  rounding, E[(Q(W) - W) x] (Nagel et al. 2019, section 4.2), over the layer's actual inputs. Errors
+  of preceding layers are not corrected: their means are dominated by few images with large
+  activations, and correcting them adds error in later layers.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ def recover(
     rate: Rate | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Scheme:
-    """Choose integers and biases layer by layer, from the data.
+    """Choose integers and biases layer by layer from images.
 
     Args:
         model: The float graph.
-        scheme: Of the same graph; its scales stay.
-        images: Normalized float32 (N, C, R, R); no labels are needed. All are in memory at once,
+        scheme: Scheme of the same graph; its scales are kept.
+        images: Normalized float32 (N, C, R, R); no labels are needed. All must fit into memory,
             with the activations of a few layers.
-        rules: How the weights were quantized in ``scheme``.
-        adaptive: Round adaptively, else keep the integers of ``scheme``.
-        correct_bias: Correct biases.
-        rate: Weigh bits against loss in the layers it names, choosing their steps too.
+        rules: Rules of weight quantization of ``scheme``.
+        adaptive: Whether to round adaptively, else the integers of ``scheme`` are kept.
+        correct_bias: Whether to correct biases.
+        rate: Price of bits; steps and integers of its layers are chosen by it.
         advance: Called after each layer.
 
     Raises:
         DataError: There are no images.
-        SecateurError: The graph holds an operator that cannot be simulated.
+        SecateurError: An operator of the graph cannot be simulated.
     """
     if len(images) == 0:
         raise DataError("no images to recover accuracy with", where="quantize.images")
@@ -100,5 +100,5 @@ def _round_adaptively(
     delta = torch.tensor(np.broadcast_to(affine.delta, len(weight))).reshape(groups, -1)
     integers = round_columns(rows, delta, hessian, lambda q, _: q.round().clamp(-high, high))
     real = integers * delta[..., None]
-    # What could saturate is clipped, as in rounding to nearest.
+    # Clip values that could saturate, as in rounding to nearest.
     return round_weight(real.reshape(weight.shape).numpy(), affine, rule)

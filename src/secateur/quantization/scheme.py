@@ -1,4 +1,4 @@
-"""What every tensor of a float graph is rounded to: all that quantization decides, as data."""
+"""The quantization scheme of a float graph: grids, integers and biases, as data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from secateur.quantization.weights import (
 )
 
 Rules = Mapping[str, WeightRule]
-"""By name of the node; other nodes follow the rule of the empty name."""
+"""From node name to its rule; the empty name has the rule of other nodes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ class Layer:
     """A convolution or linear layer on integers.
 
     Attributes:
-        affine: Grid of its weight: symmetric, a scale for each row or one for all.
+        affine: Grid of its weight: symmetric, with a scale for each row or one for all.
         integers: The weight, int32 within the grid, of the float weight's shape.
-        bias: int32 of shape (rows,) at the scale of the sums it joins, input scale times weight
-            scale (Jacob et al. 2018, section 2.4); None where there is none.
-        bias_scale: The shape of ``affine.delta``.
+        bias: int32 (rows,) at the scale of the accumulator, input scale times weight scale (Jacob
+            et al. 2018, section 2.4); None without a bias.
+        bias_scale: Scale of the bias, of the shape of ``affine.delta``.
     """
 
     affine: Affine
@@ -48,23 +48,23 @@ class Layer:
 
     @property
     def weight(self) -> npt.NDArray[np.float32]:
-        """The real values that the integers stand for."""
+        """The real values of the integers."""
         return self.affine.dequantize(self.integers)
 
     @property
     def real_bias(self) -> npt.NDArray[np.float32] | None:
-        """The real values that the integer bias stands for."""
+        """The real values of the integer bias."""
         return None if self.bias is None else self.bias.astype(np.float32) * self.bias_scale
 
 
 @dataclass(frozen=True, eq=False)
 class Scheme:
-    """How a float graph is quantized.
+    """The quantization of a float graph.
 
     Attributes:
-        placement: Of the same graph.
-        activations: The grid of each quantized tensor; those of one group share one.
-        layers: By name of its node, each convolution and linear layer that runs on integers.
+        placement: Placement of quantizers.
+        activations: Grid of each quantized tensor; tensors of a group share one.
+        layers: From node name to each convolution and linear layer on integers.
     """
 
     placement: Placement
@@ -77,7 +77,7 @@ class Scheme:
 
     @property
     def saturation_free(self) -> bool:
-        """Tell whether no kernel can saturate on the weights; see quantization.weights."""
+        """Whether no kernel can saturate on the weights; see quantization.weights."""
         return all(is_saturation_free(layer.integers) for layer in self.layers.values())
 
 
@@ -87,7 +87,7 @@ def weighted_nodes(graph: Graph) -> list[onnx.NodeProto]:
 
 
 def rule_of(rules: Rules, node: str) -> WeightRule:
-    """The rule that ``node`` follows."""
+    """The rule of ``node``."""
     return rules.get(node) or rules.get("") or WeightRule()
 
 
@@ -101,9 +101,9 @@ def make_scheme(
 
     Args:
         model: A float graph of :func:`secateur.onnx_ir.export.export_onnx`.
-        ranges: Of every tensor to quantize, from
+        ranges: Range of every tensor to quantize, from
             :func:`secateur.quantization.calibrate.calibrate` on the same graph.
-        rules: How weights are quantized.
+        rules: Rules of weight quantization.
 
     Raises:
         SecateurError: A range is missing or not finite, or the graph has nothing to quantize.
@@ -127,7 +127,7 @@ def make_layer(
     bias: npt.NDArray[np.float32] | None,
     input_scale: npt.NDArray[np.float32],
 ) -> Layer:
-    """Put a layer together, rounding its real ``bias`` to the scale of the sums it joins."""
+    """Make a layer, with its real ``bias`` rounded to the scale of the accumulator."""
     scale = np.asarray(input_scale * affine.delta, np.float32)
     sums = None if bias is None else quantize(bias, scale, 0, -LARGEST_BIAS, LARGEST_BIAS)
     return Layer(affine, integers, sums, scale)

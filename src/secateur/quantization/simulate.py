@@ -1,9 +1,9 @@
-"""The quantized graph in PyTorch: every tensor real, and rounded where the file rounds it.
+"""Simulation of a quantized graph in PyTorch, with real tensors rounded as in the file.
 
-The exported float graph is run node by node, so that whatever is learned or measured here is of
-the graph that ships. Rounding is affine.py's, operator by operator; sums are taken in float32 where
-a runtime takes them in int32, and requantization divides where a runtime multiplies, so the two may
-differ by one step of a grid where a value lies next to a half.
+The exported float graph runs node by node, so that training and measurements apply to the exported
+graph. Rounding uses affine.py. Sums are float32 where a runtime uses int32, and requantization
+divides where a runtime multiplies, so that results may differ by one step if a value is close to a
+half.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Values = dict[str, Tensor]
 
 
 def unknown_operators(model: onnx.ModelProto) -> list[str]:
-    """Operators of ``model`` that cannot be simulated, sorted; the batch, where it is built in."""
+    """Sorted operators of ``model`` that cannot be simulated, and a fixed batch size."""
     unknown = {node.op_type for node in model.graph.node} - OPERATORS.keys()
     batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     return sorted(unknown) + ([f"for batch {batch} only"] if batch else [])
@@ -38,15 +38,15 @@ class Simulated(nn.Module):
 
     Args:
         model: The float graph.
-        scheme: What to round to; None computes the float graph.
+        scheme: The scheme; None computes the float graph.
 
     Attributes:
-        weights: By node, the weight of each convolution and linear layer, as it is multiplied.
-        biases: By node, likewise.
-        quantizers: By tensor, what rounds an activation; all tensors of a group share one.
+        weights: From node to the rounded weight of each convolution and linear layer.
+        biases: From node to the rounded bias.
+        quantizers: From tensor to its quantizer; tensors of a group share one.
 
     Raises:
-        SecateurError: The graph holds an operator that is not known here; the message names it.
+        SecateurError: An operator of the graph cannot be simulated; the message names it.
     """
 
     def __init__(self, model: onnx.ModelProto, scheme: Scheme | None = None) -> None:
@@ -75,7 +75,7 @@ class Simulated(nn.Module):
             self.follow(scheme)
 
     def follow(self, scheme: Scheme) -> None:
-        """Round by ``scheme`` from now on."""
+        """Use another ``scheme``."""
         self._shared, self.quantizers = nn.ModuleList(), {}
         self._placement = scheme.placement
         for group in scheme.placement.groups:
@@ -86,7 +86,7 @@ class Simulated(nn.Module):
             self.set_layer(name, layer)
 
     def set_layer(self, name: str, layer: Layer) -> None:
-        """Multiply by what the integers of ``layer`` stand for."""
+        """Set weight and bias of a node to the real values of ``layer``."""
         self._set(name, layer.weight, layer.real_bias)
 
     def _set(self, name: str, weight: np.ndarray, bias: np.ndarray | None) -> None:
@@ -102,14 +102,14 @@ class Simulated(nn.Module):
         return values[self.graph.outputs[0]]
 
     def start(self, images: Tensor) -> Values:
-        """The values before the first node: the images, rounded."""
+        """The values before the first node: the rounded images."""
         name = self.graph.inputs[0]
         return {name: self._result(name, images)}
 
     def walk(self, values: Values, first: int = 0) -> Iterator[onnx.NodeProto]:
-        """Run the nodes from number ``first`` on, yielding each before it is run.
+        """Run the nodes from index ``first``, yielding each before it runs.
 
-        Between two steps ``values`` holds the tensors still to be read, by name, as they are read.
+        Between steps, ``values`` maps names to the tensors that later nodes read.
         """
         for number in range(first, len(self.nodes)):
             node = self.nodes[number]
@@ -120,7 +120,7 @@ class Simulated(nn.Module):
                     values.pop(name, None)
 
     def branch(self, values: Values, number: int, weight: Tensor) -> Tensor:
-        """Logits from node ``number`` on, given ``values``, with another weight in that node."""
+        """Return logits from node ``number`` on ``values``, with another weight of that node."""
         name, ahead = self.nodes[number].name, dict(values)
         kept, self.weights[name].data = self.weights[name].data, weight
         for _ in self.walk(ahead, number):
@@ -129,7 +129,7 @@ class Simulated(nn.Module):
         return ahead[self.graph.outputs[0]]
 
     def layer_output(self, node: onnx.NodeProto, x: Tensor, weight: Tensor) -> Tensor:
-        """What a convolution or linear layer would give for ``x`` with ``weight`` and no bias."""
+        """Output of a convolution or linear layer for ``x`` with ``weight`` and no bias."""
         return OPERATORS[node.op_type](node, [x, weight], self.graph)
 
     def _run(self, node: onnx.NodeProto, values: Values) -> None:
@@ -150,11 +150,11 @@ class Simulated(nn.Module):
             values[name] = self._result(name, result)
 
     def parameters_of(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias that node ``name`` computes with."""
+        """Current weight and bias of node ``name``."""
         return self.weights[name], self.biases.get(name)
 
     def read(self, values: Values, node: onnx.NodeProto, index: int = 0) -> Tensor:
-        """Input ``index`` of ``node``, rounded where ``node`` reads it so."""
+        """Input ``index`` of ``node``, rounded unless ``node`` reads it unrounded."""
         name = node.input[index]
         rounds = name in self._placement.unrounded
         if rounds and not self._placement.reads_unrounded(node, name):
@@ -162,7 +162,7 @@ class Simulated(nn.Module):
         return values[name]
 
     def _result(self, name: str, value: Tensor) -> Tensor:
-        """What is kept of a new tensor: rounded, unless some node reads it unrounded."""
+        """Stored form of a new tensor: rounded, unless some node reads it unrounded."""
         quantizer = self.quantizers.get(name)
         if quantizer is None or name in self._placement.unrounded:
             return value

@@ -1,4 +1,4 @@
-"""ONNX operators in PyTorch: of a node, its inputs with constants as arrays, and the graph."""
+"""ONNX operators in PyTorch: functions of a node, its inputs and the graph."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def _sides(node: onnx.NodeProto, name: str, default: int) -> tuple[int, int]:
 
 
 def _padded(node: onnx.NodeProto, x: Tensor, value: float = 0.0) -> tuple[Tensor, tuple[int, int]]:
-    """Return ``x`` and the padding still to be done; uneven padding is done here."""
+    """Return ``x`` and its remaining padding; uneven padding is applied here."""
     top, left, bottom, right = attribute(node, "pads", [0, 0, 0, 0])
     kernel = attribute(node, "kernel_shape", [1, 1])
-    # oneDNN's weight gradient of a map smaller than the kernel is slow: see kernels.py.
+    # oneDNN's weight gradient of a map smaller than the kernel is slow: see training/cpu.py.
     small = torch.is_grad_enabled() and min(x.shape[2:]) < max(kernel)
     if (top, left) == (bottom, right) and not small:
         return x, (top, left)
@@ -112,7 +112,7 @@ def _axes(inputs: list[Any]) -> tuple[int, ...]:
 
 
 def _tensor(value: Any) -> Tensor:
-    # Constants are read from the file's own memory, which PyTorch must not share.
+    # Copied, because PyTorch must not share the memory of the file.
     return value if isinstance(value, Tensor) else torch.tensor(np.array(value))
 
 

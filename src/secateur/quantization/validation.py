@@ -1,4 +1,4 @@
-"""Validation images, by which quantization chooses among ways to round."""
+"""Validation sets for choices of quantization."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from secateur.data import Images, Preparation
 from secateur.training.evaluation import Scorer, correct, correct_and_loss
 
 _BATCH = 16
-"""Images at a time: at 224 pixels, activations of more would take gigabytes."""
+"""Batch size: at 224 pixels, activations of larger batches take gigabytes."""
 
 
 class Validation(Protocol):
-    """Tells how good a network is."""
+    """Measures the quality of a network."""
 
     def loss(self, network: Scorer) -> float:
         """Mean cross-entropy, in nats."""
 
     def right(self, network: Scorer) -> npt.NDArray[np.bool_]:
-        """Whether the network is right, image by image; shape (N,)."""
+        """Whether each image is classified correctly; shape (N,)."""
 
     def accuracy(self, network: Scorer) -> float:
-        """Share of images that the network is right on, in [0, 1]."""
+        """Fraction of correct images, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class ValidationSet:
     """Stored images with labels.
 
     Attributes:
-        images: With labels, on the CPU.
-        prepare: From stored pixels to the network's input.
+        images: Labeled images, on the CPU.
+        prepare: Maps stored pixels to the network's input.
     """
 
     images: Images
@@ -47,17 +47,17 @@ class ValidationSet:
         return float(correct_and_loss(network, self.images, self.prepare)[1].mean())
 
     def right(self, network: Scorer) -> npt.NDArray[np.bool_]:
-        """Whether the network is right, image by image; shape (N,)."""
+        """Whether each image is classified correctly; shape (N,)."""
         return correct(network, self.images, self.prepare)
 
     def accuracy(self, network: Scorer) -> float:
-        """Share of images that the network is right on, in [0, 1]."""
+        """Fraction of correct images, in [0, 1]."""
         return float(self.right(network).mean())
 
 
 @dataclass(frozen=True, eq=False)
 class TargetSet:
-    """Prepared images with a probability for each class: of labels, or of the float network.
+    """Prepared images with target probabilities, from labels or from the float network.
 
     Attributes:
         images: float32 (N, C, H, W).
@@ -69,12 +69,12 @@ class TargetSet:
 
     @classmethod
     def of_labels(cls, images: Tensor, labels: Tensor, classes: int) -> TargetSet:
-        """The set whose targets are labels, int64 (N,) in [0, ``classes``)."""
+        """Make a set with labels as targets, int64 (N,) in [0, ``classes``)."""
         return cls(images, torch.nn.functional.one_hot(labels, classes).float())
 
     @classmethod
     def of_network(cls, images: Tensor, network: Scorer) -> TargetSet:
-        """The set whose targets are the probabilities that ``network`` gives."""
+        """Make a set with the probabilities of ``network`` as targets."""
         return cls(images, logits_of(network, images).softmax(1).float())
 
     def loss(self, network: Scorer) -> float:
@@ -83,15 +83,15 @@ class TargetSet:
         return -float((self.targets * answers).sum(1).mean())
 
     def right(self, network: Scorer) -> npt.NDArray[np.bool_]:
-        """Whether the network chooses the likeliest target, image by image; shape (N,)."""
+        """Whether the network chooses the most likely target of each image; shape (N,)."""
         return (logits_of(network, self.images).argmax(1) == self.targets.argmax(1)).numpy()
 
     def accuracy(self, network: Scorer) -> float:
-        """Share of images on which the network chooses the likeliest target, in [0, 1]."""
+        """Fraction of images with the most likely target chosen, in [0, 1]."""
         return float(self.right(network).mean())
 
 
 @torch.inference_mode()
 def logits_of(network: Scorer, images: Tensor) -> Tensor:
-    """Logits of ``network``, float64 (N, classes), batch by batch."""
+    """Logits of ``network``, float64 (N, classes), computed in batches."""
     return torch.cat([network(batch) for batch in images.split(_BATCH)]).double()

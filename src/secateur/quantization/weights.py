@@ -1,11 +1,11 @@
-"""Which integers stand for a weight: a grid for its rows, and the rounding onto it.
+"""Grids of weights and rounding to them, with an option against saturation.
 
 Processors with AVX2 but no VNNI multiply uint8 activations by int8 weights with ``vpmaddubsw``,
 which adds two neighboring products in 16 bits and saturates: 255 * (127 + 127) is beyond 32,767.
-Runtimes then give wrong logits without a warning. Rows in which no two weights of one sign
-sum to more than 128 cannot saturate, wherever a kernel puts them, since 255 * 128 = 32,640. Files
-made so are exact on every processor, with the fast kernels; the cost is up to one bit of a row's
-resolution, and less where the row has one outlier.
+Runtimes then give wrong logits without a warning. Rows in which no two weights of one sign sum to
+more than 128 cannot saturate, in any order, since 255 * 128 = 32,640. Such files are exact on every
+processor with the fast kernels; the cost is at most one bit of a row's resolution, and less for
+rows with one outlier.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy.typing as npt
 from secateur.quantization.affine import Affine, Grid, Integers
 
 PAIR = 128
-"""What two weights of one sign may sum to: 255 * 128 < 2^15."""
+"""Largest sum of two weights of one sign: 255 * 128 < 2^15."""
 
-# A bias may use a quarter of int32, so that the sum it joins cannot overflow: 255 * 127 * K stays
-# below 2^30 for K up to 33,000 products.
+# A bias may use a quarter of int32, so that the accumulator cannot overflow: 255 * 127 * K is below
+# 2^30 for K up to 33,000 products.
 LARGEST_BIAS = 2**30
 
 _LOWER = 0xA6D7
@@ -35,11 +35,11 @@ Weight = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class WeightRule:
-    """How a weight is quantized: always symmetric, so that its zero point costs nothing.
+    """The rule of a weight; always symmetric, because a zero point would cost time.
 
     Attributes:
         bits: 2 to 8.
-        per_channel: A scale for each output channel, else one for the whole tensor.
+        per_channel: A scale for each output channel, else one for the tensor.
         saturation_free: No two weights of one sign in a row sum to more than 128.
     """
 
@@ -49,18 +49,18 @@ class WeightRule:
 
     @property
     def grid(self) -> Grid:
-        """The integers that weights are stored as."""
+        """The grid of stored weights."""
         return Grid(self.bits, signed=True, symmetric=True)
 
     @property
     def narrow_grid(self) -> Grid:
-        """The widest grid that cannot saturate whatever integers are chosen from it."""
+        """The widest grid that cannot saturate for any integers."""
         half = PAIR // 2
         return Grid(self.bits, True, True, reach=half) if self.may_saturate else self.grid
 
     @property
     def may_saturate(self) -> bool:
-        """Tell whether integers of the grid have to be kept from saturating."""
+        """Whether integers of the grid can saturate and must be limited."""
         return self.saturation_free and 2 * self.grid.high > PAIR
 
 
@@ -70,20 +70,20 @@ def choose_scales(
     bias: Weight | None = None,
     input_scale: npt.ArrayLike = 1.0,
 ) -> Affine:
-    """Choose scales for a weight, wide enough that its bias fits int32.
+    """Choose scales of a weight such that its bias fits int32.
 
     At 8 bits nothing is clipped: delta = max |w| / 127, or, free of saturation, the largest sum of
     two weights of one sign over 127, so that they sum to at most 128 once rounded. Below 8 bits the
-    scale is that of least squared error, which clips a little (Nagel et al. 2021, section 3.1.2).
+    scale minimizes the squared error, which clips slightly (Nagel et al. 2021, section 3.1.2).
 
-    A row of (nearly) zeros has (nearly) no scale of its own; were its bias stored at that scale
-    times the input's, it would overflow, so such a row takes its scale from the bias.
+    The bias of a row of (almost) zeros would overflow at the row's own scale; the scale of such a
+    row is therefore determined by its bias.
 
     Args:
         weight: Shape (rows, ...).
-        rule: Bits, granularity, and whether to keep from saturating.
+        rule: Bits, granularity and saturation freedom.
         bias: Shape (rows,), or None.
-        input_scale: Scale of the activations that the weight meets; scalar, positive.
+        input_scale: Scale of the input activations; scalar, positive.
 
     Returns:
         Scales of shape (rows,) with axis 0, or of shape (), of few digits.
@@ -114,7 +114,7 @@ def choose_scales(
 
 
 def round_weight(weight: Weight, affine: Affine, rule: WeightRule) -> Integers:
-    """Return the integers nearest to ``weight``, int32 of its shape, that obey ``rule``."""
+    """Return the integers nearest to ``weight`` that satisfy ``rule``, int32 of its shape."""
     integers = affine.quantize(weight)
     return without_saturation(integers) if rule.may_saturate else integers
 
@@ -122,7 +122,8 @@ def round_weight(weight: Weight, affine: Affine, rule: WeightRule) -> Integers:
 def without_saturation(integers: Integers) -> Integers:
     """Clip each row so that no two integers of one sign in it sum to more than 128.
 
-    Where the second largest is beyond 64, both are clipped to 64; else the largest gives way to it.
+    If the second largest is beyond 64, both are clipped to 64; otherwise only the largest is
+    clipped.
     """
     rows = integers.reshape(len(integers), -1)
     clipped = np.minimum(rows, _cap(rows)[:, None])
@@ -130,18 +131,18 @@ def without_saturation(integers: Integers) -> Integers:
 
 
 def is_saturation_free(integers: npt.NDArray[np.integer]) -> bool:
-    """Tell whether no two integers of one sign in a row sum to more than 128."""
+    """Whether no two integers of one sign in a row sum to more than 128."""
     rows = integers.reshape(len(integers), -1).astype(np.int32)
     return bool((_largest_pair(rows) <= PAIR).all())
 
 
 def few_digits(scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Round positive scales up to floats that share their lower half, at most 0.8 % more.
+    """Round positive scales up to floats with a common lower half, by at most 0.8 %.
 
-    Nothing is lost by it, since the integers are chosen for the rounded scale, and in a file a
-    scale takes one byte and little more in place of four. The lower half is odd: were it zero,
-    products of scales would be short binary fractions, sums would often lie just between two steps,
-    and runtimes would disagree about them.
+    This does not cost accuracy, because integers are chosen for the rounded scale, and a packed
+    scale needs little more than one byte instead of four. The lower half is odd: if it were zero,
+    products of scales would be short binary fractions, sums would often be exactly between two
+    steps, and runtimes would round them differently.
     """
     words = np.asarray(scale, np.float32).view(np.uint32).astype(np.int64)
     up = -((_LOWER - words) >> 16 << 16) + _LOWER
@@ -155,12 +156,12 @@ def _cap(rows: npt.NDArray) -> npt.NDArray:
 
 
 def _largest_pair(rows: npt.NDArray) -> npt.NDArray:
-    """Largest magnitude of the sum of two entries of one sign, or of a lone one, in each row."""
+    """Largest magnitude in each row of a sum of two entries of one sign, or of a single one."""
     return np.maximum(sum(_two_largest(rows)), sum(_two_largest(-rows)))
 
 
 def _two_largest(rows: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
-    """The two largest entries of each row; where there are not two above 0, 0 instead."""
+    """The two largest entries of each row, at least 0."""
     if rows.shape[1] < 2:
         rows = np.pad(rows, ((0, 0), (0, 1)))
     top = np.maximum(np.partition(rows, -2, axis=1)[:, -2:], 0)
@@ -168,7 +169,7 @@ def _two_largest(rows: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
 
 
 def _least_squares(rows: Weight, wide: npt.NDArray, grid: Grid) -> npt.NDArray:
-    """For each row, the factor on its scale that leaves the least squared error."""
+    """For each row, the factor on its scale with the smallest squared error."""
     best, least = np.ones(len(rows)), np.full(len(rows), np.inf)
     for factor in _SHRINKS:
         delta = np.maximum(wide * factor, np.finfo(np.float32).tiny)[:, None].astype(np.float32)

@@ -1,8 +1,8 @@
-"""A recipe says everything that decides a result; each part belongs to one stage.
+"""A recipe: everything that determines a result; each part belongs to one stage.
 
-A recipe is TOML. Unknown keys, wrong types and values out of range are refused with one line that
-names the key. Fields left at their default are left out of every content id, so that a new field
-with a neutral default never renames an old result (after open_lth's ``foundations/desc.py``).
+A recipe is TOML. Unknown keys, wrong types and values out of range are errors that name the key.
+Fields with their default value are omitted from content ids, so that a new field with a neutral
+default does not change ids of old results (after open_lth's ``foundations/desc.py``).
 """
 
 from secateur.recipe.compression_fields import Bench, Prune, Quantize, Removal

@@ -10,7 +10,7 @@ from secateur.recipe.fields import Count, Fraction, Part, Positive
 
 
 class Removal(Part):
-    """Which channels leave a network: the options of one removal."""
+    """Options of one removal of channels."""
 
     objective: Literal["macs", "parameters", "latency"] | None = Field(
         default=None, description="Cost that target refers to; without it, fraction decides."

@@ -1,4 +1,4 @@
-"""The recipe as a whole, and its content id."""
+"""The complete recipe, and its content id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.recipe.fields import Data, Network, Part, Scan, Teacher, Train
 
 
 class Recipe(Part):
-    """Everything that decides a result."""
+    """A recipe."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)] = Field(
         description="Name of the run's folder; not part of the id."
@@ -48,7 +48,7 @@ class Recipe(Part):
 
     @property
     def id(self) -> str:
-        """Content id of the recipe: 12 hexadecimal digits; names and descriptions do not count."""
+        """Content id of the recipe, without names and descriptions: 12 hexadecimal digits."""
         values = self.model_dump(
             mode="json", exclude_defaults=True, exclude={"name", "description", "preset"}
         )
@@ -61,7 +61,7 @@ class Recipe(Part):
         return f"{side}x{side} stem={self.network.stem}"
 
     def to_toml(self) -> str:
-        """The recipe as TOML, every field written out."""
+        """The recipe as TOML, with all fields."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 

@@ -12,7 +12,7 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Part(BaseModel):
-    """A part of a recipe: immutable, and closed to keys it does not know."""
+    """A part of a recipe: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -113,7 +113,7 @@ class Augment(Part):
 
 
 class Start(Part):
-    """The geometry of the first epochs, where it computes less than the network's own.
+    """A cheaper geometry for the first epochs.
 
     Strides, pooling and resolution change; the weights stay the same.
     """

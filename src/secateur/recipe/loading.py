@@ -35,7 +35,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, seed: int | None 
         seed: Replaces the recipe's seed.
 
     Raises:
-        RecipeError: The recipe is unknown, unreadable, or says something impossible.
+        RecipeError: The recipe is unknown, unreadable or invalid.
 
     Examples:
         >>> recipe = secateur.load_recipe("quickstart", ["train.epochs=3"])
@@ -73,12 +73,12 @@ def parse_recipe(text: str, where: str) -> Recipe:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # numbers of too many digits are ValueErrors
+    except (ValueError, RecursionError) as error:  # numbers with too many digits are ValueErrors
         raise RecipeError("not a TOML file", where=where, found=error) from error
 
 
 def _check_values(value: object, where: str, depth: int = 0) -> None:
-    """Make sure that tables are not nested deeply and integers have 64 bits, as TOML says."""
+    """Check the depth of tables, and that integers have at most 64 bits, as in TOML."""
     if depth > _MOST_DEPTH:
         raise RecipeError("a recipe of too deeply nested tables", where=where)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -118,7 +118,7 @@ def _validate(values: dict[str, Any], where: str) -> Recipe:
             remedy = _nearest(leaf, _fields(parents)).removesuffix("; ") or None
             what = "unknown recipe key"
             raise RecipeError(what, where=where, found=".".join(path), remedy=remedy) from None
-        # In a union pydantic adds the branch it tried to the path; no user wrote that.
+        # In a union, pydantic adds the branch to the path, which is not part of the recipe.
         key = ".".join(part for part in path if part.isidentifier() or part.isdigit())
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""The reference of recipe fields, read from the recipe's own models.
+"""The reference of recipe fields, generated from the recipe's models.
 
 ``secateur recipes --fields`` prints it, and ``docs/recipe.md`` is generated from it.
 """
@@ -20,10 +20,10 @@ class RecipeField:
     """One field of a recipe.
 
     Attributes:
-        key: As ``--set`` takes it, for example ``train.epochs``.
+        key: Key for ``--set``, for example ``train.epochs``.
         values: Type and range in words, for example ``integer >= 1``.
-        default: As TOML, or ``required``, or ``none`` where the field may be left out.
-        description: What it does, in one line.
+        default: TOML value, or ``required``, or ``none`` if the field is optional.
+        description: Description in one line.
     """
 
     key: str
@@ -42,7 +42,7 @@ class RecipeTable:
 
 
 def recipe_tables() -> Iterator[RecipeTable]:
-    """Yield every table of a recipe, the top level first.
+    """Yield all tables of a recipe, the top level first.
 
     Example:
         >>> [table.key for table in recipe_tables()][:3]
@@ -52,7 +52,7 @@ def recipe_tables() -> Iterator[RecipeTable]:
 
 
 def recipe_lines() -> Iterator[str]:
-    """Yield the same as plain text, two lines a field."""
+    """Yield the reference as plain text, two lines per field."""
     for table in recipe_tables():
         yield f"[{table.key}]" if table.key else ""
         yield "# " + table.summary.replace("`", "")
@@ -63,7 +63,7 @@ def recipe_lines() -> Iterator[str]:
 
 
 def recipe_markdown() -> str:
-    """All tables as Markdown."""
+    """Return the reference as Markdown."""
     parts = []
     for table in recipe_tables():
         parts.append(f"## `[{table.key}]`" if table.key else "## Top level")
@@ -97,7 +97,7 @@ def _tables(part: type[BaseModel], prefix: str, summary: str) -> Iterator[Recipe
 
 
 def nested_part(annotation: Any) -> type[BaseModel] | None:
-    """The table that an annotation stands for, also where it is optional."""
+    """The table class of an annotation, which may be optional."""
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(candidate, type) and issubclass(candidate, Part):
             return candidate
@@ -133,6 +133,6 @@ def _number(bound: float) -> str:
 
 
 _TECHNICAL = 2**31
-"""Bound of every count, which keeps numbers within 32 bits; not worth a word."""
+"""Upper bound of all counts (32 bits), which is not shown."""
 
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}

@@ -1,6 +1,6 @@
-"""Turns a run's records into a page for people, without torch and without running a network.
+"""Turns a run's records into a report page, without torch and without running a network.
 
-The changes of layers and images that a page shows are made of files and logits, by
+The shown changes of layers and images are computed from files and logits by
 :func:`secateur.report.layer_changes.layer_changes` and
 :func:`secateur.report.image_changes.image_changes`.
 """

@@ -22,7 +22,7 @@ BEFORE, AFTER = "before", "after"
 
 
 def draw(report: Report) -> dict[str, Chart]:
-    """Every chart that the report has numbers for, by name."""
+    """Return all charts for which the report has data, by name."""
     candidates = report.candidates
     charts = [
         _trade_off("size", "Size, kB", candidates, _kilobytes),
@@ -134,7 +134,7 @@ def _curve(curve: Curve) -> Chart:
 
 
 def _series_names() -> Spec:
-    """The name of each series above its first point."""
+    """Label each series above its first point."""
     return {
         "transform": [
             {"aggregate": [{"op": "min", "field": "x", "as": "x"}], "groupby": ["series"]}
@@ -370,7 +370,7 @@ def _y() -> Spec:
 
 
 def _rule() -> Spec:
-    """The interval of each point."""
+    """Intervals of points."""
     return {
         "mark": {"type": "rule", "opacity": 0.35},
         "encoding": {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}},

@@ -1,4 +1,4 @@
-"""Two or more runs side by side, in the terminal and as a page."""
+"""Comparison of runs, in the terminal and as a page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     """One property, with a value and a note for each run.
 
     Attributes:
-        best: Index of the run whose value is best; None where none is.
+        best: Index of the run with the best value, or None.
     """
 
     name: str
@@ -35,20 +35,20 @@ class Row(NamedTuple):
 
 
 def read_runs(runs: Sequence[Path]) -> list[Report]:
-    """Read the reports of runs, from their records where they have some.
+    """Read the reports of runs, from their records if they have any.
 
     Args:
         runs: Folders of ``secateur run`` or ``secateur compress``.
 
     Raises:
-        StoreError: A folder holds neither records nor a report.
+        StoreError: A folder has neither records nor a report.
         RecipeError: A recipe cannot be read.
     """
     return [_read(run) for run in runs]
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """Return the last parts of the paths, as many as tell the runs from each other.
+    """Return the shortest distinct ends of the paths.
 
     Example:
         >>> run_names([Path("a/net"), Path("b/net")])
@@ -72,7 +72,7 @@ def _read(run: Path) -> Report:
 
 
 class _Property(NamedTuple):
-    """How a property is read and written; ``sign`` is 1 where more is better, else -1."""
+    """How a property is read and formatted; ``sign`` is 1 if more is better, else -1."""
 
     name: str
     measure: Callable[[Variant], float | Estimate | None]
@@ -92,7 +92,7 @@ _PROPERTIES = (
 
 
 def compare(reports: Sequence[Report]) -> list[Row]:
-    """Compare what ships of each run, then how the runs differ, row by row."""
+    """Compare the final file of each run, then list differences between runs."""
     finals = [report.variants[-1] if report.variants else Variant(name="") for report in reports]
     references = [report.variant("reference") or Variant(name="") for report in reports]
     reference = _PROPERTIES[0]._replace(name="Top-1 of the reference, %")
@@ -117,7 +117,7 @@ def _row(of: _Property, variants: Sequence[Variant]) -> Row:
 
 
 def _differences(reports: Sequence[Report]) -> Iterator[Row]:
-    """Facts that are not the same everywhere: processors, versions, seeds."""
+    """Facts that differ between runs: processors, versions, seeds."""
     names = dict.fromkeys(name for report in reports for name in report.provenance.facts)
     for name in names:
         values = tuple(report.provenance.facts.get(name, NONE) for report in reports)
@@ -126,7 +126,7 @@ def _differences(reports: Sequence[Report]) -> Iterator[Row]:
 
 
 def comparison_table(names: Sequence[str], rows: Sequence[Row]) -> Table:
-    """The comparison for a terminal; the best value of a row is bold."""
+    """Format the comparison for a terminal, with best values in bold."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     for name in names:
@@ -148,12 +148,12 @@ def write_comparison(names: Sequence[str], reports: Sequence[Report], path: Path
     """Write the comparison as one self-contained page.
 
     Args:
-        names: Of the runs, different from each other.
-        reports: In the same order.
-        path: The page; an old one is replaced.
+        names: Distinct names of the runs.
+        reports: Reports in the same order.
+        path: The page to write.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The page cannot be written.
     """
     candidates = tuple(
         candidate.model_copy(update={"name": f"{name}: {candidate.name}"})

@@ -1,8 +1,7 @@
-"""What a report shows, as plain data: the file ``report.json`` of a run.
+"""The contents of a report as plain data: the file ``report.json`` of a run.
 
-Whoever compresses a network fills a :class:`Report` and calls
-:func:`secateur.report.render.render_report`; every field but the title and the verdict is optional,
-and a section of the page appears where its data is there.
+A caller fills a :class:`Report` and calls :func:`secateur.report.render.render_report`. All fields
+but title and verdict are optional; a section of the page is shown if its data is present.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from secateur.errors import StoreError
 
 VERSION = 1
-"""Of the file's layout; a reader refuses a later one."""
+"""Version of the file format; readers reject later ones."""
 
 
 class _Data(BaseModel):
@@ -32,12 +31,12 @@ class Estimate(_Data):
 
 
 class Verdict(_Data):
-    """The result against the goal.
+    """The result relative to the goal.
 
     Attributes:
-        status: Whether the goal is met, missed or undecidable; ``none`` where no goal was set.
+        status: Whether the goal is met, missed or undecided; ``none`` without a goal.
         sentence: The result in one sentence, without a full stop.
-        proof: How sure that is, in a sentence or two.
+        proof: The evidence, in a sentence or two.
         goal: The goal in words, for example ``at most 0.5 points less accurate``.
     """
 
@@ -48,16 +47,16 @@ class Verdict(_Data):
 
 
 class Variant(_Data):
-    """One file that was measured on the test images.
+    """One file, measured on the test images.
 
     Attributes:
         name: ``reference``, ``pruned``, ``quantized``, ``packed`` or another.
         top1: Accuracy in percent, with its 95 % interval.
-        drop: Reference minus this one, in points, paired on the same images.
-        size_bytes: Of the file.
+        drop: Reference minus this variant in points, paired on the same images.
+        size_bytes: Size of the file.
         latency: Milliseconds for one image: median, 10th and 90th percentile.
         samples_ms: Every timing, in ms, for the distribution.
-        decodes_to: The variant that this file unpacks to, bit for bit.
+        decodes_to: The variant that this file decodes to, bit for bit.
     """
 
     name: str
@@ -73,14 +72,14 @@ class Variant(_Data):
 
 
 class Candidate(_Data):
-    """One network that was tried on the way, a point of the trade-off curve.
+    """One candidate of a search, a point of the trade-off curve.
 
     Attributes:
-        name: Short, for example ``macs 0.50, int8``.
+        name: Short name, for example ``macs 0.50, int8``.
         top1: Accuracy in percent on the images of ``split``.
         split: ``validation`` or ``test``.
-        chosen: Whether this is the network that ships.
-        settings: What was tried, in words, for example ``{"pruned": "50 %"}``.
+        chosen: Whether this is the chosen candidate.
+        settings: Settings in words, for example ``{"pruned": "50 %"}``.
     """
 
     name: str
@@ -97,15 +96,15 @@ class Layer(_Data):
     """One convolution or linear layer, before and after.
 
     Attributes:
-        name: In the ONNX file.
-        label: As people say it, for example ``stage 2, block 1, depthwise 3×3``.
-        block: The block that the drawing puts it in, for example ``stage 2, block 1``.
+        name: Name in the ONNX file.
+        label: Name for people, for example ``stage 2, block 1, depthwise 3×3``.
+        block: Block in the drawing, for example ``stage 2, block 1``.
         output: Shape of its output in the reference, without the batch.
         channels_before: Output channels in the reference.
-        channels_after: Output channels that are left; 0 where the layer is gone.
-        bits: Of its weights in the file that ships.
-        microseconds_before: Median time in the reference, where it was profiled.
-        microseconds_after: Median time in the file that ships.
+        channels_after: Remaining output channels; 0 if the layer was removed.
+        bits: Bits of its weights in the final file.
+        microseconds_before: Median time in the reference, if profiled.
+        microseconds_after: Median time in the final file, if profiled.
     """
 
     name: str
@@ -129,21 +128,21 @@ class Bin(_Data):
 
 
 class Calibration(_Data):
-    """How far confidence is accuracy (Guo et al. 2017): 15 bins of equal width, and ECE."""
+    """Calibration of confidence (Guo et al. 2017): 15 bins of equal width, and ECE."""
 
     ece: float
     bins: tuple[Bin, ...]
 
 
 class Answer(_Data):
-    """What a network says of an image: a class and the probability it gives to it."""
+    """A network's prediction for an image: class and probability."""
 
     label: int
     confidence: float
 
 
 class Flip(_Data):
-    """An image of which reference and result say different things."""
+    """An image with different predictions of reference and result."""
 
     index: int
     label: int
@@ -154,18 +153,18 @@ class Flip(_Data):
 
 
 class ImageChanges(_Data):
-    """What changed for images.
+    """Changed predictions of images.
 
     Attributes:
-        split: Which images.
-        classes: Names in the order of the labels.
-        confusion_before: Rows are labels, columns answers.
-        flips: Some images of which the answer changed, the most confident first.
-        flipped: How many changed in all.
-        lost: How many were right and are wrong now.
-        won: How many were wrong and are right now.
-        margin_changes: Edges and counts of a histogram: after minus before, of the margin between
-            the label's logit and the highest other one.
+        split: ``validation`` or ``test``.
+        classes: Class names in the order of the labels.
+        confusion_before: Confusion matrix; rows are labels, columns predictions.
+        flips: Some images with a changed prediction, the most confident first.
+        flipped: Number of changed predictions.
+        lost: Number of images that became wrong.
+        won: Number of images that became correct.
+        margin_changes: Edges and counts of a histogram of the change in margin, the label's logit
+            minus the highest other one.
     """
 
     split: str = "test"
@@ -183,12 +182,12 @@ class ImageChanges(_Data):
 
 
 class Changes(_Data):
-    """What the files of a run changed, and their raw timings: the file ``changes.json`` of a stage.
+    """Differences between the files of a run, and raw timings: ``changes.json`` of a stage.
 
     Attributes:
-        layers: Of the reference and of the file that ships.
-        images: On the test images.
-        samples_ms: Variant to every timing in ms.
+        layers: Layers of the reference and of the final file.
+        images: Changes on the test images.
+        samples_ms: From variant to every timing in ms.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -197,7 +196,7 @@ class Changes(_Data):
 
 
 class Step(_Data):
-    """One rung of the ladder from the start to what ships, for example ``ONNX Runtime, pruned``."""
+    """One step from the reference to the final file, for example ``ONNX Runtime, pruned``."""
 
     name: str
     latency: Estimate
@@ -212,23 +211,23 @@ class Point(_Data):
 
 
 class Series(_Data):
-    """Points that one line joins, by rising x; ``name`` is empty where there is one series."""
+    """Points of one line, by increasing x; ``name`` is empty for a single series."""
 
     name: str = ""
     points: tuple[Point, ...]
 
 
 class Curve(_Data):
-    """A curve with its intervals as a band, for example accuracy by fraction pruned.
+    """A curve with intervals as a band, for example accuracy by fraction pruned.
 
     Attributes:
         name: Stem of the figure's file.
-        title: What is drawn, in a few words.
-        x_title: Of the x axis, with its unit.
-        mark_x: Value that a vertical line marks, and what it is.
-        mark_y: Value that a horizontal line marks, and what it is.
-        group: The section of the page: ``scan`` or ``training``.
-        y_limits: Range of the y axis; its data's where None.
+        title: Title in a few words.
+        x_title: Title of the x axis, with its unit.
+        mark_x: Position and label of a vertical line.
+        mark_y: Position and label of a horizontal line.
+        group: Section of the page: ``scan`` or ``training``.
+        y_limits: Range of the y axis; None for the range of the data.
     """
 
     name: str
@@ -242,11 +241,11 @@ class Curve(_Data):
 
 
 class Sensitivity(_Data):
-    """Points of accuracy that each layer costs when it alone is pruned, by fraction.
+    """Loss of accuracy in points if each layer is pruned separately, by fraction.
 
     Attributes:
-        fractions: In [0, 1], rising.
-        layers: Name and, for each fraction, the drop; None where it was not scanned.
+        fractions: Increasing, in [0, 1].
+        layers: Name and, for each fraction, the drop; None if not scanned.
     """
 
     fractions: tuple[float, ...]
@@ -254,12 +253,12 @@ class Sensitivity(_Data):
 
 
 class Provenance(_Data):
-    """How it was made, and what one needs to repeat it.
+    """Provenance of a run, to repeat it.
 
     Attributes:
-        recipe: TOML, or a command line.
-        facts: Field to value: seed, versions, commit, processor, runtime, threads.
-        stages: Name and seconds of each, in their order.
+        recipe: TOML or a command line.
+        facts: From field to value: seed, versions, commit, processor, runtime, threads.
+        stages: Name and seconds of each stage, in order.
     """
 
     recipe: str = ""
@@ -271,7 +270,7 @@ class Download(_Data):
     """A file beside the report.
 
     Attributes:
-        href: Relative to the page.
+        href: Path relative to the page.
     """
 
     href: str
@@ -280,17 +279,17 @@ class Download(_Data):
 
 
 class Report(_Data):
-    """Everything one page shows.
+    """The contents of one page.
 
     Attributes:
         title: Name of the run.
-        description: One line.
-        facts: Network, data set and so on, in short words.
-        variants: Reference first; the last one ships.
+        description: Description in one line.
+        facts: Short facts, such as network and data set.
+        variants: The reference first, the final file last.
         candidates: Points of the trade-off curve.
-        downloads: Files beside the page, the one to ship first.
-        usage: Lines of Python or shell that run the network.
-        scan_note: What the scan of sensitivity found, in a sentence.
+        downloads: Files beside the page, the final one first.
+        usage: Python or shell code that runs the network.
+        scan_note: Result of the sensitivity scan, in a sentence.
         notes: Sentences below the table of variants.
     """
 

@@ -1,4 +1,4 @@
-"""A run's records, sorted into single numbers, curves and environment."""
+"""Sorts a run's records into single numbers, curves and environment."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SINGLE = (
     "size_bytes",
     "latency_ms",
 )
-"""Metrics of which each variant has one number; rates are computed, never read."""
+"""Metrics with one number for each variant; rates are computed from them."""
 
 
 class CurvePoint(NamedTuple):
-    """One fraction of a scan: accuracy, and how much was lost on the same images."""
+    """One fraction of a scan: accuracy and its paired drop."""
 
     fraction: float
     sparsity: float | None
@@ -34,7 +34,7 @@ class CurvePoint(NamedTuple):
 
 
 class EpochPoint(NamedTuple):
-    """One epoch of one stage's training."""
+    """One epoch of training in a stage."""
 
     stage: str
     epoch: int
@@ -44,18 +44,18 @@ class EpochPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """One run's records by meaning.
+    """The sorted records of one run.
 
     Attributes:
-        about: Any record, for what all share: network, data set, geometry, seed, recipe.
-        single: (variant, metric) to the one number measured.
-        network_scan: By rising fraction.
-        layer_scans: Layer to its points by rising fraction, in the order of the network.
-        threshold: The fraction the scan or the recipe settled on.
-        parity: Share of decisions that the quantized file and its simulation have in common.
-        epochs: In the order they ran.
-        seconds: Stage and time spent, in the order they ran.
-        environment: Field to each of its values and the stages that had it.
+        about: Any record, for common fields: network, data set, geometry, seed, recipe.
+        single: From (variant, metric) to its number.
+        network_scan: By increasing fraction.
+        layer_scans: From layer to its points by increasing fraction, in the network's order.
+        threshold: Fraction chosen by the scan or set by the recipe.
+        parity: Agreement of the quantized file with its simulation.
+        epochs: In order.
+        seconds: Stages with their duration, in order.
+        environment: From field to each of its values and the stages with it.
     """
 
     about: Record
@@ -73,7 +73,7 @@ class Findings:
         """Sort ``records``.
 
         Raises:
-            StoreError: There are none, they are of several recipes, or a number is there twice.
+            StoreError: There are no records, several recipes, or a duplicate number.
         """
         if not records:
             raise StoreError("no records", expected="those of a run", remedy="run a stage first")
@@ -98,22 +98,22 @@ class Findings:
 
     @property
     def variants(self) -> list[str]:
-        """Variants of which anything was measured, in the order of the chain."""
+        """Measured variants, in the order of the chain."""
         measured = {variant for variant, _ in self.single}
         return [v for v in VARIANTS if v in measured] + sorted(measured - set(VARIANTS))
 
     @property
     def tolerance(self) -> float | None:
-        """Points of accuracy that the threshold may cost; None where it was set by hand."""
+        """Tolerance of the threshold in points; None if it was set manually."""
         points = self.threshold.at.get("tolerance_points") if self.threshold else None
         return None if points is None else float(points)
 
     def get(self, variant: str, metric: str) -> Record | None:
-        """The one number of that name, if it was measured."""
+        """The number of a variant and metric, if measured."""
         return self.single.get((variant, metric))
 
     def gain(self, variant: str, metric: str) -> float | None:
-        """How many times smaller ``variant`` is than the reference in ``metric``."""
+        """Ratio of the reference to ``variant`` in ``metric``."""
         reference, other = self.get("reference", metric), self.get(variant, metric)
         if reference is None or other is None or other.value <= 0:
             return None
@@ -168,7 +168,7 @@ def _coordinate(record: Record, name: str) -> float:
 
 
 def _stage(record: Record) -> str:
-    """The stage that made a record."""
+    """The stage of a record."""
     if "stage" in record.at:
         return str(record.at["stage"])
     if record.metric.startswith("bit_scan_"):
@@ -177,14 +177,14 @@ def _stage(record: Record) -> str:
 
 
 def _environment(records: list[Record]) -> dict[str, dict[str, list[str]]]:
-    """Fields that may differ by stage: a stage that was there keeps those it was made with."""
+    """Fields that may differ between stages, because existing stages are reused."""
     measured = {_stage(record) for record in records if record.metric != "seconds"}
     order = list(dict.fromkeys(_stage(record) for record in records))
     fields: dict[str, dict[str, list[str]]] = {}
     for record in records:
         stage = _stage(record)
         if record.metric == "seconds" and stage in measured:
-            continue  # the time a stage took says less about its runtime than its own numbers
+            continue  # ``seconds`` has no runtime of its own
         versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
         for name, value in (
             ("Processor", record.processor),

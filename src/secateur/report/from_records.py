@@ -1,4 +1,4 @@
-"""The report of a run, from its records, its recipe and what its files changed."""
+"""Makes the report of a run from its records, its recipe and its changes."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def report_of(
     changes: Changes,
     downloads: tuple[Download, ...] = (),
 ) -> Report:
-    """Turn a run's records into the contents of its page.
+    """Turn a run's records into the contents of its report.
 
     Args:
-        records: Of one run.
-        name: Of the run.
-        description: One line.
-        recipe: TOML.
-        changes: What the records do not hold.
+        records: Records of one run.
+        name: Name of the run.
+        description: Description in one line.
+        recipe: Recipe as TOML.
+        changes: Data beyond the records.
         downloads: Files beside the page.
 
     Raises:
-        StoreError: As :meth:`secateur.report.findings.Findings.of`.
+        StoreError: See :meth:`secateur.report.findings.Findings.of`.
     """
     findings = Findings.of(records)
     about = findings.about
@@ -89,7 +89,7 @@ def _verdict(findings: Findings) -> Verdict:
 
 
 def _candidates(variants: tuple[Variant, ...]) -> Iterable[Candidate]:
-    """Each variant as a point of the trade-off; the last one ships."""
+    """Each variant as a point of the trade-off; the last one is the final file."""
     for variant in variants:
         if variant.top1 is not None:
             yield Candidate(
@@ -161,7 +161,7 @@ def _drop_curve(
     drops: list[tuple[float, Record | None]],
     mark: tuple[float, str] | None,
 ) -> Curve | None:
-    """The drop near the tolerance: a loss of eighty points would flatten the part that decides."""
+    """The drop near the tolerance; larger losses are cut to keep this part readable."""
     tolerance = findings.tolerance
     reach = 4 * (tolerance or 1.0)
     beyond = [i for i, (_, drop) in enumerate(drops) if drop and drop.value > reach]
@@ -185,7 +185,7 @@ def _curve(
     series: dict[str, list[tuple[float, Record | None]]],
     **more: object,
 ) -> Curve | None:
-    """A curve of the records that are there; None where there are none."""
+    """A curve of the available records, or None."""
     drawn = []
     for label, points in series.items():
         known = tuple(

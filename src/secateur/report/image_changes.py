@@ -1,4 +1,4 @@
-"""What compression changed for images, from the logits of both networks."""
+"""Changes of predictions by compression, from the logits of both networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.integer]
 
 
 class Pixels(Protocol):
-    """Images that are read when a slice of them is asked for."""
+    """Images that are read when sliced."""
 
     def __getitem__(self, chosen: slice, /) -> Any:
         """Return some images, an array or a tensor."""
@@ -39,13 +39,13 @@ def image_changes(
     """Compare two networks image by image.
 
     Args:
-        labels: Shape (n,).
+        labels: Labels, shape (n,).
         before: Logits of the reference, shape (n, classes).
         after: Logits of the compressed network, shape (n, classes).
-        classes: Names in the order of the labels.
-        pixels: The images, uint8 (n, channels, height, width), an array or a tensor, for
-            thumbnails; None for none.
-        split: Which images these are.
+        classes: Class names in the order of the labels.
+        pixels: Images for thumbnails, uint8 (n, channels, height, width), array or tensor; None for
+            no thumbnails.
+        split: ``validation`` or ``test``.
 
     Example:
         >>> import numpy as np
@@ -79,8 +79,8 @@ def calibration(probabilities: npt.NDArray, labels: Labels) -> Calibration:
     """Expected calibration error with 15 bins of equal width (Guo et al. 2017, equation 3).
 
     Args:
-        probabilities: Shape (n, classes).
-        labels: Shape (n,).
+        probabilities: Probabilities, shape (n, classes).
+        labels: Labels, shape (n,).
 
     Example:
         >>> import numpy as np
@@ -113,14 +113,14 @@ def _margin_changes(
     labels: Labels, before: Logits, after: Logits
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     change = _margins(labels, after) - _margins(labels, before)
-    # The outermost hundredths would leave nothing of the middle; they go into the last bars.
+    # The outermost hundredths are counted in the last bars, to keep the middle readable.
     low, high = np.percentile(change, [0.5, 99.5])
     counts, edges = np.histogram(np.clip(change, low, high), bins=30)
     return tuple(np.round(edges, 4).tolist()), tuple(counts.tolist())
 
 
 def _margins(labels: Labels, logits: Logits) -> npt.NDArray[np.float64]:
-    """Logit of the label minus the highest other one."""
+    """The label's logit minus the highest other one."""
     own = np.take_along_axis(logits, labels[:, None], 1)[:, 0].astype(np.float64)
     others = logits.astype(np.float64).copy()
     np.put_along_axis(others, labels[:, None], -np.inf, 1)
@@ -153,7 +153,7 @@ def _answer(probabilities: npt.NDArray) -> Answer:
 
 
 def _thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
-    """A PNG file of at most 64 pixels a side, as base64."""
+    """A PNG file with sides of at most 64 pixels, as base64."""
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What compression changed in the network, layer by layer, from two ONNX files."""
+"""Changes of layers by compression, from two ONNX files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secateur.profiling import explain
 from secateur.report.contents import Layer
 
 REPEATS = 30
-"""Runs whose median is a layer's time."""
+"""Number of runs for the median time of a layer."""
 
 
 def layer_changes(
@@ -25,14 +25,14 @@ def layer_changes(
 ) -> tuple[Layer, ...]:
     """Match the layers of two files, and time each of them in ONNX Runtime.
 
-    Layers are matched in order by operator, kernel, stride and whether they are depthwise, so that
-    a file that lost whole blocks is matched as well.
+    Layers are matched in order by operator, kernel, stride and depthwise or not, also if blocks
+    were removed.
 
     Args:
-        before: The reference.
+        before: The reference file.
         after: The compressed file, float or quantized.
-        threads: Inside one operator.
-        repeats: Runs that are timed; 0 for no times.
+        threads: Threads inside one operator.
+        repeats: Timed runs; 0 disables timing.
 
     Raises:
         SecateurError: A file is not an image classifier in ONNX, or cannot be run.
@@ -130,7 +130,7 @@ def _layer(
 
 
 def _weight(graph: Graph, node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The constant weight of a layer, behind its dequantizer where it has one."""
+    """The constant weight of a layer, before its dequantizer if it has one."""
     if node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
     name = node.input[1]
@@ -141,7 +141,7 @@ def _weight(graph: Graph, node: onnx.NodeProto) -> onnx.TensorProto | None:
 
 
 def _bits(weight: onnx.TensorProto) -> int:
-    """Bits that the weight's integers take; 32 of a float."""
+    """Bits of the weight's integers; 32 for floats."""
     if weight.data_type == onnx.TensorProto.FLOAT:
         return 32
     values = onnx.numpy_helper.to_array(weight).astype("int64")
@@ -160,9 +160,9 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def _blocks(
     graph: Graph, shapes: dict[str, tuple[int, ...]], layers: list[onnx.NodeProto]
 ) -> list[str]:
-    """Name the block of each layer: between two joins, in a stage of one resolution.
+    """Name the block of each layer: blocks are between two joins, stages have one resolution.
 
-    What comes before the first block is the stem, what follows the last one the head. A network
+    Layers before the first block are the stem, layers after the last one the head. A network
     without joins has one block for each resolution.
     """
     joins = [i for i, node in enumerate(graph.nodes) if _is_join(graph, node)]
@@ -199,7 +199,7 @@ def _is_join(graph: Graph, node: onnx.NodeProto) -> bool:
 def _stem_length(
     graph: Graph, layers: list[onnx.NodeProto], numbers: list[int], joins: list[int]
 ) -> int:
-    """How many layers precede the first split of the data, of those before the first join."""
+    """Number of layers before the first split of the data."""
     if not joins:
         return 0
     length = 0
@@ -211,7 +211,7 @@ def _stem_length(
 
 
 def _is_split(graph: Graph, name: str) -> bool:
-    """Whether a tensor has several readers, seen through quantizers."""
+    """Whether a tensor has several readers, ignoring quantizers."""
     while name in graph.producer and graph.producer[name].op_type in (
         "QuantizeLinear",
         "DequantizeLinear",
@@ -227,7 +227,7 @@ def _side_name(shape: tuple[int, ...]) -> str:
 
 
 def _labels(layers: list[_Layer]) -> Iterator[str]:
-    """Names that are unique: block, kind and, where a block has several of a kind, their number."""
+    """Unique names: block, kind and, for several layers of a kind in a block, a number."""
     total = Counter((layer.block, layer.kind) for layer in layers)
     seen: Counter[tuple[str, str]] = Counter()
     for layer in layers:
@@ -238,7 +238,7 @@ def _labels(layers: list[_Layer]) -> Iterator[str]:
 
 
 def _microseconds(path: Path, threads: int, repeats: int) -> dict[str, float]:
-    """Median time of each node that runs, by its name in the file."""
+    """Median time of each node, by its name in the file."""
     times: dict[str, float] = {}
     for node in explain(path, threads, repeats).nodes:
         name = re.sub(r"^fused |_nchwc$|_token_\d+$", "", node.name)

@@ -1,4 +1,4 @@
-"""Numbers as people read them, the same on the terminal, in HTML and in Markdown."""
+"""Formats numbers for the terminal, HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
-"""Stands where there is no number."""
+"""Placeholder for a missing number."""
 
 
 def fixed(value: float, digits: int = 2) -> str:
-    """``-0.12`` with a true minus; a zero has no sign."""
+    """``-0.12`` with a typographic minus; zero has no sign."""
     text = f"{value:,.{digits}f}"
     if text.startswith("-"):
         return text[1:] if float(text.replace(",", "")) == 0 else MINUS + text[1:]
@@ -18,7 +18,7 @@ def fixed(value: float, digits: int = 2) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """Like :func:`fixed`, with a plus before what is above zero once rounded."""
+    """Like :func:`fixed`, with a plus sign if the rounded value is positive."""
     text = fixed(value, digits)
     return text if text.startswith(MINUS) or not text.strip("0.") else "+" + text
 
@@ -50,7 +50,7 @@ def short_count(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in the unit that suits them; 1 kB = 10^3, 1 MB = 10^6 bytes."""
+    """Bytes in a suitable unit; 1 kB = 10^3, 1 MB = 10^6 bytes."""
     return f"{short_count(value)}{'B' if value >= 999.5 else ' B'}"
 
 

@@ -26,18 +26,19 @@ from secateur.report.vega import Chart, javascript
 def write_report(run: Path, changes: Changes | None = None, *, scripts: bool = True) -> None:
     """Write a run's report from its ``records.jsonl`` and ``recipe.toml``.
 
-    A folder that has a ``report.json`` and no records, such as one of ``secateur compress``, is
-    rendered from that file.
+    A folder with ``report.json`` but without records, as of ``secateur compress``, is rendered from
+    that file.
 
     Args:
-        run: Folder of the run; receives ``report.html`` (self-contained), ``report.md``,
-            ``report.json`` and the figures of the Markdown. Each file is complete or missing.
-        changes: Layers, images and timings; those of an earlier ``report.json`` where None.
-        scripts: As in :func:`render_report`.
+        run: Folder of the run, and output folder for ``report.html`` (self-contained),
+            ``report.md``, ``report.json`` and the figures of the Markdown. Files are written
+            atomically.
+        changes: Layers, images and timings; None for those of an earlier ``report.json``.
+        scripts: See :func:`render_report`.
 
     Raises:
-        StoreError: The records are missing, damaged, none, or of more than one run.
-        RecipeError: The recipe is missing or is not TOML with a name.
+        StoreError: The records are missing, damaged, empty, or of more than one run.
+        RecipeError: The recipe is missing or not TOML with a name.
     """
     earlier = run / "report.json"
     if earlier.is_file() and not (run / "records.jsonl").exists():
@@ -52,13 +53,14 @@ def write_report(run: Path, changes: Changes | None = None, *, scripts: bool = T
 
 
 def render_report(report: Report, folder: Path, *, scripts: bool = True) -> None:
-    """Write a report's data, its page, the same in Markdown, and the Markdown's figures.
+    """Write a report as JSON, HTML and Markdown with figures.
 
     Args:
-        report: Everything the page shows.
-        folder: Exists; receives ``report.json``, ``report.html``, ``report.md`` and ``figures/``.
-        scripts: Whether the page holds the 0.9 MB of Vega that make its charts interactive; the
-            charts are static otherwise.
+        report: Contents of the report.
+        folder: Existing output folder for ``report.json``, ``report.html``, ``report.md`` and
+            ``figures/``.
+        scripts: Whether to include 0.9 MB of Vega for interactive charts; otherwise charts are
+            static.
 
     Raises:
         StoreError: A file cannot be written.
@@ -88,10 +90,10 @@ def _downloads(run: Path) -> tuple[Download, ...]:
 
 
 def read_recipe(path: Path) -> tuple[str, str, str]:
-    """Read text, name and description of a recipe, which may be of an older version.
+    """Read text, name and description of a recipe, possibly of an older version.
 
     Raises:
-        RecipeError: It is missing or is not TOML with a name.
+        RecipeError: The recipe is missing or not TOML with a name.
     """
     try:
         toml = path.read_text(encoding="utf-8")
@@ -104,7 +106,7 @@ def read_recipe(path: Path) -> tuple[str, str, str]:
 
 
 def _values(report: Report, charts: dict[str, Chart]) -> dict[str, Any]:
-    """Everything the templates use."""
+    """Values for the templates."""
     recipe = report.provenance.recipe
     backquotes = max(map(len, re.findall("`+", recipe)), default=0)
     return {
@@ -122,12 +124,12 @@ def _values(report: Report, charts: dict[str, Chart]) -> dict[str, Any]:
 
 
 def page_script(scripts: bool = True) -> dict[str, Markup]:
-    """The JavaScript that makes a page's charts interactive; none where ``scripts`` is False."""
+    """The JavaScript for interactive charts; empty if ``scripts`` is False."""
     return {"javascript": Markup(javascript() if scripts else "")}  # noqa: S704 vl-convert's own
 
 
 def templates() -> Environment:
-    """The package's templates and their filters; HTML is escaped."""
+    """The package's templates with their filters; HTML is escaped."""
     environment = Environment(
         loader=PackageLoader("secateur.report"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
@@ -159,7 +161,7 @@ def _number(estimate: Estimate | None, form: Any, *digits: int) -> str:
 
 
 def _heat(drop: Estimate | float | None) -> int:
-    """How strongly to tint a drop, 0 to 100: logarithmic, because 1 point matters as 50 do."""
+    """Tint of a drop, 0 to 100, on a logarithmic scale."""
     if drop is None:
         return 0
     value = drop if isinstance(drop, int | float) else drop.value
@@ -167,8 +169,8 @@ def _heat(drop: Estimate | float | None) -> int:
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown, a table cell included, shows as it is."""
+    """Escape text for Markdown, including table cells."""
     line = " ".join(str(text).split())
     line = re.sub(r"([\\`*\[\]<>|~#$])", r"\\\1", line.replace("&", "&amp;"))
-    # Inside a word GitHub leaves underscores alone, and names stay readable in the source.
+    # Underscores inside words need no escape on GitHub; names stay readable.
     return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)

@@ -1,4 +1,4 @@
-"""Rows of the page that are computed from a report's contents."""
+"""Computed rows of the report page."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from secateur.report.contents import ImageChanges, Layer, Report
 from secateur.report.summary import bounds
 
 MATRIX = 20
-"""Classes of the largest confusion matrix that is shown; of more, the commonest mistakes are."""
+"""Largest number of classes for a confusion matrix; otherwise the most frequent mistakes are
+shown."""
 
 
 class Key(NamedTuple):
-    """One of the large numbers: what ships, and below it what that was before.
+    """A key number: the final file's value, and the reference's below it.
 
     Attributes:
-        change: How the two compare, in a few words.
-        better: Whether that is an improvement.
+        change: The change in a few words.
+        better: Whether the change is an improvement.
     """
 
     label: str
@@ -31,7 +32,7 @@ class Key(NamedTuple):
 
 
 def key_numbers(report: Report) -> list[Key]:
-    """Accuracy, size and latency of the last variant, each with the reference's."""
+    """Accuracy, size and latency of the last variant and of the reference."""
     if len(report.variants) < 2:
         return []
     before, after = report.variants[0], report.variants[-1]
@@ -87,7 +88,7 @@ class Bar(NamedTuple):
         width: Channels before, in percent of the widest layer.
         kept: Channels after, in percent of those before.
         heat: Time after, in percent of the slowest layer.
-        words: Everything about it, for those who point at it.
+        words: Tooltip with all facts.
     """
 
     layer: Layer
@@ -98,7 +99,7 @@ class Bar(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A block of the drawing, and the sums of its layers."""
+    """A block of the drawing, with sums over its layers."""
 
     name: str
     bars: list[Bar]
@@ -108,7 +109,7 @@ class Block(NamedTuple):
 
 
 def block_rows(layers: Iterable[Layer]) -> list[Block]:
-    """Layers by block, in their order."""
+    """Layers grouped by block, in order."""
     every = list(layers)
     widest = max((layer.channels_before for layer in every), default=1)
     slowest = max((layer.microseconds_after or 0 for layer in every), default=0) or 1
@@ -144,7 +145,7 @@ def _bar(layer: Layer, widest: int, slowest: float) -> Bar:
         )
     return Bar(
         layer,
-        # The root keeps narrow layers visible beside one of a thousand channels.
+        # The square root keeps narrow layers visible beside wide ones.
         round(100 * (layer.channels_before / widest) ** 0.5, 2),
         round(100 * layer.channels_after / layer.channels_before, 2),
         round(100 * (layer.microseconds_after or 0) / slowest),
@@ -153,7 +154,7 @@ def _bar(layer: Layer, widest: int, slowest: float) -> Bar:
 
 
 class Confusion(NamedTuple):
-    """A mistake that one network makes more often than the other."""
+    """A confusion with different counts in the two networks."""
 
     label: str
     answer: str
@@ -162,11 +163,11 @@ class Confusion(NamedTuple):
 
 
 class Confusions(NamedTuple):
-    """What is shown of the confusion matrices.
+    """The shown part of the confusion matrices.
 
     Attributes:
-        matrix: Label and counts after, with counts before; None for too many classes.
-        largest: Mistakes whose count changed most.
+        matrix: Label, counts after and counts before; None for too many classes.
+        largest: Confusions with the largest change.
     """
 
     matrix: list[tuple[str, list[tuple[int, int, int]]]] | None
@@ -174,7 +175,7 @@ class Confusions(NamedTuple):
 
 
 def confusions(images: ImageChanges | None) -> Confusions:
-    """The matrix as rows of (after, before, share of the row in percent), and what changed most."""
+    """Rows of (after, before, percent of the row), and the largest changes."""
     if images is None:
         return Confusions(None, [])
     pairs = list(zip(images.confusion_before, images.confusion_after, strict=True))
@@ -206,7 +207,7 @@ def _cells(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, i
 
 
 def stage_rows(stages: Iterable[tuple[str, float]]) -> list[tuple[str, float, float]]:
-    """Name, seconds, and percent of the longest, of each stage."""
+    """Name, seconds and percent of the longest stage, for each stage."""
     every = list(stages)
     longest = max((seconds for _, seconds in every), default=0.0) or 1.0
     return [(name, seconds, round(100 * seconds / longest, 2)) for name, seconds in every]

@@ -1,4 +1,4 @@
-"""The one sentence and the one table a run comes down to."""
+"""The summary of a run: one sentence and one table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.report.numbers import NONE
 
 
 class Cell(NamedTuple):
-    """A number, and a smaller line under it that qualifies the number."""
+    """A number, with a smaller line below it."""
 
     text: str
     note: str = ""
@@ -52,7 +52,7 @@ NAMES = {
 class SummaryTable:
     """The table of variants for a terminal, which :mod:`rich` prints.
 
-    A variant is a row where the terminal is wide enough, else a column.
+    Variants are rows if the terminal is wide enough, else columns.
     """
 
     rows: list[tuple[Cell, ...]]
@@ -60,7 +60,7 @@ class SummaryTable:
     WIDE = 112
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the table that suits the width."""
+        """Yield the table for the width."""
         if not self.rows:
             yield Text("nothing is measured on the test images yet")
             return
@@ -69,7 +69,7 @@ class SummaryTable:
             grid = list(zip(*grid, strict=True))
         table = Table(box=None, padding=(0, 2, 1, 0), pad_edge=False, header_style="")
         for index, cell in enumerate(grid[0]):
-            heading = _lines(cell._replace(note=cell.note or " "), "bold")  # all two lines high
+            heading = _lines(cell._replace(note=cell.note or " "), "bold")  # all with two lines
             table.add_column(heading, justify="right" if index else "left")
         for row in grid[1:]:
             table.add_row(*(_lines(cell, "") for cell in row))
@@ -77,13 +77,13 @@ class SummaryTable:
 
 
 def summary_table(records: list[Record]) -> SummaryTable:
-    """The table of variants for a terminal: accuracy, size and speed with their intervals.
+    """The table of variants for a terminal: accuracy, size and latency with intervals.
 
-    Compression and speed-up are computed from bytes and medians. Before anything is measured a
-    line says so.
+    Compression and speed-up are computed from bytes and medians. Without measurements, a line says
+    so.
 
     Raises:
-        StoreError: As :meth:`secateur.report.findings.Findings.of`.
+        StoreError: See :meth:`secateur.report.findings.Findings.of`.
     """
     return SummaryTable(summary_rows(variants_of(Findings.of(records))))
 
@@ -96,11 +96,11 @@ def _lines(cell: Cell, style: str) -> Text:
 def variants_of(
     findings: Findings, samples_ms: Mapping[str, Sequence[float]] = {}
 ) -> list[Variant]:
-    """What was measured of each variant, in the order of the chain.
+    """Measurements of each variant, in the order of the chain.
 
     Args:
-        findings: Of one run.
-        samples_ms: Variant to every timing.
+        findings: Findings of one run.
+        samples_ms: From variant to every timing in ms.
     """
     return [
         _variant(findings, name, (samples_ms or {}).get(name, ())) for name in findings.variants
@@ -136,7 +136,7 @@ def estimate(record: Record | None) -> Estimate | None:
 
 
 def summary_rows(variants: Sequence[Variant]) -> list[tuple[Cell, ...]]:
-    """A row of cells for each variant, in the order of ``HEADINGS``; the reference is first."""
+    """A row of cells for each variant, in the order of ``HEADINGS``, the reference first."""
     return [_row(variants[0], variant) for variant in variants]
 
 
@@ -154,7 +154,7 @@ def _row(reference: Variant, variant: Variant) -> tuple[Cell, ...]:
         _with_bounds(latency, numbers.significant, _percentiles),
         _gain(before, after, variant is reference),
     )
-    if variant.decodes_to:  # one network, whose bounds are in the row before
+    if variant.decodes_to:  # the same network as in the row above, with its bounds
         return tuple(Cell(cell.text) for cell in cells)
     return cells
 
@@ -182,14 +182,14 @@ def _gain(before: float | None, after: float | None, is_reference: bool) -> Cell
 
 
 def bounds(record: Record | Estimate | None, digits: int = 2) -> str:
-    """``91.76 to 92.82``, or nothing where the value has no bounds."""
+    """``91.76 to 92.82``, or empty without bounds."""
     if record is None or record.low is None or record.high is None:
         return ""
     return f"{numbers.fixed(record.low, digits)} to {numbers.fixed(record.high, digits)}"
 
 
 def signed_bounds(record: Record | Estimate | None) -> str:
-    """``−0.11 to +0.35``, or nothing where the value has no bounds."""
+    """``−0.11 to +0.35``, or empty without bounds."""
     if record is None or record.low is None or record.high is None:
         return ""
     return f"{numbers.signed(record.low)} to {numbers.signed(record.high)}"
@@ -199,7 +199,7 @@ def signed_bounds(record: Record | Estimate | None) -> str:
 
 
 class Headline(NamedTuple):
-    """``claim`` is the result, ``interval`` its doubt, ``proof`` how far it may be trusted."""
+    """``claim`` is the result, ``interval`` its interval, ``proof`` the evidence."""
 
     claim: str
     interval: str = ""
@@ -207,7 +207,7 @@ class Headline(NamedTuple):
 
 
 def headline(findings: Findings) -> Headline:
-    """What came of the run, from its numbers: the last variant against the reference."""
+    """The result of the run: the last variant against the reference."""
     final = next((v for v in reversed(findings.variants) if v != "reference"), None)
     if final is None:
         return _unfinished(findings)
@@ -224,18 +224,18 @@ def headline(findings: Findings) -> Headline:
 def _compare(
     gain: float | None, margin: float, better: str, worse: str, same: str
 ) -> tuple[str, int]:
-    """Words for a gain, and its sign; within ``margin`` of 1 there is none."""
+    """Words for a gain, and its sign, which is 0 within ``margin`` of 1."""
     if gain is None:
         return "", 0
     if abs(gain - 1) <= margin:
         return same, 0
     ratio = max(gain, 1 / gain)
-    words = numbers.times(ratio, 2 if ratio >= 1.095 else 3)  # "1.0× smaller" would say nothing
+    words = numbers.times(ratio, 2 if ratio >= 1.095 else 3)  # avoid "1.0× smaller"
     return (f"{words} {better}", 1) if gain > 1 else (f"{words} {worse}", -1)
 
 
 def _cost(drop: Record) -> Headline:
-    """What was paid in accuracy, and how sure that is; the interval follows the words' sign."""
+    """The loss or gain of accuracy and its evidence; the interval has the sign of the words."""
     on = f"Compared on the same {numbers.count(drop.n)} test images"
     p = drop.at.get("mcnemar_p")
     on += f" (McNemar p {numbers.probability(float(p))})" if p is not None else ""
@@ -258,7 +258,7 @@ def _cost(drop: Record) -> Headline:
 
 
 def parity_sentence(findings: Findings) -> str:
-    """How far the quantized file decides as its simulation; nothing where that was not measured."""
+    """Agreement of the quantized file with its simulation; empty if not measured."""
     record = findings.parity
     if record is None:
         return ""
@@ -277,7 +277,7 @@ def parity_sentence(findings: Findings) -> str:
 
 
 def packed_sentence(findings: Findings) -> str:
-    """What a packed file is; nothing where there is none."""
+    """A sentence about the packed file; empty without one."""
     if findings.get("packed", "size_bytes") is None:
         return ""
     return "The packed file decodes to the quantized one, bit for bit."
@@ -295,7 +295,7 @@ def _unfinished(findings: Findings) -> Headline:
 
 
 def missing(findings: Findings) -> list[str]:
-    """What a finished run would have and this one has not."""
+    """Results that a complete run has and this one lacks."""
     absent = []
     for name, there in (
         ("training curves", findings.epochs),

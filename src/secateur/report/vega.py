@@ -1,8 +1,8 @@
 """Vega-Lite charts: one description, drawn as static SVG and, with scripts, made interactive.
 
-Colors are CSS variables of the page, so that a chart follows its theme; in a file of its own they
-are replaced by tones that read on white and on black alike. vl-convert brings the JavaScript of
-Vega-Lite and draws without a browser.
+Colors are CSS variables of the page's theme. In separate files they are replaced by colors that are
+readable on white and black. vl-convert includes the JavaScript of Vega-Lite and renders without a
+browser.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INK, CURVE, MARK, THIRD, FAINT = (
 STANDALONE = {
     INK: "#747b85", CURVE: "#2f8f6b", MARK: "#c0702a", THIRD: "#6a6fd0", FAINT: "#9aa1a9",
 }  # fmt: skip
-"""Tones for a file that has no page around it."""
+"""Colors for separate files."""
 
 WIDTH, HEIGHT = 340, 210
 
@@ -52,10 +52,10 @@ class Chart:
     """A chart.
 
     Attributes:
-        name: Unique on its page, and the stem of its file.
-        title: What is drawn, in a few words.
-        alt: What one would see, for those who do not.
-        spec: Vega-Lite, complete.
+        name: Unique name on the page, and stem of the file.
+        title: Title in a few words.
+        alt: Alternative text.
+        spec: Complete Vega-Lite specification.
     """
 
     name: str
@@ -65,20 +65,20 @@ class Chart:
 
     @functools.cached_property
     def svg(self) -> str:
-        """SVG for inside a page that sets ``--curve``, ``--mark`` and ``--rule``."""
+        """SVG for a page that defines ``--curve``, ``--mark`` and ``--rule``."""
         drawn = vl_convert.vegalite_to_svg(self.spec)
         drawn = (
             re.sub(r' (?:width|height)="[\d.]+"', "", drawn[: drawn.index(">")], count=2)
             + (drawn[drawn.index(">") :])
         )
-        drawn = re.sub(r' (?:role|aria-\w+)="[^"]*"', "", drawn)  # one image, not a tree of marks
+        drawn = re.sub(r' (?:role|aria-\w+)="[^"]*"', "", drawn)  # one image for screen readers
         label = json.dumps(self.alt)[1:-1].replace("&", "&amp;").replace("<", "&lt;")
         head = f'<svg role="img" aria-label="{label}" '.replace('\\"', "&quot;")
         return _unique(re.sub(r"<svg ", lambda _: head, drawn, count=1), self.name)
 
     @property
     def file(self) -> str:
-        """SVG for a file of its own."""
+        """SVG for a separate file."""
         drawn = self.svg
         for name, tone in STANDALONE.items():
             drawn = drawn.replace(name, tone)
@@ -86,12 +86,12 @@ class Chart:
 
     @property
     def json(self) -> str:
-        """The specification, safe inside a script element of HTML."""
+        """The specification, escaped for a script element of HTML."""
         return json.dumps(self.spec, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def chart(name: str, title: str, alt: str, body: Spec, height: int = HEIGHT) -> Chart:
-    """Make a chart of a Vega-Lite view without schema, size and theme, which all share."""
+    """Make a chart from a Vega-Lite view; adds schema, size and theme."""
     shared = {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": WIDTH,
@@ -111,7 +111,7 @@ def javascript() -> str:
 
 
 def _unique(svg: str, name: str) -> str:
-    """Name the ids of a drawing after it and by their order, for it shares a page with others."""
+    """Make the ids of a drawing unique on a page with several."""
     ids = {old: f"{name}-{i}" for i, old in enumerate(re.findall(r'\bid="([^"]+)"', svg))}
     svg = re.sub(r'\bid="([^"]+)"', lambda match: f'id="{ids[match[1]]}"', svg)
     return re.sub(r"url\(#([^)]+)\)", lambda match: f"url(#{ids[match[1]]})", svg)

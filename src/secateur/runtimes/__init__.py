@@ -1,4 +1,4 @@
-"""What runs an exported file, behind one small protocol: a module for each runtime.
+"""Runtimes of exported files, a module for each, with one protocol.
 
 Importing this package does not import torch; :mod:`secateur.runtimes.eager` does.
 """
@@ -28,7 +28,7 @@ RUNTIMES: dict[str, Callable[[Path, int], Runtime]] = {
     OnnxRuntime.name: OnnxRuntime,
     OpenVino.name: OpenVino,
 }
-"""From a runtime's name to what opens a file with so many threads."""
+"""From a runtime's name to a function that opens a file with a number of threads."""
 
 
 def open_file(path: Path, threads: int, runtime: str = OnnxRuntime.name) -> Runtime:
@@ -40,7 +40,7 @@ def open_file(path: Path, threads: int, runtime: str = OnnxRuntime.name) -> Runt
         runtime: One of :data:`RUNTIMES`.
 
     Raises:
-        SecateurError: There is no such runtime, it is not installed, or it cannot run the file.
+        SecateurError: The runtime is unknown, not installed, or cannot run the file.
     """
     if runtime not in RUNTIMES:
         known = ", ".join(RUNTIMES)

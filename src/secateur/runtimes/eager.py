@@ -12,9 +12,9 @@ class Eager:
     """A module in inference mode on the CPU, channels last, with a fixed number of threads.
 
     Args:
-        network: Of float32; put into inference mode.
-        threads: Inside one operator. It is the process's number, so that all that share a process
-            with this one have to say the same.
+        network: A float32 network; set to inference mode.
+        threads: Threads inside one operator. The setting is global to the process, so that all
+            users in a process must agree.
     """
 
     name = "torch"

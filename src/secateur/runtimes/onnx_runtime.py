@@ -12,12 +12,12 @@ from secateur import environment
 from secateur.errors import SecateurError
 from secateur.runtimes.protocol import Array
 
-# Telemetry starts with the import; secateur/__init__.py prevents that. This is for whoever imported
-# ONNX Runtime before Secateur.
+# Telemetry starts with the import, which secateur/__init__.py prevents. This call is for programs
+# that import ONNX Runtime before Secateur.
 onnxruntime.disable_telemetry_events()
 
 SATURATION_FREE = "saturation_free"
-"""Key of a file's metadata: ``true`` where no two products can overflow 16 bits."""
+"""Metadata key: ``true`` if no two products can overflow 16 bits."""
 
 
 class OnnxRuntime:
@@ -26,10 +26,10 @@ class OnnxRuntime:
     Args:
         source: A file of :func:`secateur.onnx_ir.export.export_onnx` or
             :func:`secateur.quantization.qdq.quantize_onnx`, or its bytes.
-        threads: Threads inside one operator; operators run one after another.
+        threads: Threads inside one operator; operators run sequentially.
 
     Raises:
-        SecateurError: The file is missing, corrupt, or holds what ONNX Runtime cannot run.
+        SecateurError: The file is missing or corrupt, or ONNX Runtime cannot run it.
     """
 
     name = "onnxruntime"
@@ -37,7 +37,7 @@ class OnnxRuntime:
     def __init__(self, source: Path | bytes, threads: int) -> None:
         self.version: str = onnxruntime.__version__
         try:
-            # To parse the file once more is far quicker than to make a session and then another.
+            # Parsing the file is much faster than creating a second session.
             if isinstance(source, bytes):
                 model = onnx.load_model_from_string(source)
             else:
@@ -46,7 +46,7 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # neither library's exceptions share a public base
+        except Exception as error:  # the exceptions of the two libraries have no public base class
             raise SecateurError(
                 "cannot load an ONNX file",
                 where=None if isinstance(source, bytes) else source,
@@ -60,7 +60,7 @@ class OnnxRuntime:
     def run(self, images: Array) -> Array:
         """Return float32 logits (N, classes) for normalized float32 images (N, C, R, R).
 
-        A file for one batch size is run as often as it takes, on repeated images at the end.
+        A file for one batch size is run several times, with repeated images at the end.
 
         Raises:
             SecateurError: ONNX Runtime cannot run the network on these images.
@@ -76,15 +76,15 @@ class OnnxRuntime:
     def _run(self, images: Array) -> Array:
         try:
             return self._session.run(None, {self._input: images})[0]
-        except Exception as error:  # its exceptions share no public base
+        except Exception as error:  # its exceptions have no public base class
             raise SecateurError("ONNX Runtime cannot run the network", found=error) from error
 
 
 def is_saturation_free(model: onnx.ModelProto) -> bool:
-    """Tell whether ``model`` says that its weights are small enough for 16-bit sums.
+    """Whether the metadata of ``model`` states that its weights cannot saturate 16-bit sums.
 
-    It does where any two weights of a row that have the same sign sum to at most 128 in magnitude:
-    255 * 128 is below 2^15.
+    Any two weights of a row with the same sign then sum to at most 128 in magnitude: 255 * 128 <
+    2^15.
     """
     return any(
         entry.key == SATURATION_FREE and entry.value == "true" for entry in model.metadata_props
@@ -92,18 +92,18 @@ def is_saturation_free(model: onnx.ModelProto) -> bool:
 
 
 def session_options(threads: int, saturation_free: bool = False) -> onnxruntime.SessionOptions:
-    """Options under which int8 is exact and two sessions do not disturb each other.
+    """Session options for exact int8 and for sessions that do not disturb each other.
 
     On x86 without VNNI, ONNX Runtime by default multiplies uint8 by int8 with ``vpmaddubsw``, which
     saturates the sum of two products at 16 bits and silently changes results. The option
     ``session.x64quantprecision`` makes it store int8 weights as uint8 at load, whose kernels are
-    exact. It costs up to a third of the time of a small network, so a file whose weights cannot
-    saturate goes without. So does every file where there is VNNI: its sums have 32 bits, and the
-    option takes several times as long there, because it gives VNNI's kernels up.
+    exact. It costs up to a third of the time of a small network, and is therefore not used for
+    files whose weights cannot saturate. It is not used with VNNI either, whose sums have 32 bits;
+    there the option would be several times slower, because it disables VNNI's kernels.
 
     Args:
         threads: Threads inside one operator.
-        saturation_free: The weights cannot saturate, see :func:`is_saturation_free`.
+        saturation_free: Whether the weights cannot saturate; see :func:`is_saturation_free`.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -112,6 +112,6 @@ def session_options(threads: int, saturation_free: bool = False) -> onnxruntime.
     options.log_severity_level = 4
     if not saturation_free and environment.may_saturate():
         options.add_session_config_entry("session.x64quantprecision", "1")
-    # Variants are timed in turns: the threads of one must not spin into the time of the next.
+    # Variants are timed in turns: threads of one must not spin during the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

@@ -14,9 +14,9 @@ from secateur.runtimes.protocol import Array
 class OpenVino:
     """An ONNX file in OpenVINO, on the CPU, with a fixed number of threads.
 
-    The file is compiled again for each shape of images, at its first run: knowing the batch saves
-    OpenVINO a tenth to a third of the time on a small network. What is not int8 computes in
-    float32, whatever shorter type the processor has.
+    The file is compiled for each input shape at its first run: a fixed batch size saves a tenth to
+    a third of the time of a small network. Float operators compute in float32, even if the
+    processor supports shorter types.
 
     Args:
         path: A file of :func:`secateur.onnx_ir.export.export_onnx` or
@@ -24,8 +24,8 @@ class OpenVino:
         threads: Threads for one run.
 
     Raises:
-        SecateurError: OpenVINO is not installed, or the file is missing, corrupt, or holds what
-            OpenVINO cannot run.
+        SecateurError: OpenVINO is not installed, the file is missing or corrupt, or OpenVINO cannot
+            run it.
     """
 
     name = "openvino"
@@ -42,10 +42,10 @@ class OpenVino:
         }
         self._requests: dict[tuple[int, ...], Any] = {}
         try:
-            # Core.read_model would try every other format on a corrupt file, and print their woes.
+            # Core.read_model would try all formats on a corrupt file and print their errors.
             reader = openvino.frontend.FrontEndManager().load_by_framework("onnx")
             self._model = reader.convert(reader.load(str(path)))
-        except Exception as error:  # a missing file and a corrupt one are different types
+        except Exception as error:  # missing and corrupt files raise different types
             raise _refused(path, error) from error
 
     def run(self, images: Array) -> Array:
@@ -66,7 +66,7 @@ class OpenVino:
 
 def _library() -> Any:
     try:
-        import openvino  # optional, and slow to import
+        import openvino  # optional and slow to import
     except ImportError as error:
         raise SecateurError(
             "OpenVINO is not installed", remedy="pip install 'secateur[openvino]'"
@@ -75,7 +75,7 @@ def _library() -> Any:
 
 
 def _refused(path: Path, error: Exception) -> SecateurError:
-    # OpenVINO tells the lines of its own source first; what happened stands last.
+    # OpenVINO prints its source lines first and the error last.
     last = [line for line in str(error).splitlines() if line.strip()][-1:]
     return SecateurError(
         "OpenVINO cannot run an ONNX file", where=path, found=(last or [type(error).__name__])[0]

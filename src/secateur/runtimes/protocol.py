@@ -1,4 +1,4 @@
-"""What every runtime can do."""
+"""The protocol of runtimes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = npt.NDArray[np.float32]
 
 
 class Runtime(Protocol):
-    """A file, ready to run."""
+    """A loaded file."""
 
     @property
     def name(self) -> str:

@@ -1,1 +1,1 @@
-"""Evaluating many masked versions of one network on the same images."""
+"""Sensitivity scans: evaluate many masked versions of one network on the same images."""

@@ -1,4 +1,4 @@
-"""What a scan evaluates, and the plain way to do it: mask the weights, run the network."""
+"""Levels of a scan, and the eager engine: mask the weights and run the network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from secateur.training.evaluation import correctness
 
 Bools = npt.NDArray[np.bool_]
 Progress = Callable[[int], None]
-"""Told how many more levels' worth of work is done."""
+"""Called with the number of further finished levels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +28,10 @@ class Level:
     """One masked version of a network.
 
     Attributes:
-        layer: What is pruned: a group, a linear layer, or ``network``.
-        fraction: How much of it.
-        groups: Groups with, for each unit, whether it is masked, shape (units,).
-        weights: Linear layers pruned by single weights, with what is kept, bool, of their shape.
+        layer: The pruned group or linear layer, or ``network``.
+        fraction: Fraction to prune.
+        groups: Groups with whether each unit is masked, shape (units,).
+        weights: Linear layers pruned by single weights, with a bool mask of kept ones.
     """
 
     layer: str
@@ -40,7 +40,7 @@ class Level:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def masks(self, model: nn.Module) -> Masks:
-        """The same as masks of ``model``."""
+        """Return the level as masks of ``model``."""
         tensors = {f"{name}.weight": kept.cpu() for name, kept in self.weights.items()}
         for group, gone in self.groups:
             for name, mask in group_masks(model, group, gone).tensors.items():
@@ -48,10 +48,10 @@ class Level:
         return Masks(tensors)
 
     def zeros(self, model: nn.Module) -> float:
-        """Fraction of zeros among the weights that make what is pruned, once masked, in [0, 1]."""
+        """Fraction of zeros among the weights that produce the pruned channels, in [0, 1]."""
         made = {m.axis.tensor for group, _ in self.groups for m in group.makers()}
         names = made | {f"{name}.weight" for name in self.weights}
-        # Of the groups only what is counted: a mask of all members of a group takes a while.
+        # Only the counted members are masked, because masks of all members take time.
         groups = [
             (replace(g, members=tuple(m for m in g.members if m.axis.tensor in names)), gone)
             for g, gone in self.groups
@@ -75,13 +75,13 @@ class Engine(Protocol):
         prepare: Preparation,
         progress: Progress | None = None,
     ) -> Bools:
-        """Tell for each level and image whether the class with the highest score is the label.
+        """Return for each level and image whether the class with the highest score is the label.
 
         Args:
-            levels: L of them, of the network that the engine was made for.
+            levels: L levels of the engine's network.
             images: N images.
-            prepare: From stored pixels to the network's input.
-            progress: Told what is done.
+            prepare: Maps stored pixels to the network's input.
+            progress: Reports progress.
 
         Returns:
             Shape (L, N).
@@ -89,10 +89,10 @@ class Engine(Protocol):
 
 
 class EagerEngine:
-    """Runs the whole network for each level, on any device; what other engines are judged by.
+    """Runs the entire network for each level, on any device; the reference of other engines.
 
     Args:
-        model: Ends as it began, bit for bit.
+        model: Restored bit for bit.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -108,7 +108,7 @@ class EagerEngine:
         """Evaluate ``levels`` one after another; see :meth:`Engine.correct`.
 
         Raises:
-            SecateurError: The masks were not in force when the evaluation was over.
+            SecateurError: Masks were not in force after the evaluation.
         """
         right = []
         for level in levels:
@@ -121,10 +121,10 @@ class EagerEngine:
 
 @contextmanager
 def masked(model: nn.Module, level: Level) -> Iterator[None]:
-    """Mask ``model`` in place while the block runs; then put it back, bit for bit.
+    """Mask ``model`` in place during the block, then restore it bit for bit.
 
     Raises:
-        SecateurError: The masks were not in force when the block was over.
+        SecateurError: Masks were not in force after the block.
     """
     tensors = [*model.parameters(), *model.buffers()]
     copies = [tensor.detach().clone() for tensor in tensors]
@@ -132,7 +132,7 @@ def masked(model: nn.Module, level: Level) -> Iterator[None]:
     try:
         masks.apply_(model)
         yield
-        # Published scans were flat because what they evaluated was not what they had pruned.
+        # Scans with masks that are not applied give flat curves.
         if not masks.in_force(model):
             raise SecateurError(
                 "masks were not in force during evaluation",

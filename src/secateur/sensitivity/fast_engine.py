@@ -1,8 +1,8 @@
-"""Many masked versions of a network in little more than the time of the parts that differ.
+"""Evaluates many masked versions of a network by running only the parts that differ.
 
-Masking units of a group changes only what the group's readers see: their inputs, times 0 or 1. So
-for each batch of images the network up to the readers runs once, and what comes after them once for
-each level. Both run on ONNX Runtime, with the images of a batch side by side.
+Masking units of a group multiplies the inputs of the group's readers by 0 or 1. For each batch of
+images, the network up to the readers therefore runs once, and the rest once for each level. Both
+run in ONNX Runtime, with the images of a batch as the innermost dimension.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from secateur.sensitivity.scan_graph import missing, write_graph
 from secateur.sensitivity.tape import Call, Unsupported, Value, record
 
 BATCH = 128
-"""Images side by side, at most: wide enough for vector units, few enough for the cache."""
+"""Largest batch: enough for vector units, and small enough for the cache."""
 
-_STEP = 16  # images by which a batch grows
-_MEMORY = 512 * 2**20  # bytes that the activations of one batch may take
-_CHECKED = 16  # images on which each part is compared with the network itself
+_STEP = 16  # step of the batch size
+_MEMORY = 512 * 2**20  # largest size of the activations of a batch, in bytes
+_CHECKED = 16  # images for comparing each part with the network itself
 _LAYERS = ("convolution", "addmm", "mm")
 
 Feed = dict[str, Array]
@@ -39,12 +39,12 @@ Feed = dict[str, Array]
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """All that depends on the layers that some levels mask.
+    """The part of a network that depends on the layers masked by some levels.
 
     Attributes:
-        session: Runs it.
-        needs: Values it starts from.
-        levels: Index of each level, with its masks.
+        session: ONNX Runtime session of the part.
+        needs: Input values.
+        levels: Index of each level with its masks.
     """
 
     session: onnxruntime.InferenceSession
@@ -56,12 +56,12 @@ class FastEngine:
     """Evaluates levels on the CPU; see :class:`~secateur.sensitivity.engine.Engine`.
 
     Args:
-        model: Its weights are read when it is given; it ends as it began.
-        shape: Of the images, (N, C, H, W), as the network reads them.
-        threads: How many batches are worked on at a time.
+        model: Weights are read at construction; the model is not modified.
+        shape: Shape of the prepared images, (N, C, H, W).
+        threads: Number of batches processed in parallel.
 
     Raises:
-        Unsupported: The network does something that cannot be written as a graph of this kind.
+        Unsupported: The network cannot be written as such a graph.
     """
 
     def __init__(self, model: nn.Module, shape: Sequence[int], threads: int) -> None:
@@ -93,8 +93,8 @@ class FastEngine:
         """Evaluate ``levels`` together; see :meth:`Engine.correct`.
 
         Raises:
-            Unsupported: A masked layer is not one whose input can be masked, or a part gives other
-                logits than the masked network itself.
+            Unsupported: A layer cannot be masked by its input, or a part's logits differ from those
+                of the masked network.
         """
         parts = self._parts(levels)
         begin = self._begin(parts)
@@ -121,7 +121,7 @@ class FastEngine:
         return right
 
     def _begin(self, parts: Sequence[_Part]) -> Callable[[Tensor], Feed]:
-        """From prepared images to all that ``parts`` start from."""
+        """Return a function from prepared images to the input values of ``parts``."""
         image, needs = self._tape.image, [value for part in parts for value in part.needs]
         shared = [value for value in dict.fromkeys(needs) if value != image]
         names = [tensor_name(value) for value in shared]
@@ -138,7 +138,7 @@ class FastEngine:
     def _run(
         self, part: _Part, levels: Sequence[tuple[int, Level, Feed]], feed: Feed
     ) -> Iterator[tuple[int, Array]]:
-        """Index and logits, (classes, batch), of each of some levels of a part."""
+        """Yield index and logits, (classes, batch), of some levels of a part."""
         feeds = {tensor_name(value): feed[tensor_name(value)] for value in part.needs}
         for index, level, masks in levels:
             kept = {
@@ -153,7 +153,7 @@ class FastEngine:
     def _check(
         self, parts: Sequence[_Part], begin: Callable[[Tensor], Feed], prepared: Tensor
     ) -> None:
-        """Hold one level of each part, the last, against the masked network on a few images."""
+        """Compare the last level of each part with the masked network on a few images."""
         feed = begin(prepared)
         for part in parts:
             last = part.levels[-1]
@@ -165,7 +165,7 @@ class FastEngine:
                 raise Unsupported(f"other logits than the network's at {last[1].layer}")
 
     def _parts(self, levels: Sequence[Level]) -> list[_Part]:
-        """Levels that mask the same layers share a part."""
+        """Group levels that mask the same layers into parts."""
         alike: dict[object, list[tuple[int, Level, Feed]]] = {}
         for index, level in enumerate(levels):
             key = (tuple(group.name for group, _ in level.groups), tuple(level.weights))
@@ -212,19 +212,19 @@ class FastEngine:
         masked: Sequence[Call] = (),
         opened: Sequence[str] = (),
     ) -> onnxruntime.InferenceSession:
-        """Some of the calls, ready to run on the thread that asks; as ``write_graph``."""
+        """A single-threaded session of some calls; see ``write_graph``."""
         graph = write_graph(self._layout, self._weights, calls, outputs, masked, opened)
         try:
             return onnxruntime.InferenceSession(
                 graph.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's exceptions share no public base
+        except Exception as error:  # onnxruntime's exceptions have no public base class
             raise Unsupported(f"ONNX Runtime: {error}".splitlines()[0]) from error
 
 
 @torch.inference_mode()
 def _logits(model: nn.Module, prepared: Tensor) -> Array:
-    """What ``model`` says, (classes, N)."""
+    """Logits of ``model``, (classes, N)."""
     training = model.training
     logits = model.eval()(prepared)
     model.train(training)

@@ -1,10 +1,9 @@
-"""The images of a batch side by side, as one wide image.
+"""Memory layout with the batch as innermost dimension.
 
-A convolution runs image by image, so on a 1x1 map each of its products has one column. Here a
-tensor (N, C, H, W) is stored as (1, C, H, W N), the batch innermost: every product is as wide as
-the batch, and what was 1 pixel apart along the width is N apart. Tensors of other shapes
-(N, a, b, ...) are stored as (a, b, ..., N), and (N, F) as (1, F, 1, N): a linear layer is a
-convolution too.
+A convolution processes images one by one, so that on a 1x1 map its matrix products have one column.
+Here a tensor (N, C, H, W) is stored as (1, C, H, W N): every product has at least N columns, and
+pixels that are 1 apart along the width are N apart. Tensors of other shapes (N, a, b, ...) are
+stored as (a, b, ..., N), and (N, F) as (1, F, 1, N), which makes a linear layer a convolution.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ CHANNELWISE = {
     *("relu", "sigmoid", "tanh", "hardswish", "gelu", "silu", "hardsigmoid", "hardtanh"),
     *("leaky_relu", "clone", "alias", "detach", "native_batch_norm"),
 }
-"""Operations on each channel by itself."""
+"""Operations on each channel separately."""
 
-_LANES = 16  # channels that a vector unit takes at a time, at most
+_LANES = 16  # largest number of channels of a vector unit
 
 
 def stored(shape: Sequence[int]) -> Shape:
-    """The shape in which a tensor of ``shape``, the batch first, is stored."""
+    """The stored shape of a tensor of ``shape`` with the batch first."""
     batch, *rest = shape
     if len(rest) == 3:
         return 1, rest[0], rest[1], rest[2] * batch
@@ -38,19 +37,20 @@ def stored(shape: Sequence[int]) -> Shape:
 
 
 def tensor_name(value: Value) -> str:
-    """What a value is called in a graph."""
+    """The name of a value in a graph."""
     return f"value_{value.number}"
 
 
 class Layout:
-    """How the values of a tape are stored.
+    """Storage of the values of a tape.
 
     Attributes:
-        tape: Of a batch of N.
-        batch: N.
-        norm_of: For convolutions, by ``id``, the batch-norm that alone reads them: they become one.
-        extra: Channels added to values that only convolutions and channel-wise operations touch.
-            Where they are not a multiple of 4, ONNX Runtime takes up to three times as long.
+        tape: Tape of a batch of N.
+        batch: Batch size N.
+        norm_of: From ``id`` of a convolution to the batch-norm that is its only reader, to be
+            folded.
+        extra: Channels added to values used by convolutions and channel-wise operations only: ONNX
+            Runtime takes up to three times as long for widths that are not multiples of 4.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -63,12 +63,12 @@ class Layout:
         self.extra = self._fill()
 
     def shape(self, value: Value) -> Shape:
-        """The shape in which ``value`` is stored."""
+        """The stored shape of ``value``."""
         shape = stored(value.shape)
         return (1, shape[1] + self.extra[value], *shape[2:]) if value in self.extra else shape
 
     def store(self, images: Array) -> Array:
-        """Store images (n, C, H, W), n at most N; zeros fill up the batch."""
+        """Store images (n, C, H, W), n at most N, padded with zeros to N."""
         wide = np.zeros((*images.shape[1:], self.batch), np.float32)
         wide[..., : len(images)] = images.transpose(1, 2, 3, 0)
         return wide.reshape(self.shape(self.tape.image))
@@ -90,7 +90,7 @@ class Layout:
                 readers = self._readers.get(output, [])
                 if len(output.shape) == 4 and all(_takes_more(r, extra) for r in readers):
                     extra[output] = -output.shape[1] % _LANES
-        # What makes no channels of its own has more only if what it reads has.
+        # Operations that keep channels have extra ones only if their input has.
         for call in self.tape.calls:
             own = call.op == "convolution" and not depthwise(call)
             if not own and not all(value in extra for value in call.inputs):
@@ -105,7 +105,7 @@ def depthwise(call: Call) -> bool:
 
 
 def _takes_more(reader: Call, extra: Mapping[Value, int]) -> bool:
-    """Whether a call can read more channels than there are, those of ``extra``."""
+    """Whether a call can read the extra channels of its input."""
     if reader.op == "convolution" and not depthwise(reader):
         *_, transposed, _, groups = reader.args
         return groups == 1 and not transposed and isinstance(reader.args[1], Weight)
@@ -115,17 +115,17 @@ def _takes_more(reader: Call, extra: Mapping[Value, int]) -> bool:
 
 @dataclass(frozen=True)
 class Span:
-    """A window that moves along one dimension.
+    """A sliding window along one dimension.
 
     Attributes:
-        out: Places it comes to.
-        stride: From one to the next.
-        dilation: From one tap to the next.
-        taps: Those of the kernel that are there.
+        out: Number of positions.
+        stride: Distance between positions.
+        dilation: Distance between taps.
+        taps: Used taps of the kernel.
         before: Padding at the start.
-        after: Padding at the end, just as much as the last place needs.
-        size: Pixels that are read; more at the end are not.
-        crop: How many those are.
+        after: Padding at the end, as needed by the last position.
+        size: Number of pixels that are read.
+        crop: Number of unread pixels at the end.
     """
 
     out: int
@@ -139,14 +139,14 @@ class Span:
 
     @property
     def kernel(self) -> int:
-        """How many taps it has."""
+        """Number of taps."""
         return self.taps.stop - self.taps.start
 
     @classmethod
     def of(
         cls, call: Call, dim: int, kernel: int, stride: int, padding: int, dilation: int
     ) -> Span:
-        """The window of ``call`` along ``dim``, without taps that see nothing but padding."""
+        """The window of ``call`` along ``dim``, without taps that read padding only."""
         size, out = call.args[0].shape[dim], call.outputs[0].shape[dim]
         seen = [
             tap

@@ -1,4 +1,4 @@
-"""Nodes of an ONNX graph in the making."""
+"""Builds the nodes of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OPSET = 20  # the first with Gelu
 
 
 class Nodes:
-    """Nodes and constants so far.
+    """Nodes and constants of a graph under construction.
 
     Args:
-        batch: Images side by side.
+        batch: Batch size.
     """
 
     def __init__(self, batch: int) -> None:
@@ -31,7 +31,7 @@ class Nodes:
         self._count = 0
 
     def model(self, inputs: list[tuple[str, Shape]], outputs: list[str]) -> onnx.ModelProto:
-        """What was written."""
+        """Return the model."""
         declared = [helper.make_tensor_value_info(name, 1, shape) for name, shape in inputs]
         gives = [helper.make_tensor_value_info(name, 1, None) for name in outputs]
         constants = list(self._constants.values())
@@ -67,7 +67,7 @@ class Nodes:
         return self._node("Reshape", [name, self._constant(np.array(shape, np.int64))], output)
 
     def _apart(self, value: Value) -> str:
-        """``value`` with every dimension its own: (a, b, ..., N)."""
+        """``value`` with separate dimensions: (a, b, ..., N)."""
         return self._reshape(tensor_name(value), (*value.shape[1:], self._batch))
 
     def _slice(self, name: str, axis: int, start: int, stop: int, step: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""How much can go before accuracy falls, without retraining: always from the same weights."""
+"""Sensitivity scan: accuracy against the fraction pruned, without retraining."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class ScanPoint:
     """One evaluation of a masked network.
 
     Attributes:
-        layer: ``network`` where every layer is pruned alike, else the only one that is.
-        fraction: What was asked for, in [0, 1).
-        effective_sparsity: Zeros among the weights that make ``layer``'s channels, or that are
-            ``layer``'s, as they were evaluated.
-        correct: Images the network is right on.
-        n: Images.
-        accuracy: In [0, 1], with its 95 % interval.
-        drop: Accuracy lost against the unpruned network on the same images, with its interval.
+        layer: ``network`` if every layer is pruned, else the pruned layer.
+        fraction: Requested fraction, in [0, 1).
+        effective_sparsity: Fraction of zeros among the evaluated weights that produce ``layer``'s
+            channels, or of ``layer`` itself.
+        correct: Number of correct images.
+        n: Number of images.
+        accuracy: Accuracy in [0, 1] with its 95 % interval.
+        drop: Loss of accuracy against the unpruned network on the same images, with its interval.
     """
 
     layer: str
@@ -51,7 +51,7 @@ class ScanPoint:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ScanPoint:
-        """Read what :meth:`to_dict` wrote."""
+        """The inverse of :meth:`to_dict`."""
         intervals = {name: Interval(*fields[name]) for name in ("accuracy", "drop")}
         return cls(**(fields | intervals))
 
@@ -68,19 +68,19 @@ def scan_network(
 ) -> list[ScanPoint]:
     """Prune every layer by the same fraction, for each of ``fractions``.
 
-    Of a group of n units the floor(fraction * n) of smallest l2 norm are masked, and so are single
-    weights of the layers in ``weights``. The first point is that of fraction 0, the unpruned
-    network; it is evaluated once.
+    In each group of n units, the floor(fraction * n) of smallest l2 norm are masked, and so are
+    single weights of the layers in ``weights``. The first point is the unpruned network, which is
+    evaluated once.
 
     Args:
-        model: Ends as it began, bit for bit.
-        prunable: Of the same network.
-        weights: Linear layers that lose single weights; groups that they alone make are left out.
+        model: Restored bit for bit.
+        prunable: Removable channels of the same network.
+        weights: Linear layers pruned by single weights; groups produced only by them are excluded.
         fractions: Each in [0, 1).
-        images: On the model's device.
-        prepare: From stored pixels to the network's input.
-        progress: Told how many more points' worth of work is done; of as many as there are points.
-        engine: Evaluates; the fastest that can, if not given.
+        images: Images on the model's device.
+        prepare: Maps stored pixels to the network's input.
+        progress: Called with the number of further finished points.
+        engine: Engine; by default the fastest that supports the network.
 
     Raises:
         NetworkError: Weights are not finite.
@@ -102,9 +102,9 @@ def scan_layers(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> list[ScanPoint]:
-    """Prune one group or linear layer at a time, for each of ``fractions``; as scan_network.
+    """Prune one group or linear layer at a time, for each of ``fractions``; see scan_network.
 
-    Groups come first, then ``weights``. The unpruned network is evaluated once, and gives no point;
+    Groups are first, then ``weights``. The unpruned network is evaluated once without a point;
     ``progress`` counts it.
     """
     above_zero = [fraction for fraction in fractions if fraction > 0]
@@ -114,14 +114,14 @@ def scan_layers(
 
 
 def choose_threshold(points: Sequence[ScanPoint], tolerance_points: float) -> float:
-    """Largest scanned fraction such that it, and every smaller one, loses at most the tolerance.
+    """Largest scanned fraction at which, and below which, the loss is within the tolerance.
 
-    What counts is the upper end of the drop's interval, in percentage points: a loss that cannot be
-    told from one beyond the tolerance is not taken. 0.0 where no fraction qualifies.
+    The upper end of the drop's interval is compared with the tolerance. Returns 0.0 if no fraction
+    qualifies.
 
     Args:
-        points: Of one scan of one layer, or of the network, in any order.
-        tolerance_points: In percentage points.
+        points: Points of one layer or of the network, in any order.
+        tolerance_points: Tolerance in percentage points.
 
     Raises:
         ValueError: The points are of more than one layer.
@@ -130,7 +130,7 @@ def choose_threshold(points: Sequence[ScanPoint], tolerance_points: float) -> fl
         raise ValueError("points of more than one layer have no common threshold")
     threshold = 0.0
     for point in sorted(points, key=lambda point: point.fraction):
-        if point.fraction > 0:  # nothing pruned loses nothing, however wide its interval
+        if point.fraction > 0:  # the unpruned network has no loss
             if 100 * point.drop.high > tolerance_points:
                 break
             threshold = point.fraction
@@ -138,7 +138,7 @@ def choose_threshold(points: Sequence[ScanPoint], tolerance_points: float) -> fl
 
 
 def fastest_engine(model: nn.Module, prepare: Preparation, images: Images) -> Engine:
-    """The engine for a network: the fast one where it can be had, else the eager one."""
+    """Return the fast engine if it supports the network, else the eager one."""
     parameter = next(model.parameters())
     if parameter.device.type != "cpu":
         return EagerEngine(model)
@@ -155,7 +155,7 @@ def _plain(model: nn.Module, why: Unsupported) -> Engine:
 
 
 class _Candidates:
-    """What can be pruned, with what decides which of it goes first."""
+    """Prunable groups and weights, with their scores."""
 
     def __init__(self, model: nn.Module, prunable: Prunable, weights: Sequence[str]) -> None:
         self._model, self._weights = model, weights
@@ -168,7 +168,7 @@ class _Candidates:
         self.names = [*self._groups, *weights]
 
     def level(self, layer: str, fraction: float) -> Level:
-        """Prune one layer, or with ``network`` all of them."""
+        """Prune one layer, or all for ``network``."""
         named = self.names if layer == "network" else [layer]
         groups = [self._groups[name] for name in named if name in self._groups]
         linear = [name for name in named if name not in self._groups]
@@ -181,7 +181,7 @@ class _Candidates:
         )
 
     def _gone(self, group: Group, fraction: float) -> Bools:
-        # 0.29 * 100 is 28.999999999999996 in floating point, and means 29; something always stays.
+        # 0.29 * 100 is 28.999999999999996 in floating point; 29 is meant. One unit is always kept.
         many = min(group.units - 1, math.floor(fraction * group.units + 1e-9 * group.units))
         gone = np.zeros(group.units, np.bool_)
         gone[np.argsort(self._scores[group.name], kind="stable")[:many]] = True
@@ -196,7 +196,7 @@ def _scan(
     progress: Progress | None,
     engine: Engine | None,
 ) -> list[ScanPoint]:
-    """Points of the unpruned network, which all are compared with, and of ``levels``."""
+    """Points of the unpruned network and of ``levels``."""
     every = [Level("network", 0.0), *levels]
     engine = engine or fastest_engine(model, prepare, images)
     try:

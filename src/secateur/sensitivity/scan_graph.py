@@ -1,4 +1,4 @@
-"""Part of a tape as an ONNX graph, its values stored as :mod:`secateur.sensitivity.layout` says."""
+"""Writes part of a tape as an ONNX graph in the layout of :mod:`secateur.sensitivity.layout`."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def write_graph(
     masked: Iterable[Call] = (),
     open_weights: Iterable[str] = (),
 ) -> onnx.ModelProto:
-    """Write some of a tape's calls as a graph of fixed batch.
+    """Write some of a tape's calls as a graph of fixed batch size.
 
-    It reads the values that the calls need and none of them gives, under their
+    Its inputs are the values that the calls need and do not compute, named by
     :func:`~secateur.sensitivity.layout.tensor_name`. Batch-norms are folded into convolutions, as
-    in :mod:`secateur.onnx_ir.export`, and taps of a kernel that see only padding are left out.
+    in :mod:`secateur.onnx_ir.export`, and kernel taps that read padding only are removed.
 
     Args:
-        layout: Of the tape.
-        weights: Its parameters and buffers by name, float32.
-        calls: In the tape's order.
-        outputs: What to give.
-        masked: Layers whose input is multiplied by one more input of the graph, ``mask_NAME``, of
-            shape (1, channels, 1, 1), where NAME is their weight's.
+        layout: Layout of the tape.
+        weights: Parameters and buffers by name, float32.
+        calls: Calls in the tape's order.
+        outputs: Values to return.
+        masked: Layers whose input is multiplied by the graph input ``mask_NAME`` of shape (1,
+            channels, 1, 1), with NAME of their weight.
         open_weights: Weights of linear layers that are inputs of the graph, ``weight_NAME``, of
             shape (outputs, inputs, 1, 1).
 
     Raises:
-        Unsupported: A call has no counterpart.
+        Unsupported: A call cannot be written.
     """
     chosen = list(calls)
     folded = {id(norm) for norm in layout.norm_of.values()}
@@ -63,13 +63,13 @@ def write_graph(
 
 
 def missing(calls: Sequence[Call]) -> list[Value]:
-    """Values that ``calls`` read and none of them gives."""
+    """Values that ``calls`` read but do not compute."""
     made = {value for call in calls for value in call.outputs}
     return list(dict.fromkeys(v for call in calls for v in call.inputs if v not in made))
 
 
 class _Writer(Nodes):
-    """Knows the counterpart of each operation."""
+    """Writes each operation in ONNX."""
 
     def __init__(
         self,
@@ -144,14 +144,14 @@ class _Writer(Nodes):
         return self._node("Mul", [tensor_name(value), mask])
 
     def _input(self, name: str, shape: Shape) -> str:
-        if (name, shape) not in self.inputs:  # a layer may be called twice
+        if (name, shape) not in self.inputs:  # a layer may be called several times
             self.inputs.append((name, shape))
         return name
 
     def _convolve(
         self, inputs: list[str], output: Value, spans: Sequence[Span], channels: int, groups: int
     ) -> None:
-        """Along the width a stride is taken afterwards: there the images lie between the pixels."""
+        """Apply a stride along the width afterwards: there, images are between the pixels."""
         high, wide = spans
         n = self._batch
         if wide.crop:
@@ -213,7 +213,7 @@ class _Writer(Nodes):
         self._pool("Mean", call, spans)
 
     def _pool(self, op: str, call: Call, spans: Sequence[Span]) -> None:
-        """Of each window's rows, then of its columns."""
+        """Pool rows of each window, then columns."""
         name = self._apart(call.args[0])
         pads = [span.before for span in spans] + [span.after for span in spans]
         if any(pads):
@@ -237,7 +237,7 @@ class _Writer(Nodes):
             raise Unsupported("a mean over images")
         name = tensor_name(value)
         if math.prod(value.shape[axis] for axis in axes) > 1:
-            if rank == 4 and axes == [2, 3]:  # one dimension is reduced faster than two
+            if rank == 4 and axes == [2, 3]:  # reducing one dimension is faster than two
                 shape = (1, value.shape[1], value.shape[2] * value.shape[3], self._batch)
                 name, axes = self._reshape(name, shape), [3]
             else:
@@ -297,7 +297,7 @@ class _Writer(Nodes):
         self._nodes.append(helper.make_node("Split", inputs, names, axis=axis))
 
     def _axis(self, call: Call, dim: int) -> tuple[int, int]:
-        """Where dimension ``dim`` is stored, and how many numbers an entry of it takes there."""
+        """The stored axis of dimension ``dim``, and the number of elements of one entry there."""
         shape = call.outputs[0].shape
         dim %= len(shape)
         if dim == 0:
@@ -344,7 +344,7 @@ class _Writer(Nodes):
 
 
 def _both(value: Sequence[int] | int) -> list[int]:
-    """A setting for height and width, of which one may stand for both."""
+    """A setting for height and width, which may be one number for both."""
     values = [value] if isinstance(value, int) else list(value)
     return values * 2 if len(values) == 1 else values
 

@@ -1,7 +1,7 @@
-"""What a network does at inference, as a list of calls with known shapes.
+"""Records a network's inference as a list of calls with known shapes.
 
-The network runs once, on tensors without data, while every operation of ATen is written down. So
-nothing depends on how its forward is written, and it takes a small part of the time of an export.
+The network runs once on the meta device while all ATen operations are recorded. This does not
+depend on how forward is written, and is much faster than an export.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from secateur.pruning.tracing.trace import weightless
 
 
 class Unsupported(Exception):  # noqa: N818  a finding, not an error
-    """The network does something that this way of running it has no words for."""
+    """The fast engine does not support the network."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that is computed, by number; 0 is the images."""
+    """A computed tensor, by number; 0 is the images."""
 
     number: int
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter or buffer by its first name and its own shape, perhaps read transposed."""
+    """A parameter or buffer, by its first name and shape, possibly transposed."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,9 +45,9 @@ class Call:
     """One operation.
 
     Attributes:
-        op: ATen's name without the overload and without the underscore of operations in place.
-        args: Values, weights and plain data, all of the schema's, in its order.
-        outputs: What it gives.
+        op: ATen name without overload and without the underscore of in-place operations.
+        args: All arguments of the schema in order: values, weights and plain data.
+        outputs: Output values.
     """
 
     op: str
@@ -56,12 +56,12 @@ class Call:
 
     @cached_property
     def inputs(self) -> list[Value]:
-        """Values it reads, in order."""
+        """Input values, in order."""
         return [item for item in tree_iter(self.args) if isinstance(item, Value)]
 
     @cached_property
     def weights(self) -> list[Weight]:
-        """Weights it reads, in order."""
+        """Input weights, in order."""
         return [item for item in tree_iter(self.args) if isinstance(item, Weight)]
 
 
@@ -70,9 +70,9 @@ class Tape:
     """A network's calls in order.
 
     Attributes:
-        calls: What it does.
-        image: What it reads, (N, C, H, W).
-        logits: What it gives, (N, classes).
+        calls: Calls in order.
+        image: Input, (N, C, H, W).
+        logits: Output, (N, classes).
     """
 
     calls: tuple[Call, ...]
@@ -102,14 +102,14 @@ class Tape:
 
 
 def record(model: nn.Module, shape: Sequence[int]) -> Tape:
-    """Write down what ``model`` does at inference to images of ``shape``, (N, C, H, W).
+    """Record the inference of ``model`` on images of ``shape``, (N, C, H, W).
 
     Args:
-        model: Left as it is.
-        shape: Of a batch.
+        model: Any network; not modified.
+        shape: Shape of a batch.
 
     Raises:
-        Unsupported: It cannot be run without data, or changes tensors that others look into.
+        Unsupported: The network does not run on the meta device, or changes tensors with views.
     """
     probe = weightless(model).eval()
     image = torch.empty(*shape, device="meta")
@@ -119,7 +119,7 @@ def record(model: nn.Module, shape: Sequence[int]) -> Tape:
             logits = probe(image)
     except Unsupported:
         raise
-    except Exception as error:  # whatever the network's own code raises
+    except Exception as error:  # the network's code may raise anything
         raise Unsupported(f"{type(error).__name__}: {error}".splitlines()[0]) from error
     if not isinstance(logits, Tensor):
         raise Unsupported(f"its output is a {type(logits).__name__}")
@@ -137,7 +137,7 @@ class _Recorder(TorchDispatchMode):
         for name, tensor in [*probe.named_parameters(), *probe.named_buffers()]:
             self._weights.setdefault(id(tensor), Weight(name, tuple(tensor.shape)))
         self._values = {id(image): Value(0, tuple(image.shape))}
-        self._alive: dict[int, Tensor] = {id(image): image}  # so that an id means one tensor
+        self._alive: dict[int, Tensor] = {id(image): image}  # keeps ids unique
         self._count = 1
 
     def __torch_dispatch__(
@@ -151,7 +151,7 @@ class _Recorder(TorchDispatchMode):
             self._weights[id(result)] = replace(weight, transposed=not weight.transposed)
             self._alive[id(result)] = result
         elif any(isinstance(item, Tensor) for item in tree_iter(args)):
-            # All of the schema's arguments, so that nobody after this need know defaults.
+            # All arguments of the schema, including defaults.
             arguments = [
                 args[i] if i < len(args) else (kwargs or {}).get(each.name, each.default_value)
                 for i, each in enumerate(schema.arguments)
@@ -163,7 +163,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def value(self, tensor: Tensor) -> Value | Weight:
-        """What ``tensor`` is called."""
+        """The value or weight of ``tensor``."""
         known = self._weights.get(id(tensor)) or self._values.get(id(tensor))
         if known is None:
             raise Unsupported("it reads a tensor that it made itself, or changed through a view")
@@ -180,7 +180,7 @@ class _Recorder(TorchDispatchMode):
         return tuple(outputs)
 
     def _forget_views(self, changed: Tensor) -> None:
-        """A tensor that shares memory with one that is changed in place has no name any more."""
+        """Forget tensors that share memory with one changed in place."""
         storage = changed.untyped_storage()._cdata
         for key, tensor in self._alive.items():
             if tensor is not changed and tensor.untyped_storage()._cdata == storage:

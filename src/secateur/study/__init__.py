@@ -1,4 +1,5 @@
 """The published study: its cells, its tables and figures, and the page that shows them.
 
-From ``cells`` on it reads records and decisions only, and knows neither torch nor any network.
+Except for ``grid``, ``overfit``, ``demonstration`` and ``forecast``, it reads records and decisions
+only, without torch.
 """

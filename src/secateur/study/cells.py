@@ -1,8 +1,8 @@
-"""Finished cells of the study: what each measured, and which belong together.
+"""Reads and groups the finished cells of the study.
 
 A cell is one run with one seed: a folder ``OUT/cells/NAME/`` with ``recipe.toml``,
-``records.jsonl`` and ``right.safetensors``. Cells made on different machines are merged by copying
-their folders. Whatever is there is read, and what cannot be is named.
+``records.jsonl`` and ``right.safetensors``. Cells of other machines are merged by copying their
+folders. Cells that cannot be read are listed.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from secateur.recipe import Recipe, content_id, parse_recipe
 from secateur.records import Record, read_records
 
 OVERFITTED = "overfitted"
-"""Every variant of a cell on overfitting begins so."""
+"""Prefix of all variants of an overfitting cell."""
 
 DEMONSTRATION = "demonstration.jsonl"
-"""Records of a scan with masks not in force, where somebody asked for it."""
+"""Records of a scan without applied masks, made on request."""
 
 CONDITIONS = ("label_noise", "training_images")
-"""Keys of ``at`` that say how a network was made to overfit."""
+"""Keys of ``at`` with the conditions of overfitting."""
 
 PRESETS = ("paper", "accurate", "fast", "quick", "custom")
-"""From what is closest to the publication."""
+"""Presets, the closest to the publication first."""
 
 
 class Setting(NamedTuple):
-    """What cells must share before their numbers may be one number.
+    """The common setting of cells whose numbers may be averaged.
 
     Attributes:
-        network: As in the records, for example ``shufflenet_v2_x1_0``.
-        dataset: ``cifar10`` or ``fashionmnist``, or another that no publication has.
+        network: Name in the records, for example ``shufflenet_v2_x1_0``.
+        dataset: ``cifar10``, ``fashionmnist``, or another one.
         preset: ``paper``, ``fast``, ``quick`` or ``custom``.
         geometry: For example ``28x28 stem=paper``.
         recipe: Content id of the recipe without its seed, name and description.
-        conditions: Of overfitting, in the order of ``CONDITIONS``; else empty.
+        conditions: Conditions of overfitting, in the order of ``CONDITIONS``; empty otherwise.
     """
 
     network: str
@@ -61,12 +61,12 @@ class FinishedCell:
     """One finished run with one seed.
 
     Attributes:
-        name: Of its folder.
-        setting: What it shares with its other seeds.
-        seed: Of the recipe.
-        overfitting: Whether it is on networks that were made to overfit.
-        records: All of them.
-        right: Variant to a vector of shape (n,), True where it was right on that test image.
+        name: Name of its folder.
+        setting: Common setting of its seeds.
+        seed: Seed of the recipe.
+        overfitting: Whether it is an overfitting cell.
+        records: All records.
+        right: From variant to a vector (n,), True where a test image is classified correctly.
     """
 
     name: str
@@ -77,18 +77,18 @@ class FinishedCell:
     right: dict[str, npt.NDArray[np.bool_]]
 
     def get(self, variant: str, metric: str) -> Record | None:
-        """The one number of that name, if it was measured."""
+        """The number of a variant and metric, if measured."""
         return next((r for r in self.records if (r.variant, r.metric) == (variant, metric)), None)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that differ in their seed alone.
+    """Cells that differ only in their seed.
 
     Attributes:
-        setting: What they share.
-        overfitting: Whether they are on networks that were made to overfit.
-        cells: By rising seed.
+        setting: Their common setting.
+        overfitting: Whether they are overfitting cells.
+        cells: By increasing seed.
     """
 
     setting: Setting
@@ -97,14 +97,14 @@ class Group:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Rising."""
+        """The seeds, increasing."""
         return tuple(cell.seed for cell in self.cells)
 
     def right(self, *variants: str) -> list[npt.NDArray[np.bool_]]:
-        """For each variant an array of shape (S, n), over the S seeds that have all of them.
+        """For each variant, an array (S, n) over the S seeds with all variants.
 
         Returns:
-            Nothing where no seed has all.
+            Empty if no seed has all variants.
         """
         having = [cell for cell in self.cells if set(variants) <= set(cell.right)]
         if not having:
@@ -112,12 +112,12 @@ class Group:
         return [np.stack([cell.right[variant] for cell in having]) for variant in variants]
 
     def values(self, variant: str, metric: str) -> list[Record]:
-        """One record a seed that has it, by rising seed."""
+        """One record for each seed that has it, by increasing seed."""
         records = (cell.get(variant, metric) for cell in self.cells)
         return [record for record in records if record is not None]
 
     def pairs(self, variant: str, metric: str) -> list[tuple[Record, Record]]:
-        """(reference, variant) of every seed that has both."""
+        """(reference, variant) of each seed with both."""
         both = ((cell.get("reference", metric), cell.get(variant, metric)) for cell in self.cells)
         return [(one, other) for one, other in both if one is not None and other is not None]
 
@@ -127,8 +127,8 @@ class Cells:
     """All cells of a study.
 
     Attributes:
-        groups: The closest to the publication first.
-        unread: Name of a folder to why it does not count.
+        groups: Groups, the closest to the publication first.
+        unread: From name of an excluded folder to the reason.
     """
 
     groups: tuple[Group, ...]
@@ -136,19 +136,19 @@ class Cells:
 
     @property
     def cells(self) -> list[FinishedCell]:
-        """Every cell that counts, by name."""
+        """All included cells, by name."""
         return sorted((c for group in self.groups for c in group.cells), key=lambda c: c.name)
 
     def of(
         self, dataset: str, network: str, geometry: str, *, overfitting: bool = False
     ) -> list[Group]:
-        """Groups of one network and data set, the one closest to the publication first.
+        """Groups of one network and data set, the closest to the publication first.
 
         Args:
-            dataset: As in the records.
-            network: As in the records.
-            geometry: The published one, which comes first.
-            overfitting: Whether to return those on overfitting instead of the others.
+            dataset: Name in the records.
+            network: Name in the records.
+            geometry: The published geometry, which is first.
+            overfitting: Whether to return overfitting groups instead of others.
         """
         own = [
             group
@@ -160,13 +160,13 @@ class Cells:
 
 
 def read_cells(out: Path) -> Cells:
-    """Read every cell under ``out/cells``.
+    """Read all cells under ``out/cells``.
 
-    A cell that is damaged, incomplete, or has a seed that its group has already is left out and
-    named in ``unread``: a number is of sound cells alone.
+    Damaged or incomplete cells, and duplicate seeds of a group, are excluded and listed in
+    ``unread``.
 
     Args:
-        out: Folder of the study; without ``cells`` there are none.
+        out: Folder of the study.
     """
     folder = out / "cells"
     cells, unread = [], {}
@@ -206,7 +206,7 @@ SINGLE = (
     *("top1_percent", "parameters", "macs", "size_bytes", "latency_ms"),
     *("train_top1_percent", "train_loss_nats", "test_loss_nats", "loss_gap_nats"),
 )
-"""Metrics of which each variant has one number that this package reads."""
+"""Metrics with one number for each variant."""
 
 
 def _check_single(records: list[Record]) -> None:
@@ -237,18 +237,18 @@ def _recipe_without_seed(path: Path, seed: int) -> str:
         raise StoreError("recipe of another seed", expected=seed, found=recipe.get("seed", 0))
     try:
         return without_seed(parse_recipe(text, path.name))
-    except RecipeError:  # of an older version, or with more in it than a recipe has
+    except RecipeError:  # of an older version, or not a plain recipe
         no_matter = ("seed", "name", "description", "preset")
         return content_id({key: value for key, value in recipe.items() if key not in no_matter})
 
 
 def without_seed(recipe: Recipe) -> str:
-    """Content id of a recipe, whatever its seed."""
+    """Content id of a recipe without its seed."""
     return recipe.model_copy(update={"seed": 0}).id
 
 
 def _read_right(path: Path, records: list[Record]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Decisions of each variant, which must give the accuracies of the records."""
+    """Read the decisions of each variant, and check them against the accuracies in the records."""
     try:
         right = load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -259,7 +259,7 @@ def _read_right(path: Path, records: list[Record]) -> dict[str, npt.NDArray[np.b
     if len(lengths) > 1:
         raise StoreError("decisions on different images", where=path.name)
     for record in records:
-        source = record.at.get("decoded_to")  # a packed file decides as what it decodes to
+        source = record.at.get("decoded_to")  # a packed file decides as the file that it decodes to
         if isinstance(source, str) and source in right:
             right.setdefault(record.variant, right[source])
     _check_accuracies(right, records)
@@ -302,7 +302,7 @@ def _images(cell: FinishedCell) -> int:
 
 
 def _closeness(group: Group) -> tuple[int, float, int, Setting]:
-    """The published preset first, then more training images, then where more seeds are."""
+    """Sort key: the published preset first, then more training images, then more seeds."""
     preset = group.setting.preset
     rank = PRESETS.index(preset) if preset in PRESETS else len(PRESETS)
     images = dict(group.setting.conditions).get("training_images", 0)

@@ -1,4 +1,4 @@
-"""What pruning itself contributes to a network that was made to overfit, in one sentence."""
+"""The contribution of pruning to overfitted networks, in sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PRUNED, RANDOM, DENSE = (f"{OVERFITTED}-{arm}" for arm in ("pruned", "random", "
 
 
 def verdict(cells: Cells) -> str:
-    """What pruning itself contributes to all of them, in one sentence; empty where none is run."""
+    """The contribution of pruning to all networks, in one sentence; empty without cells."""
     gains = [_gain(group, PRUNED, DENSE) for group in cells.groups if group.overfitting]
     known = [gain for gain in gains if gain is not None]
     if not known:
@@ -27,7 +27,7 @@ def verdict(cells: Cells) -> str:
 
 
 def contributions(cells: Cells) -> list[str]:
-    """A sentence for each network and share of wrong labels, in the published order."""
+    """A sentence for each network and fraction of wrong labels, in the published order."""
     titles: dict[str, str] = {
         published_recipe("fashionmnist", n).network.name: TITLES[n] for n in NETWORKS
     }
@@ -40,17 +40,17 @@ def contributions(cells: Cells) -> list[str]:
 
 
 def contribution(group: Group) -> str:
-    """What pruning itself contributes to the test accuracy of one overfitted network.
+    """The contribution of pruning to the test accuracy of one overfitted network.
 
-    The pruned network is compared with the dense one, retrained as long. Compared with the
-    overfitted network, pruning would take credit for the retraining. Where an interval covers 0,
-    nothing is claimed.
+    The pruned network is compared with the dense one, retrained for the same number of epochs. A
+    comparison with the overfitted network would include the effect of retraining. Without a
+    significant difference, the sentence claims none.
 
     Args:
-        group: Of one network, over its seeds.
+        group: Cells of one network, over its seeds.
 
     Returns:
-        One sentence; empty where an arm is missing.
+        One sentence; empty if an arm is missing.
     """
     pruning = _gain(group, PRUNED, DENSE)
     alone, choice = _gain(group, DENSE, OVERFITTED), _gain(group, PRUNED, RANDOM)

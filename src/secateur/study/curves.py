@@ -12,20 +12,20 @@ from secateur.statistics import Interval, rates_across_seeds
 from secateur.study.cells import Group
 
 IN_FORCE = "network"
-"""Layer of the records of the network-wide scan."""
+"""Layer name of the network-wide scan in records."""
 
 NOT_IN_FORCE = "network, masks not in force"
-"""Layer of the records of the same scan with masks that were made and never applied."""
+"""Layer name of the same scan with masks that are not applied."""
 
 
 class Point(NamedTuple):
     """One fraction of a curve.
 
     Attributes:
-        fraction: Asked for, in [0, 1).
-        percent: Top-1 with its 95 % interval over seeds and images.
-        seeds: How many it is the mean of.
-        images: Of each seed.
+        fraction: Requested fraction, in [0, 1).
+        percent: Top-1 in percent, with its 95 % interval over seeds and images.
+        seeds: Number of seeds.
+        images: Number of images of each seed.
     """
 
     fraction: float
@@ -38,10 +38,10 @@ class Curve(NamedTuple):
     """One network's curve.
 
     Attributes:
-        network: As published.
-        label: How it was made, where that is not as published.
-        points: By rising fraction.
-        demonstration: Whether it is that of masks not in force.
+        network: Published name.
+        label: Difference from the published recipe.
+        points: By increasing fraction.
+        demonstration: Whether masks were not applied.
     """
 
     network: str
@@ -51,13 +51,13 @@ class Curve(NamedTuple):
 
 
 def scan_points(group: Group, layer: str = IN_FORCE) -> tuple[Point, ...]:
-    """Mean accuracy over seeds at each scanned fraction, by rising fraction.
+    """Mean accuracy over seeds at each scanned fraction, by increasing fraction.
 
-    Of one seed its own interval is kept; of several it is that of
-    :func:`secateur.statistics.rates_across_seeds`, for a scan keeps no decisions per image.
+    One seed has its own interval. Several seeds have that of
+    :func:`secateur.statistics.rates_across_seeds`, because scans do not store decisions per image.
 
     Args:
-        group: Whose scans.
+        group: Group of the scans.
         layer: ``IN_FORCE`` or ``NOT_IN_FORCE``.
     """
     by_fraction: dict[float, list[Record]] = defaultdict(list)

@@ -1,7 +1,8 @@
-"""A scan with a known fault: masks are computed, but not in force where accuracy is measured.
+"""A scan with a known fault: masks are computed but not applied when accuracy is measured.
 
 It reproduces the published curves that stay flat up to 85 % (report, Figures 3 and 4), which their
-authors call implausible. It measures nothing about a network, and every figure labels it so.
+authors call implausible. It says nothing about a network, and all figures label it as a
+demonstration.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ IMAGES = 2000
 
 
 def scan_without_masks(chain: Chain) -> list[Record]:
-    """Scan a trained network with masks that only a copy of it carries: one record a fraction."""
+    """Scan a trained network with masks applied to a copy only: one record per fraction."""
     network, config = chain.load_network("train"), chain.recipe.scan
     _, validation = chain.parts
     some, by, records = validation.spread(IMAGES), Recorder(chain.recipe, chain.stage("train")), []

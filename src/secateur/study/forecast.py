@@ -24,7 +24,7 @@ from secateur.training.trainer import Teacher, Trainer
 
 STEPS = 4
 OVERFIT_ARMS = 3
-"""Retrained networks of a cell that is made to overfit."""
+"""Number of retrained networks of an overfitting cell."""
 
 Forecast = Callable[[Cell], float | None]
 
@@ -87,7 +87,7 @@ def _from_steps(cell: Cell, device: str) -> float | None:
 
 
 def _taught_seconds(recipe: Recipe, by_teacher: bool, device: str) -> float:
-    """Seconds for an image in the mean over epochs, those in the geometry of the start included."""
+    """Mean seconds per image over epochs, including those in the geometry of the start."""
     teacher = recipe.teacher if by_teacher else None
     rest = (recipe.data.name, recipe.train, teacher, device)
     seconds, start = _seconds_per_image(recipe.network, *rest), recipe.train.start
@@ -107,7 +107,7 @@ def _seconds_per_image(
     teacher: TeacherRecipe | None,
     device: str,
 ) -> float:
-    """Seconds of training for an image, from a few steps on noise."""
+    """Training seconds per image, from a few steps on noise."""
     facts = FACTS[data]
     channels, own, classes = facts.channels, facts.side, len(facts.classes)
     side = model.resolution if isinstance(model, Network) else own
@@ -124,7 +124,7 @@ def _seconds_per_image(
     labels = torch.zeros(len(pixels), dtype=torch.int64, device=device)
     with fast_layers(*trainer.networks):
         for step in range(-1, STEPS):
-            if step == 0:  # the step before selects kernels
+            if step == 0:  # the first step selects kernels
                 start = time.perf_counter()
             trainer.step(prepare(pixels), labels, 1e-6, pixels).item()
     return (time.perf_counter() - start) / (STEPS * len(pixels))
@@ -137,7 +137,7 @@ def _build(model: Network | TeacherRecipe, images: Tensor, classes: int) -> nn.M
 
 
 def total_seconds(seconds: Iterable[float | None], processes: int) -> float:
-    """Seconds until all cells are done, each process taking the next one; unknown ones count 0."""
+    """Seconds until all cells are done by parallel processes; unknown durations count as 0."""
     busy_until = [0.0] * processes
     for estimate in seconds:
         first = busy_until.index(min(busy_until))

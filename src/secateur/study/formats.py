@@ -17,16 +17,16 @@ from secateur.report.render import markdown
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a table.
+    """An entry of a table.
 
     Attributes:
-        text: As people read it, without its interval.
-        value: The number, unrounded; None where ``text`` is none.
+        text: Text for people, without the interval.
+        value: The unrounded number; None if ``text`` is not a number.
         low: Lower bound, if there is one.
         high: Upper bound, if there is one.
-        seeds: How many seeds are behind the number; None of what is published.
-        note: Interval and seeds, as people read them.
-        marks: Numbers of the footnotes that contradict it, rising.
+        seeds: Number of seeds; None for published numbers.
+        note: Interval and seeds as text.
+        marks: Numbers of the footnotes about contradictions, increasing.
     """
 
     text: str
@@ -39,13 +39,13 @@ class Entry:
 
 
 NOTHING = Entry(NONE)
-"""There is no such number."""
+"""Entry of a number that does not exist."""
 
 NOT_RUN = Entry("not run")
-"""There is such a number, and it was not measured yet."""
+"""Entry of a number that was not measured yet."""
 
 MOST_COLUMNS = 6
-"""Quantities of a table on the page; more would be wider than a window of 1,280 pixels."""
+"""Largest number of quantities of a table on the page, to fit a window of 1,280 pixels."""
 
 Source = Literal["label", "paper", "report", "measured"]
 
@@ -64,12 +64,12 @@ class Table:
 
     Attributes:
         name: Stem of its files.
-        title: What it sets side by side.
-        columns: Those of labels first, the first two of which name a group of rows.
-        rows: An entry for each column.
-        footnotes: Number of a mark to what it says.
-        notes: How to read it, a sentence or two each.
-        csv_only: Keys of columns that people need not see, because a note says what they hold.
+        title: Title for people.
+        columns: Label columns first; the first two name a group of rows.
+        rows: Rows with an entry for each column.
+        footnotes: From number of a mark to its text.
+        notes: Notes for readers.
+        csv_only: Keys of columns that are replaced by a note for people.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Table:
 
     @property
     def for_people(self) -> Table:
-        """Without the columns that stand in CSV alone."""
+        """The table without CSV-only columns."""
         shown = [i for i, column in enumerate(self.columns) if column.key not in self.csv_only]
         return replace(
             self,
@@ -93,7 +93,7 @@ class Table:
 
     @property
     def labels(self) -> int:
-        """How many columns are labels."""
+        """Number of label columns."""
         return sum(column.source == "label" for column in self.columns)
 
     def to_markdown(self) -> str:
@@ -112,7 +112,7 @@ class Table:
     def to_csv(self) -> str:
         """Numbers unrounded, a column for each of value, bounds and seeds.
 
-        What is not there is empty; the last column names the contradictions of the row.
+        Missing numbers are empty; the last column names the contradictions of the row.
         """
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
@@ -155,10 +155,9 @@ class Table:
         )
 
     def to_html(self) -> str:
-        """Measured numbers first, what is printed below each; footnotes and notes folded.
+        """Measured numbers with published ones below; footnotes and notes are folded.
 
-        Quantities beyond the first six, which no publication prints, have a folded table of their
-        own. Everything is escaped.
+        Quantities beyond the first six are in a second, folded table. All text is escaped.
         """
         if self.csv_only:
             return self.for_people.to_html()
@@ -234,7 +233,7 @@ class Table:
         return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
 
     def _html_cell(self, heading: str, columns: list[Column], row: tuple[Entry, ...]) -> str:
-        """A quantity: measured, and below it what each publication prints."""
+        """A quantity: the measured number, with the published ones below."""
         measured, printed = NOTHING, []
         for column in columns:
             entry = row[self.columns.index(column)]
@@ -265,7 +264,7 @@ def _mark(marks: tuple[int, ...]) -> str:
 
 
 def _markdown_entry(entry: Entry) -> str:
-    # A note is numbers in brackets, which stay readable in the source.
+    # Notes are numbers in brackets and need no escape.
     parts = [markdown(entry.text) + _mark(entry.marks), entry.note]
     return " ".join(part for part in parts if part)
 

@@ -1,6 +1,7 @@
-"""Cells of the study: a recipe with a seed, run in a process of its own, resumed, skipped if done.
+"""Runs the cells of the study: each a recipe with a seed, in a separate process.
 
-Cells of several machines are merged by copying their folders.
+Finished cells are skipped, interrupted ones resumed. Cells of other machines are merged by copying
+their folders.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from secateur.study.published import DATASETS, NETWORKS
 from secateur.training.cpu import keep_freed_memory
 
 NOISES = (0.0, 0.2, 0.4)
-"""Fractions of wrong training labels with which networks are made to overfit an excerpt."""
+"""Fractions of wrong training labels in overfitting cells on an excerpt."""
 CHAIN_TABLES, OVERFIT_TABLES = frozenset({1, 2, 3, 4}), frozenset({5, 6})
 
 
@@ -42,8 +43,8 @@ class Cell:
 
     Attributes:
         name: The name of its folder.
-        recipe: All that decides its result.
-        overfit: Whether its network is made to overfit; else the recipe's chain is run.
+        recipe: The recipe.
+        overfit: Whether it is an overfitting cell; otherwise the recipe's chain runs.
     """
 
     name: str
@@ -55,14 +56,14 @@ class Cell:
         return out / "cells" / self.name
 
     def is_done(self, out: Path) -> bool:
-        """Whether its records are complete and of exactly this recipe."""
+        """Whether its records are complete and of this recipe."""
         folder = self.folder(out)
         if not (folder / RECORDS).is_file():
             return False
         try:
             text = (folder / "recipe.toml").read_text(encoding="utf-8")
             return parse_recipe(text, str(folder)).id == self.recipe.id
-        except (OSError, SecateurError):  # of another version, or cut short: run again
+        except (OSError, SecateurError):  # of another version or truncated: run again
             return False
 
 
@@ -74,18 +75,18 @@ def cells(
     tables: Iterable[int] = (1, 2, 3, 4, 5, 6),
     sets: list[str] | None = None,
 ) -> list[Cell]:
-    """List the cells that the tables need, those of the first seed first.
+    """List the cells of the tables, the first seed first.
 
     Args:
-        networks: Of :data:`NETWORKS`.
-        datasets: Of :data:`DATASETS`; networks are made to overfit FashionMNIST only, as published.
+        networks: Among :data:`NETWORKS`.
+        datasets: Among :data:`DATASETS`; overfitting cells use FashionMNIST only, as published.
         preset: ``quick``, ``fast`` or ``paper``.
-        seeds: How many, from 0.
-        tables: As numbered in the publications, 1 to 6.
+        seeds: Number of seeds, from 0.
+        tables: Numbers of the published tables, 1 to 6.
         sets: ``key=value`` overrides of every recipe.
 
     Raises:
-        RecipeError: There is no recipe for a cell.
+        RecipeError: A cell has no recipe.
     """
     numbers, listed = set(tables), list[Cell]()
     datasets = list(datasets)
@@ -109,13 +110,13 @@ def _overfit_cells(network: str, preset: str, seed: int, sets: list[str]) -> Ite
 
 
 def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Record]:
-    """Run one cell and write its folder; stages that exist are not made again.
+    """Run one cell and write its folder; existing stages are reused.
 
     Args:
         cell: The cell to run.
-        out: Receives ``stages/``, which cells share, and ``cells/NAME/``.
+        out: Output folder: ``stages/``, shared by cells, and ``cells/NAME/``.
         data: Folder with the data set's files, or None.
-        device: As in :func:`secateur.environment.choose_device`.
+        device: See :func:`secateur.environment.choose_device`.
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
@@ -123,7 +124,7 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
     keep_freed_memory()
     folder, store = cell.folder(out), _store(out, wait=True)
     folder.mkdir(parents=True, exist_ok=True)
-    # Records of an older recipe would make a cell that is killed now look done.
+    # Remove records of an older recipe, which would make an interrupted cell look done.
     for stale in (RECORDS, DEMONSTRATION):
         (folder / stale).unlink(missing_ok=True)
     write_text(folder / "recipe.toml", cell.recipe.to_toml())
@@ -136,9 +137,9 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
 
 
 def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
-    """Scan a finished cell's network with masks not in force, and store that with its records.
+    """Scan a finished cell's network with masks that are not applied, and store the records.
 
-    Arguments and errors as :func:`run_cell`. A cell that has such a scan is skipped.
+    Arguments and errors: see :func:`run_cell`. Cells with such a scan are skipped.
     """
     path = cell.folder(out) / DEMONSTRATION
     if not path.exists():
@@ -150,7 +151,7 @@ def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
 def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
     """Delete a finished cell's measurements, so that :func:`run_cell` repeats them.
 
-    Its networks and files stay. A cell of another machine, whose stages are missing, is skipped.
+    Networks and files are kept. Cells of other machines, whose stages are missing, are skipped.
 
     Returns:
         Whether the cell can be measured again.
@@ -161,17 +162,17 @@ def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
         chain.stage("quantize")
     except StoreError:
         return False
-    for name in ("pack", "bench"):  # the later stage first, so that a kill in between is harmless
+    for name in ("pack", "bench"):  # the later stage first, so that an interruption is harmless
         with suppress(StoreError):
             shutil.rmtree(chain.stage(name).folder)
     return True
 
 
 def _store(out: Path, **options: bool) -> Store:
-    """The stages that cells share.
+    """The stages shared by cells.
 
-    The number of cells at a time decides the threads of each. A study that goes on with another
-    number reuses what is there; every record names the threads of its own stage.
+    The number of parallel cells determines the threads of each. A study continued with another
+    number reuses existing stages; records name the threads of their stage.
     """
     return Store(out / "stages", any_threads=True, **options)
 
@@ -189,11 +190,11 @@ def run_cells(
 ) -> None:
     """Run cells in parallel, one process at a time on each of ``devices``.
 
-    The failure of one cell stops no other: its error is passed to ``finished``. Output of a cell
-    goes to ``cells/NAME/log.txt``.
+    A failed cell does not stop others; its error is passed to ``finished``. The output of a cell is
+    written to ``cells/NAME/log.txt``.
 
     Args:
-        todo: The cells, in the order in which they are started.
+        todo: Cells in the order of their start.
         out: See :func:`run_cell`.
         data: See :func:`run_cell`.
         devices: One entry for each process: ``cpu``, ``cpu`` for two; ``cuda:0``, ``cuda:1``.
@@ -206,10 +207,10 @@ def run_cells(
     def run_one(cell: Cell) -> str | None:
         device = free.get()
         try:
-            # A process for each cell isolates its memory and its crashes.
+            # A separate process isolates memory and crashes.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 return pool.submit(_alone, cell, out, data, device, threads).result()
-        except Exception as error:  # a killed cell, or a bug in one, stops no other
+        except Exception as error:  # a failed cell does not stop others
             return f"{type(error).__name__}: {error}; see {cell.folder(out) / 'log.txt'}"
         finally:
             free.put(device)
@@ -219,13 +220,13 @@ def run_cells(
         try:
             for future in as_completed(started):
                 finished(started[future], future.result())
-        except BaseException:  # Ctrl-C: start no other cell
+        except BaseException:  # Ctrl-C: start no more cells
             threads_of_cells.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _alone(cell: Cell, out: Path, data: Path | None, device: str, threads: int) -> str | None:
-    """Run a cell in this process with output to its log; return the error in one line, or None."""
+    """Run a cell in this process, with output to its log; return the error, or None."""
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

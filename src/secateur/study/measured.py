@@ -1,8 +1,8 @@
-"""Our numbers: from the cells of one group to a value with its bounds and its seeds.
+"""Measured numbers of a group of cells, with bounds and seeds.
 
-Accuracies and their differences carry a 95 % interval over seeds and images. Counts, sizes and
-rates are the mean over seeds with the least and the greatest. A latency is the median of the runs'
-medians, with the least 10th and the greatest 90th percentile, on one processor.
+Accuracies and their differences have a 95 % interval over seeds and images. Counts, sizes and rates
+are means over seeds with minimum and maximum. A latency is the median of the runs' medians, with
+the smallest 10th and the largest 90th percentile, on one machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def accuracy(group: Group, variant: str) -> Entry:
 
 
 def difference(group: Group, first: str, second: str) -> Entry:
-    """Top-1 of ``first`` minus that of ``second`` on the same images, in percentage points."""
+    """Top-1 of ``first`` minus ``second`` on the same images, in percentage points."""
     pair = group.right(first, second)
     if not pair:
         return NOT_RUN
@@ -45,7 +45,7 @@ def mean(
 
 
 def rate(group: Group, variant: str, metric: str) -> Entry:
-    """How many times less than its reference, mean over seeds."""
+    """Ratio of the reference to the variant, mean over seeds."""
     pairs = group.pairs(variant, metric)
     return _spread([one.value / other.value for one, other in pairs], numbers.times)
 
@@ -62,7 +62,7 @@ def latency(group: Group, variant: str, machine: str) -> Entry:
 
 
 def speed_up(group: Group, variant: str, machine: str) -> Entry:
-    """How many times faster than its reference on ``machine``, by medians; mean over seeds."""
+    """Speed-up over the reference on ``machine``, by medians; mean over seeds."""
     pairs = [
         pair
         for pair in group.pairs(variant, "latency_ms")
@@ -72,22 +72,22 @@ def speed_up(group: Group, variant: str, machine: str) -> Entry:
 
 
 def machine_of(record: Record) -> str:
-    """Everything that latencies must share before they may be compared."""
+    """Processor, threads and runtime, which comparable latencies must share."""
     threads = f"{record.threads} thread{'s' * (record.threads != 1)}"
     return f"{record.processor}; {threads}, {record.runtime}"
 
 
 def machines(group: Group) -> list[str]:
-    """Where latencies of the group were measured, in the order of its seeds."""
+    """Machines of the group's latencies, in the order of its seeds."""
     records = [r for cell in group.cells for r in cell.records if r.metric == "latency_ms"]
     return list(dict.fromkeys(machine_of(record) for record in records))
 
 
 def with_reference(group: Group, others: Sequence[Group]) -> Group:
-    """The group with the reference networks of the same seeds from another group.
+    """Add the reference networks of the same seeds from other groups.
 
-    Cells on overfitting need not hold the network that did not overfit: it is that of the pruning
-    study in the same geometry and preset. Where a cell has its own, or no other has, it stays.
+    Overfitting cells may lack the reference network; it is then that of the pruning study in the
+    same geometry and preset. Other cells are unchanged.
     """
     same = ("network", "dataset", "preset", "geometry")
     for other in others:

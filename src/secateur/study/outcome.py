@@ -19,7 +19,7 @@ from secateur.study.tables import groups_of
 
 
 class Outcome(NamedTuple):
-    """``claim`` is the result, ``proof`` how it was counted."""
+    """``claim`` is the result, ``proof`` the way of counting."""
 
     claim: str
     proof: tuple[str, ...]
@@ -87,9 +87,9 @@ def missing(cells: Cells, tables: Sequence[Table], planned: Iterable[str] = ()) 
     """What a complete study would have and this one lacks, a line each.
 
     Args:
-        cells: All that was read.
-        tables: Made from them.
-        planned: Names of cells that were to be made.
+        cells: All cells.
+        tables: Tables of the cells.
+        planned: Names of planned cells.
     """
     there = {cell.name for cell in cells.cells} | set(cells.unread)
     lines = [f"cell {name}: not made" for name in planned if name not in there]
@@ -144,7 +144,7 @@ def _is_scanned(cells: Cells, dataset: str, network: str) -> bool:
 
 
 def provenance(cells: Cells) -> dict[str, dict[str, list[str]]]:
-    """Field to each of its values and the cells that had it: processors, threads, versions, ..."""
+    """From field (processor, threads, versions, ...) to each value and the cells with it."""
     fields: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells.cells:
         fields["Seeds"][str(cell.seed)][cell.name] = None

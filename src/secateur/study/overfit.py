@@ -1,10 +1,10 @@
-"""What pruning does to a network that was made to overfit, compared with controls.
+"""The effect of pruning on an overfitted network, compared with controls.
 
-The publication (arXiv 2001.04850, section 3.5 and Table 5) lets a network overfit, prunes and
-retrains it, and credits pruning with what test accuracy that wins. Retraining alone could win it,
-and so could any smaller network. Hence the controls: from the same overfitted network, by the same
-schedule, for as long, on the same images, one arm retrains without pruning and one loses as many
-channels at random.
+The publication (arXiv 2001.04850, section 3.5 and Table 5) overfits a network, prunes and retrains
+it, and attributes the gain in test accuracy to pruning. Retraining alone, or any smaller network,
+could have the same effect. Therefore two controls start from the same overfitted network, with the
+same schedule, epochs and images: one retrains without pruning, one removes as many channels at
+random.
 """
 
 from __future__ import annotations
@@ -36,23 +36,24 @@ _CHANGES: dict[Arm, dict[str, Any]] = {
 
 
 def arm_of(recipe: Recipe, arm: Arm) -> Recipe:
-    """The recipe of one arm: ``recipe`` with another way to choose what leaves, or nothing leaving.
+    """The recipe of one arm: ``recipe`` with another criterion, or without pruning.
 
-    ``pruned`` takes the channels of least L2 norm, ``random`` as many others, ``dense`` none. All
-    else is the same, so that the arms share the overfitted network and differ in pruning alone.
+    ``pruned`` removes the channels of smallest l2 norm, ``random`` as many at random, ``dense``
+    none. Everything else is equal, so that arms share the overfitted network and differ in pruning
+    only.
     """
     return recipe.model_copy(update={"prune": recipe.prune.model_copy(update=_CHANGES[arm])})
 
 
 class Overfitting:
-    """One recipe's overfitted network and its three arms; each arm is a chain in the same store.
+    """The overfitted network of a recipe and its three arms, each a chain in the same store.
 
     Args:
-        recipe: Its ``data``, ``network`` and ``train`` make the overfitted network, its ``prune``
-            the arms; its other parts are not used.
-        store: Where stages are kept.
+        recipe: ``data``, ``network`` and ``train`` define the overfitted network, ``prune`` the
+            arms; other parts are not used.
+        store: Keeps the stages.
         data_root: Folder with the data set's files, or None.
-        device: Where to train and evaluate.
+        device: Device for training and evaluation.
 
     Attributes:
         chain: The chain up to the overfitted network.
@@ -67,13 +68,13 @@ class Overfitting:
 
     @cached_property
     def networks(self) -> dict[str, Stage]:
-        """The stage that holds each network: ``overfitted`` and the arms."""
+        """The stage of each network: ``overfitted`` and the arms."""
         overfitted = {"overfitted": self.chain.stage("train")}
         return overfitted | {arm: chain.stage("remove") for arm, chain in self.arms.items()}
 
     @cached_property
     def fit(self) -> Stage:
-        """How each network fits the images it trained on, and the test images, opened here."""
+        """Evaluate each network on its training images and on the test images."""
         reads = {"data": self.chain.stage("data"), **self.networks}
         return self.chain.make("fit", self.chain.data_set.test_key(), reads, self._make_fit)
 
@@ -101,7 +102,7 @@ class Overfitting:
         write_json(folder / "fit.json", counts | {"networks": networks})
 
     def _epochs(self, name: str) -> int:
-        """Epochs that a network was trained for, those of overfitting included."""
+        """Epochs of a network's training, including overfitting."""
         rounds = [] if name == "overfitted" else self.arms[name].rounds  # type: ignore[index]
         stages = (self.chain.stage("train"), *rounds)
         return sum(len(stage.json("history.json")) for stage in stages)
@@ -110,19 +111,19 @@ class Overfitting:
 def run_overfit(
     recipe: Recipe, store: Store, data_root: Path | None, device: torch.device
 ) -> tuple[list[Record], dict[str, Tensor]]:
-    """Overfit, prune, retrain, control and measure: one cell of the study.
+    """Run an overfitting cell: overfit, prune, retrain, controls, measurements.
 
-    What is in ``store`` already is found, not made again; a killed cell goes on where it was.
+    Existing stages are reused; an interrupted cell is resumed.
 
     Args:
-        recipe: Its ``data``, ``network`` and ``train`` make the overfitted network, its ``prune``
-            the arms; what else it says is not used.
-        store: Where stages are kept.
+        recipe: ``data``, ``network`` and ``train`` define the overfitted network, ``prune`` the
+            arms; other parts are not used.
+        store: Keeps the stages.
         data_root: Folder with the data set's files, or None.
-        device: Where to train and evaluate.
+        device: Device for training and evaluation.
 
     Returns:
-        As :func:`records_of` and :func:`decisions`.
+        Results of :func:`records_of` and :func:`decisions`.
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
@@ -132,16 +133,16 @@ def run_overfit(
 
 
 def decisions(study: Overfitting) -> dict[str, Tensor]:
-    """For each variant whether it is right, test image by test image: bool, shape (n,)."""
+    """For each variant, whether each test image is classified correctly: bool, shape (n,)."""
     right = study.fit.tensors("right.safetensors")
     return {variant_of(name): decided for name, decided in right.items()}
 
 
 def records_of(study: Overfitting) -> list[Record]:
-    """Every number of one cell; for variants and metrics see :class:`secateur.records.Record`.
+    """All records of one cell; for variants and metrics see :class:`secateur.records.Record`.
 
-    The training images are all there are, so that the training loss is exact; the gap has the
-    width of the test loss's interval.
+    The training loss is over all training images and exact; the interval of the gap has the width
+    of the test loss's.
     """
     recipe, stage = study.chain.recipe, study.fit
     by, fit = Recorder(recipe, stage), stage.json("fit.json")
@@ -180,5 +181,5 @@ _BESIDE = {"pruned": ("dense", "random", "overfitted"), "dense": ("overfitted",)
 
 
 def variant_of(name: str) -> str:
-    """What records call a network of the study."""
+    """The variant in records of a network of the study."""
     return name if name == "overfitted" else f"overfitted-{name}"

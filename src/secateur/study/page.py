@@ -1,4 +1,4 @@
-"""Writes the reproduction: a page, the same in Markdown, tables in four formats, and figures."""
+"""Writes the reproduction: report in HTML and Markdown, tables in four formats, and figures."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from secateur.study.tables import make_tables
 
 
 def write_reproduction(out: Path, planned: Iterable[str] = (), *, scripts: bool = True) -> Path:
-    """Write ``out/reproduction/`` from the finished cells of ``out/cells/``, and nothing else.
+    """Write ``out/reproduction/`` from the finished cells of ``out/cells/`` only.
 
-    The folder receives ``report.html`` (self-contained), ``report.md``,
+    The folder contains ``report.html`` (self-contained), ``report.md``,
     ``tables/{pruning,quantization,overfitting}.{md,csv,tex,html}`` and
-    ``figures/*.svg``. Each file is complete or missing. With no cell at all the
-    pages hold what is published and say that nothing is run.
+    ``figures/*.svg``. Files are written atomically. Without cells, the pages show the published
+    numbers only.
 
     Args:
         out: Folder of the study.
-        planned: Names of the cells that were to be made; those that are not there are named.
-        scripts: As in :func:`secateur.report.render.render_report`.
+        planned: Names of planned cells; missing ones are listed.
+        scripts: See :func:`secateur.report.render.render_report`.
 
     Returns:
         The page, ``out/reproduction/report.html``.
@@ -71,7 +71,7 @@ def _write_table(folder: Path, table: Table) -> None:
 def _values(
     cells: Cells, tables: tuple[Table, ...], figures: list[Sensitivity], planned: list[str]
 ) -> dict[str, Any]:
-    """Everything the templates use."""
+    """Values for the templates."""
     return {
         "outcome": outcome(tables),
         "tables": tables,

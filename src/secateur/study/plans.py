@@ -103,7 +103,7 @@ def _printed_difference(first: PublishedRow | None, second: PublishedRow | None)
 
 
 def _printed_rate(publication: Publication, column: str) -> Entry:
-    """How many times less than the reference, from two printed numbers."""
+    """Ratio of the reference to the variant, from two printed numbers."""
     before = getattr(publication.reference, column) if publication.reference else None
     rest = getattr(publication.row, column)
     if before is None or rest is None or publication.row == publication.reference:

@@ -21,19 +21,19 @@ from secateur.study.tables import best_group, label_of
 
 FIGURES = ((1, "paper", "cifar10"), (2, "paper", "fashionmnist"),
            (3, "report", "cifar10"), (4, "report", "fashionmnist"))  # fmt: skip
-"""Number in its publication, source and data set."""
+"""Number of the figure, source and data set."""
 
 COLORS = {"mobilenet_v2": CURVE, "shufflenet_v2": MARK, "alexnet": THIRD}
 
 
 class Sensitivity(NamedTuple):
-    """One of the four figures, with what it shows.
+    """One of the four figures, with its curves.
 
     Attributes:
-        number: Of the published figure, 1 to 4.
+        number: Number of the published figure, 1 to 4.
         source: ``paper`` or ``report``.
-        dataset: As published.
-        curves: At most one of a network, and one more where its demonstration was asked for.
+        dataset: Published name.
+        curves: At most one for each network, and one more for its demonstration.
         chart: The figure.
     """
 
@@ -45,18 +45,18 @@ class Sensitivity(NamedTuple):
 
     @property
     def networks_without(self) -> list[str]:
-        """Networks, as written, that were not scanned."""
+        """Titles of networks that were not scanned."""
         drawn = {curve.network for curve in self.curves}
         return [TITLES[network] for network in NETWORKS if network not in drawn]
 
 
 def draw_sensitivity(cells: Cells) -> list[Sensitivity]:
-    """The four figures in the order of their numbers, those without any curve included."""
+    """Return the four figures in order, including those without curves."""
     return [_sensitivity(cells, *which) for which in FIGURES]
 
 
 def curves_of(cells: Cells, dataset: str) -> list[Curve]:
-    """Ours on one data set, of the group of each network that is closest to the publication."""
+    """Measured curves on one data set, of the group closest to the publication for each network."""
     curves = []
     for network in NETWORKS:
         group = best_group(cells, dataset, network)
@@ -104,7 +104,7 @@ _COLOR = {
 
 
 def _curves(curves: Sequence[Curve]) -> Iterator[Spec]:
-    """Bands and lines; a demonstration is dashed."""
+    """Bands and lines; demonstrations are dashed."""
     for curve in curves:
         data = {"values": [_row(curve, point) for point in curve.points]}
         yield {
@@ -139,7 +139,7 @@ def _row(curve: Curve, point: Point) -> Spec:
 
 
 def _published(source: str, dataset: str) -> Iterator[Spec]:
-    """The fraction each network settled on, and the accuracy printed there after retraining."""
+    """The published fraction of each network, and the published accuracy after retraining."""
     rows = []
     for network in NETWORKS:
         at = 100 * thresholds()[dataset, network]
@@ -173,13 +173,13 @@ def say(curve: Curve, point: Point) -> str:
     )
 
 
-# ---- accuracies at a glance
+# ---- chart of accuracies
 
 SHAPES = {"measured": "circle", "paper": "diamond", "report": "square"}
 
 
 def draw_accuracies(table: Table) -> Chart | None:
-    """Top-1 of each measured row next to what both publications print; None where none is."""
+    """Top-1 of each measured row and of both publications; None without measured rows."""
     keys = [(column.key, str(column.source)) for column in table.columns]
     at = {source: keys.index(("top1_percent", source)) for source in SHAPES}
     recipe = keys.index(("recipe", "label"))

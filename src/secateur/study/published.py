@@ -1,8 +1,8 @@
-"""What two publications print, as they print it, and where they contradict themselves.
+"""The printed numbers of two publications, and their contradictions.
 
 ``results.csv`` holds the tables of arXiv 2001.04850 (``paper``: tables 1, 3, 5) and of a report
-that reproduces it (``report``: tables 2, 4, 6); ``thresholds.csv`` the fraction that each network
-settled on.
+that reproduces it (``report``: tables 2, 4, 6); ``thresholds.csv`` holds the chosen fraction of
+each network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TITLES = {
     "alexnet": "AlexNet",
     **{name: FACTS[name].title for name in DATASETS},
 }
-"""How networks and data sets are written."""
+"""Titles of networks and data sets."""
 
 PRUNING, QUANTIZATION, OVERFITTING = (1, 2), (3, 4), (5, 6)
 """Tables of the paper and of the report on the same question."""
@@ -38,21 +38,21 @@ _MIB = Decimal(2**20) / 10**6
 
 
 class Range(NamedTuple):
-    """All that a number rounded for print may have been."""
+    """The interval of a number that was rounded for print."""
 
     low: Decimal
     high: Decimal
 
     def meets(self, other: Range) -> bool:
-        """Whether one number could be both."""
+        """Whether the two intervals overlap."""
         return self.low <= other.high and other.low <= self.high
 
     def over(self, other: Range) -> Range:
-        """Every ratio of a number here to a number there; both above zero."""
+        """The interval of ratios of two positive numbers."""
         return Range(self.low / other.high, self.high / other.low)
 
     def times(self, factor: Decimal) -> Range:
-        """Every number here times ``factor``, which is above zero."""
+        """The interval times a positive ``factor``."""
         return Range(self.low * factor, self.high * factor)
 
 
@@ -61,9 +61,9 @@ class Printed:
     """A number as printed: ``671K``, ``2.2M``, ``91.53``.
 
     Attributes:
-        text: The characters.
-        value: What they say; ``671K`` is 671,000.
-        range: What the number may have been before it was rounded to the digits printed.
+        text: The printed text.
+        value: Its value; ``671K`` is 671,000.
+        range: Interval of the number before rounding to the printed digits.
     """
 
     text: str
@@ -75,7 +75,7 @@ class Printed:
         """Read a number, with K for thousands or M for millions.
 
         Raises:
-            ValueError: It is none, or not above zero.
+            ValueError: The text is not a positive number.
         """
         scale = _SUFFIXES.get(text[-1:], Decimal(1))
         try:
@@ -92,7 +92,7 @@ class Printed:
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One row of a published table; None where the table has no such column.
+    """One row of a published table; None for columns that the table lacks.
 
     Attributes:
         table: 1 to 6.
@@ -101,10 +101,10 @@ class PublishedRow:
         network: One of ``NETWORKS``.
         variant: ``reference``, ``pruned``, ``quantized`` or ``overfitted``.
         top1_percent: Accuracy on the test images.
-        parameters: Parameters that remain.
-        compression_rate: By parameters, against the reference.
-        size_mb: Of the file; of unit megabytes, without saying of which kind.
-        latency_ms: Of a batch and a processor that the tables do not name.
+        parameters: Remaining parameters.
+        compression_rate: Compression by parameters, against the reference.
+        size_mb: Size of the file in megabytes of unspecified kind.
+        latency_ms: Latency at an unspecified batch size and processor.
     """
 
     table: int
@@ -126,14 +126,14 @@ class PublishedRow:
 
 @dataclass(frozen=True)
 class Contradiction:
-    """A published number that does not follow from another one beside it.
+    """A published number that contradicts another one.
 
     Attributes:
         kind: ``compression_rate``, ``reference_accuracy`` or ``quantized_size``.
-        column: Field of the rows that is contradicted.
-        rows: The rows that bear it.
-        printed: What is printed.
-        follows: What follows from the other numbers.
+        column: Contradicted field of the rows.
+        rows: The rows concerned.
+        printed: The printed number.
+        follows: The number that follows from others.
     """
 
     kind: str
@@ -149,16 +149,16 @@ class Contradiction:
 
     @property
     def tables(self) -> tuple[int, ...]:
-        """Tables of the rows, rising."""
+        """Tables of the rows, increasing."""
         return tuple(sorted({row.table for row in self.rows}))
 
     @property
     def row(self) -> str:
-        """What the rows are of."""
+        """Title of the rows."""
         return self.rows[0].name
 
     def __str__(self) -> str:
-        """One sentence with all of it."""
+        """The contradiction in one sentence."""
         tables = " and ".join(map(str, self.tables))
         where = f"{self.source.capitalize()}, Table{'s' * (len(self.tables) > 1)} {tables}"
         return f"{where}, {self.row}: prints {self.printed}; {self.follows}."
@@ -166,7 +166,7 @@ class Contradiction:
 
 @functools.cache
 def published_rows() -> tuple[PublishedRow, ...]:
-    """Every row that is published, in the order of the tables."""
+    """All published rows, in the order of the tables."""
     return tuple(_row(row) for row in _read("results.csv"))
 
 
@@ -190,7 +190,7 @@ def _row(row: dict[str, str]) -> PublishedRow:
 
 @functools.cache
 def thresholds() -> dict[tuple[str, str], float]:
-    """(dataset, network) to the fraction in [0, 1) that the publications settled on."""
+    """From (dataset, network) to the published fraction, in [0, 1)."""
     return {
         (row["dataset"], row["network"]): float(row["fraction"]) for row in _read("thresholds.csv")
     }
@@ -204,7 +204,7 @@ def _read(name: str) -> Iterable[dict[str, str]]:
 def row_of(
     tables: tuple[int, int], source: str, dataset: str, network: str, variant: str
 ) -> PublishedRow | None:
-    """The row of one source in a pair of tables on the same question, if there is one."""
+    """The row of one source in a pair of tables, or None."""
     key = (source, dataset, network, variant)
     for row in published_rows():
         if row.table in tables and (row.source, row.dataset, row.network, row.variant) == key:
@@ -218,24 +218,24 @@ def published_recipe(dataset: str, network: str) -> Recipe:
     return load_recipe(f"{network}-{dataset}-paper")
 
 
-# ---- contradictions, computed from what is printed
+# ---- contradictions, computed from printed numbers
 
 
 def contradictions(rows: Iterable[PublishedRow] | None = None) -> list[Contradiction]:
-    """Where published rows contradict themselves by more than the rounding for print allows.
+    """List contradictions of published rows beyond the rounding for print.
 
-    A number printed as 2.2M was between 2.15 and 2.25 million; whatever follows from any number in
-    there is no contradiction.
+    A number printed as 2.2M was between 2.15 and 2.25 million; anything that follows from a number
+    in this interval is not a contradiction.
 
     Args:
-        rows: To be looked at; those published, if not given.
+        rows: Rows to check; by default the published ones.
     """
     every = list(published_rows() if rows is None else rows)
     return [*_wrong_rates(every), *_two_references(every), *_sizes_of_the_unpruned(every)]
 
 
 def _wrong_rates(rows: list[PublishedRow]) -> Iterator[Contradiction]:
-    """A compression rate that is not the ratio of the parameters printed."""
+    """Compression rates that are not the ratio of the printed parameters."""
     references = {_place(row): row for row in rows if row.variant == "reference"}
     for row in rows:
         unpruned = references.get(_place(row))
@@ -254,7 +254,7 @@ def _wrong_rates(rows: list[PublishedRow]) -> Iterator[Contradiction]:
 
 
 def _two_references(rows: list[PublishedRow]) -> Iterator[Contradiction]:
-    """One network on one data set, in one source, with more than one reference accuracy."""
+    """Networks with several reference accuracies on one data set in one source."""
     groups: dict[tuple[str, str, str], list[PublishedRow]] = defaultdict(list)
     for row in rows:
         if row.variant == "reference" and row.top1_percent:
@@ -273,7 +273,7 @@ def _two_references(rows: list[PublishedRow]) -> Iterator[Contradiction]:
 
 
 def _sizes_of_the_unpruned(rows: list[PublishedRow]) -> Iterator[Contradiction]:
-    """A file of the quantized pruned network that has a byte for each *unpruned* parameter."""
+    """Files of quantized pruned networks with one byte for each *unpruned* parameter."""
     pruning = [row for row in rows if row.table in PRUNING and row.parameters]
     counted = {(row.source, row.dataset, row.network, row.variant): row for row in pruning}
     for row in rows:

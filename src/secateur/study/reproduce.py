@@ -1,4 +1,4 @@
-"""``secateur reproduce``: the published study from scratch, compared with both publications."""
+"""``secateur reproduce``: runs the published study and compares it with both publications."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TABLES = (1, 2, 3, 4, 5, 6)
 
 @dataclass(frozen=True)
 class Study:
-    """Cells to run, and where.
+    """The cells of a study, its folder and devices.
 
     Attributes:
-        cells: In the order in which they are run.
-        out: Receives ``cells/``, ``stages/`` and ``reproduction/``.
+        cells: Cells in the order of execution.
+        out: Output folder: ``cells/``, ``stages/`` and ``reproduction/``.
         devices: One entry for each process that runs cells.
     """
 
@@ -39,11 +39,11 @@ class Study:
 
     @property
     def todo(self) -> list[Cell]:
-        """Cells that are not done."""
+        """Unfinished cells."""
         return [cell for cell in self.cells if not cell.is_done(self.out)]
 
     def plan(self) -> Iterator[Table | str]:
-        """Yield cells, what is done, and an estimate of the time left."""
+        """Yield the cells with their state, and an estimate of the remaining time."""
         estimate, todo = forecast(self.cells, self.out, self.devices[0]), self.todo
         table, expected = Table(box=None, pad_edge=False), []
         for heading in ("cell", "recipe", "state", "about"):
@@ -66,7 +66,7 @@ class Study:
         yield f"{len(self.cells) - len(todo)} of {len(self.cells)} cells done; {side}: {left}"
 
     def run(self, data: Path | None) -> list[str]:
-        """Run cells that are not done, several at a time; return the errors, one line each.
+        """Run unfinished cells in parallel; return the errors, one line each.
 
         Args:
             data: Folder with the data sets' files, or None.
@@ -74,9 +74,10 @@ class Study:
         return self._run(self.todo, data, self.devices)
 
     def time_again(self, data: Path | None) -> list[str]:
-        """Measure finished cells again, one at a time; return the errors, one line each.
+        """Measure finished cells again, one by one; return the errors, one line each.
 
-        Cells that ran in parallel were timed on a busy machine. Those of other machines stay.
+        Cells that ran in parallel were timed on a busy machine. Cells of other machines are
+        skipped.
         """
         chains = [c for c in self.cells if not c.overfit and c.is_done(self.out)]
         again = [cell for cell in chains if forget_times(cell, self.out, data)]
@@ -98,7 +99,7 @@ class Study:
         return [f"{name}: {error}" for name, error in ended.items() if error]
 
     def demonstrate(self, data: Path | None) -> None:
-        """Scan with masks not in force, once for each finished network and data set."""
+        """Scan with masks that are not applied, once for each finished network and data set."""
         for cell in self.cells:
             if not cell.overfit and cell.recipe.seed == 0 and cell.is_done(self.out):
                 demonstrate(cell, self.out, data, self.devices[0])
@@ -123,14 +124,14 @@ def study(
     """Choose the cells and devices.
 
     Args:
-        networks: Of :data:`secateur.study.published.NETWORKS`; none for all.
-        datasets: Of :data:`secateur.study.published.DATASETS`; none for all.
-        preset: Of :data:`PRESETS`.
-        seeds: How many, from 0.
-        tables: Numbers with commas between, as published; empty for all six.
-        out: Folder for everything.
-        device: As in :func:`secateur.environment.choose_device`; ``auto`` takes every GPU.
-        jobs: Cells at a time; None for one on each GPU, or for each two cores.
+        networks: Among :data:`secateur.study.published.NETWORKS`; empty for all.
+        datasets: Among :data:`secateur.study.published.DATASETS`; empty for all.
+        preset: One of :data:`PRESETS`.
+        seeds: Number of seeds, from 0.
+        tables: Numbers of published tables, separated by commas; empty for all six.
+        out: Output folder.
+        device: See :func:`secateur.environment.choose_device`; ``auto`` uses all GPUs.
+        jobs: Number of parallel cells; None for one per GPU, or one per two cores.
         sets: ``key=value`` overrides of every recipe.
 
     Raises:
@@ -145,7 +146,7 @@ def study(
 
 
 def _known(option: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Names given to an option, checked; all known ones where none is given."""
+    """Check the names of an option; without any, return all known ones."""
     chosen, known = list(names), list(known)
     for name in chosen:
         if name not in known:

@@ -27,7 +27,7 @@ MACHINE = "machine"
 
 
 def make_tables(cells: Cells) -> tuple[Table, Table, Table]:
-    """Pruning, quantization and overfitting: published and measured numbers, from records alone."""
+    """Tables of pruning, quantization and overfitting, from records only."""
     pruning, quantization, overfitting = (_make(plan, cells) for plan in PLANS)
     return pruning, quantization, overfitting
 
@@ -35,7 +35,7 @@ def make_tables(cells: Cells) -> tuple[Table, Table, Table]:
 def best_group(
     cells: Cells, dataset: str, network: str, *, overfitting: bool = False
 ) -> Group | None:
-    """Of the groups of a published network and data set the one closest to the publication."""
+    """The group of a published network and data set closest to the publication, or None."""
     groups = groups_of(cells, dataset, network, overfitting=overfitting)
     return groups[0] if groups else None
 
@@ -46,10 +46,10 @@ def groups_of(
     """Groups of a published network and data set, the closest to the publication first.
 
     Args:
-        cells: All there are.
-        dataset: As published.
-        network: As published, ``shufflenet_v2`` for example.
-        overfitting: Whether to return those on overfitting, with their references.
+        cells: All cells.
+        dataset: Published name.
+        network: Published name, for example ``shufflenet_v2``.
+        overfitting: Whether to return overfitting groups, with their references.
     """
     recipe = published_recipe(dataset, network)
     of = partial(cells.of, dataset, recipe.network.name, recipe.geometry)
@@ -62,8 +62,8 @@ def label_of(setting: Setting, network: str) -> str:
     """How the recipe of a measured group differs from the published one.
 
     Args:
-        setting: Of the group.
-        network: As published.
+        setting: Setting of the group.
+        network: Published name.
     """
     recipe = published_recipe(setting.dataset, network)
     parts = []
@@ -77,7 +77,7 @@ def label_of(setting: Setting, network: str) -> str:
 
 
 def _is_changed(setting: Setting, network: str) -> bool:
-    """Whether the recipe is not the built-in one of its preset."""
+    """Whether the recipe differs from the built-in one of its preset."""
     name = f"{network}-{setting.dataset}-{setting.preset}"
     return name in builtin_recipes() and without_seed(load_recipe(name)) != setting.recipe
 
@@ -89,7 +89,7 @@ def _condition(key: str, value: float) -> str:
 
 
 def labels_of(groups: list[Group], network: str) -> list[str]:
-    """A label for each group that tells it from the others."""
+    """A distinct label for each group."""
     labels = [label_of(group.setting, network) for group in groups]
     return [
         f"{label}, recipe {group.setting.recipe}" if labels.count(label) > 1 else label
@@ -122,7 +122,7 @@ def _make(plan: Plan, cells: Cells) -> Table:
 
 
 def _on_one_machine(table: Table) -> Table:
-    """Say once where latencies were measured, if that was on one machine."""
+    """Replace the column of machines by a note if there is only one."""
     at = [column.key for column in table.columns].index(MACHINE)
     machines = {row[at].text for row in table.rows} - {NOTHING.text}
     if len(machines) != 1:
@@ -144,7 +144,7 @@ def _sources(quantity: Quantity) -> tuple[Source, ...]:
 
 
 class _Marks:
-    """Numbers the contradictions in the order in which a table meets them."""
+    """Numbers contradictions in the order of a table."""
 
     def __init__(self) -> None:
         self._all: list[Contradiction] = contradictions()

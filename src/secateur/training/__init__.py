@@ -1,1 +1,1 @@
-"""Training that can be killed and resumed, evaluation, and what makes both fast on a processor."""
+"""Resumable training, evaluation, and faster layers on CPUs."""

@@ -1,8 +1,8 @@
-"""Checkpoints that prove themselves: a damaged one, or one of another training, is never loaded.
+"""Verified checkpoints: damaged ones, and those of another training, are not loaded.
 
 A checkpoint is one safetensors file. Its metadata hold the SHA-256 of all tensors and of the state,
-and the content id of the training it belongs to. The checkpoint before it is kept beside it, so
-that training continues from there if the newest one is refused.
+and the content id of the training it belongs to. The preceding checkpoint is kept, for the case
+that the newest one is damaged.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ State = dict[str, Any]
 def write_checkpoint(
     path: Path, training: str, tensors: Mapping[str, Tensor], state: State
 ) -> None:
-    """Write a checkpoint, and keep the one at ``path`` as the one before it.
+    """Write a checkpoint, and keep the existing one at ``path`` as the preceding one.
 
     Args:
-        path: The file; whole or not there.
+        path: The file, written atomically.
         training: Content id of the training.
-        tensors: Everything that is a tensor, on any device.
-        state: The rest, as JSON values.
+        tensors: All tensors, on any device.
+        state: Other state, as JSON values.
     """
     if path.exists():
         path.replace(_before(path))
@@ -44,9 +44,9 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path, training: str) -> tuple[dict[str, Tensor], State] | None:
-    """Read the newest sound checkpoint of ``training``, or None where there is none.
+    """Read the newest valid checkpoint of ``training``, or return None.
 
-    Each file that is refused is named on stderr with the reason.
+    Rejected files are reported on stderr with the reason.
     """
     for candidate in (path, _before(path)):
         if not candidate.exists():
@@ -59,7 +59,7 @@ def read_checkpoint(path: Path, training: str) -> tuple[dict[str, Tensor], State
 
 
 def remove_checkpoints(path: Path) -> None:
-    """Delete the checkpoint at ``path`` and the one before it."""
+    """Delete the checkpoint at ``path`` and the preceding one."""
     for file in (path, _before(path)):
         file.unlink(missing_ok=True)
 

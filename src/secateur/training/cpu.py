@@ -1,6 +1,6 @@
-"""Slow paths of training on a processor, and the ways around them.
+"""Faster replacements for slow layers in training on CPUs.
 
-How much they gain: ``benchmarks/training_speed.py``, and ``results/training_speed.jsonl``.
+``benchmarks/training_speed.py`` measures the gain; see ``results/training_speed.jsonl``.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 LARGEST_MAP = 16 * 16
-"""Pixels of the largest map on which a 1x1 convolution is faster as a matrix product."""
+"""Largest map, in pixels, on which a 1x1 convolution is faster as a matrix product."""
 
 
 @functools.cache
 def keep_freed_memory() -> None:
     """Make glibc reuse the memory of activations instead of returning it after every step.
 
-    Large blocks are otherwise mapped and unmapped each time, and the kernel zeroes each page again.
-    Does nothing where the C library has no ``mallopt``.
+    Otherwise large blocks are mapped and unmapped each time, and the kernel clears each page again.
+    Does nothing if the C library has no ``mallopt``.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -38,14 +38,14 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def fast_layers(*networks: nn.Module) -> Iterator[None]:
-    """Run layers by faster paths where torch has slow ones; the arithmetic is the same.
+    """Replace slow layers by faster equivalents during the block.
 
-    * Depthwise convolutions on maps smaller than their kernel are padded by hand: oneDNN computes
-      their weight gradient far slower than with explicit padding.
-    * 1x1 convolutions on small maps are matrix products.
-    * ShuffleNetV2's blocks interleave channels in one pass, and their output stays channels last.
+    * Depthwise convolutions on maps smaller than their kernel are padded explicitly, because oneDNN
+    computes their weight gradient much faster then. * 1x1 convolutions on small maps become matrix
+    products. * ShuffleNetV2's blocks interleave channels in one pass, and their output stays
+    channels last.
 
-    Networks on an accelerator are left as they are.
+    Networks on an accelerator are not changed.
     """
     changed = []
     for network in networks:
@@ -58,7 +58,7 @@ def fast_layers(*networks: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in changed:
-            del module.forward  # the class's own method shows again
+            del module.forward  # restores the class's method
 
 
 def _fast_forward(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
@@ -90,11 +90,11 @@ def _pad_then_convolve(layer: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def _multiply(layer: nn.Conv2d, images: Tensor) -> Tensor:
-    """A 1x1 convolution as a product of pixels, channels last, and weights."""
+    """A 1x1 convolution as a product of pixels (channels last) and weights."""
     if images.shape[2] * images.shape[3] > LARGEST_MAP:
         return nn.Conv2d.forward(layer, images)
     pixels = images.permute(0, 2, 3, 1)
-    rows = pixels.reshape(-1, layer.in_channels)  # a view also of half the channels
+    rows = pixels.reshape(-1, layer.in_channels)  # a view, also of half the channels
     weight = layer.weight.view(layer.out_channels, layer.in_channels)
     products = F.linear(rows, weight, layer.bias)
     return products.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
@@ -107,7 +107,7 @@ def _is_shuffle_block(module: nn.Module) -> bool:
 
 
 def _shuffle_block(block: Any, images: Tensor) -> Tensor:
-    """The forward pass of torchvision's block, with another way to concatenate and shuffle."""
+    """The forward pass of torchvision's block, with a faster concatenation and shuffle."""
     left, right = images.chunk(2, dim=1) if block.stride == 1 else (images, images)
     left, right = left if block.stride == 1 else block.branch1(left), block.branch2(right)
     if left.shape != right.shape or left.dtype not in (torch.float32, torch.float64):
@@ -118,9 +118,9 @@ def _shuffle_block(block: Any, images: Tensor) -> Tensor:
 
 
 class _Interleave(torch.autograd.Function):
-    """Channels of two tensors in turn; both passes go through memory once.
+    """Interleave channels of two tensors; both passes read memory once.
 
-    Pairs of real numbers are complex numbers, which torch packs by vector instructions.
+    Pairs of real numbers are stored as complex numbers, which torch packs by vector instructions.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Evaluation of a network on labeled images: one loop, for modules, graphs and runtimes alike."""
+"""Evaluation of networks on labeled images, for modules, graphs and runtimes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Scorer = Callable[[Tensor], Tensor]
 """From prepared images, float32 (N, C, H, W), to scores, float (N, classes)."""
 
 Prepare = Callable[[Tensor], Tensor]
-"""From stored pixels, uint8 (N, C, H, W), to the network's input; a Preparation is one."""
+"""From stored pixels, uint8 (N, C, H, W), to the network's input, such as a Preparation."""
 
 
 def scorer(runtime: Runtime) -> Scorer:
@@ -32,13 +32,13 @@ def scorer(runtime: Runtime) -> Scorer:
 def evaluate(
     network: Scorer, images: Images, prepare: Prepare, batch: int = BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield scores, float (n, classes), and labels, int64 (n,), batch by batch.
+    """Yield scores, float (n, classes), and labels, int64 (n,), of each batch.
 
     Args:
         network: On the same device as ``images``, in inference mode.
         images: N images.
-        prepare: From stored pixels to the network's input.
-        batch: Images at a time.
+        prepare: Maps stored pixels to the network's input.
+        batch: Batch size.
     """
     for start in range(0, len(images), batch):
         scores = network(prepare(images.pixels[start : start + batch]))
@@ -48,9 +48,9 @@ def evaluate(
 def correct(
     network: Scorer, images: Images, prepare: Prepare, batch: int = BATCH
 ) -> npt.NDArray[np.bool_]:
-    """Tell for each image whether the class with the highest score is its label.
+    """Return for each image whether the class with the highest score is its label.
 
-    Arguments as :func:`evaluate`.
+    Arguments: see :func:`evaluate`.
 
     Returns:
         Shape (N,).
@@ -62,9 +62,9 @@ def correct(
 def correct_and_loss(
     network: Scorer, images: Images, prepare: Prepare, batch: int = BATCH
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-    """Tell for each image whether the network is right, and its cross-entropy in nats.
+    """Return for each image whether it is classified correctly, and its cross-entropy in nats.
 
-    Arguments as :func:`evaluate`.
+    Arguments: see :func:`evaluate`.
 
     Returns:
         Both of shape (N,).
@@ -79,7 +79,7 @@ def correct_and_loss(
 def correctness(
     network: nn.Module, images: Images, prepare: Prepare, batch: int = BATCH
 ) -> npt.NDArray[np.bool_]:
-    """:func:`correct` of a module, which is put into inference mode and back."""
+    """:func:`correct` of a module in inference mode; its mode is restored."""
     with _inference(network):
         return correct(network, images, prepare, batch)
 
@@ -97,15 +97,15 @@ def _inference(network: nn.Module) -> Iterator[None]:
 def leave_gradients(
     network: nn.Module, images: Images, prepare: Prepare, batch: int = BATCH
 ) -> None:
-    """Leave in each parameter's ``grad`` the gradient of the mean cross-entropy over ``images``.
+    """Set each parameter's ``grad`` to the gradient of the mean cross-entropy over ``images``.
 
-    In inference mode, so that batch-norm statistics stay; the network is put back into its mode.
+    In inference mode, so that batch-norm statistics do not change; the mode is restored.
 
     Args:
         network: On the same device as ``images``.
         images: N images.
-        prepare: From stored pixels to the network's input.
-        batch: Images at a time.
+        prepare: Maps stored pixels to the network's input.
+        batch: Batch size.
     """
     network.zero_grad(set_to_none=True)
     with _inference(network):

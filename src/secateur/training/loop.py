@@ -1,4 +1,4 @@
-"""Training epoch by epoch; it can be killed at any moment and resumed to the same result."""
+"""The training loop; training can be interrupted at any time and resumed with the same result."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from secateur.training.evaluation import correctness
 from secateur.training.trainer import Epoch, Teacher, Trainer, TrainStep
 
 GLANCE = 2000
-"""Validation images evaluated after each epoch but the last, which evaluates all."""
+"""Number of validation images evaluated after each epoch; the last epoch uses all."""
 
 
 def _done(history: list[Epoch], config: recipe.Train, images: int) -> bool:
-    """Whether a training has ended; the history alone decides, so that a resumed one knows."""
+    """Whether training has ended, from the history only, for resumed trainings."""
     if not history:
         return False
     return len(history) >= config.epochs or _reached(history[-1].train_right, config, images)
@@ -50,25 +50,25 @@ def train(
     train_step: TrainStep | None = None,
     label: str = "train",
 ) -> tuple[nn.Module, list[Epoch]]:
-    """Train ``network`` in place, from ``checkpoint`` where that exists.
+    """Train ``network`` in place, starting from ``checkpoint`` if it exists.
 
     Args:
-        network: On the device to train on, channels last.
+        network: On the training device, channels last.
         training: Images on the same device.
-        validation: Images on the same device; only looked at, never chosen by.
-        prepare: From stored pixels to the network's input.
-        config: Every hyperparameter.
-        seed: The same seed gives the same result on the same machine, killed and resumed or not.
+        validation: Images on the same device, for the training curve only.
+        prepare: Maps stored pixels to the network's input.
+        config: Hyperparameters.
+        seed: The same seed gives the same result on the same machine, also if resumed.
         checkpoint: Written after each epoch.
         masks: See :class:`Trainer`.
         teacher: See :class:`Trainer`.
-        built_from: What ``network`` was built from, for the stem of ``config.start``.
-        stop: Asked after each epoch but the last; True ends training there.
+        built_from: Configuration of ``network``, for the stem of ``config.start``.
+        stop: Called after each epoch but the last; True stops training.
         train_step: See :class:`Trainer`.
-        label: Stands before the progress.
+        label: Label of the progress.
 
     Returns:
-        The network to keep, in inference mode (the average where ``config.ema`` is set), and its
+        The trained network in inference mode (the average if ``config.ema`` is set), and its
         training curve.
 
     Raises:
@@ -96,7 +96,7 @@ def _epoch(
     prepare: Preparation,
     tick: object,
 ) -> str:
-    """Train for one epoch, add what it came to to the history, and return that in words."""
+    """Train for one epoch, append the result to the history, and return it in words."""
     start, config, epoch = time.monotonic(), trainer.config, len(trainer.history) + 1
     with _geometry_of(epoch, trainer, built_from, prepare) as prepare:
         loss, fitted = trainer.run_epoch(training, prepare, tick), None
@@ -114,7 +114,7 @@ def _epoch(
 def _geometry_of(
     epoch: int, trainer: Trainer, built_from: recipe.Network | None, prepare: Preparation
 ) -> Iterator[Preparation]:
-    """Put networks into the geometry of a 1-based epoch; give what prepares images for it."""
+    """Set networks to the geometry of a 1-based epoch; return the image preparation for it."""
     first = trainer.config.start
     if first is None or epoch > round(first.fraction * trainer.config.epochs):
         yield prepare

@@ -1,12 +1,12 @@
-"""One batch in equal parts, side by side: a thread and a copy of the network for each part.
+"""Data parallelism on a CPU: a thread and a copy of the network for each part of a batch.
 
-Two threads inside one operation meet at its end, several hundred times a step, and wait for the
-slower one each time. Two threads with a part of the batch each meet once a step. That is faster on
-two quiet cores, and much faster on busy ones: ``benchmarks/training_speed.py``.
+Threads inside one operation synchronize at its end, several hundred times per step. Threads with
+separate parts of the batch synchronize once per step. That is faster on two idle cores, and much
+faster on busy ones; see ``benchmarks/training_speed.py``.
 
 Each part is normalized by its own statistics (ghost batch normalization, Hoffer et al. 2017,
-arXiv 1705.08741, algorithm 1). The number of parts belongs to the recipe, so that the result does
-not depend on the number of cores.
+arXiv 1705.08741, algorithm 1). The number of parts is in the recipe, so that the result does not
+depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ import torch
 from torch import Tensor, nn
 
 Loss = Callable[[nn.Module, slice], Tensor]
-"""From a copy of the network and a part of the batch to that part's mean loss, a scalar."""
+"""From a copy of the network and a part of the batch to the part's mean loss, a scalar."""
 
 
 class Shards:
-    """Copies of a network that share its parameters and have buffers of their own.
+    """Copies of a network with shared parameters and separate buffers.
 
     The network itself is the first copy: its running statistics are those of the first parts.
 
     Args:
-        network: On any device; not changed.
-        count: How many parts, 2 or more.
+        network: On any device; not modified.
+        count: Number of parts, at least 2.
     """
 
     def __init__(self, network: nn.Module, count: int) -> None:
         self.copies = [network, *(_sharing(network) for _ in range(count - 1))]
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         on_cpu = self._parameters[0].device.type == "cpu"
-        # On an accelerator the parts take turns: it is one device, and the order stays the same.
+        # On an accelerator, parts run sequentially in a fixed order.
         side_by_side = min(count, torch.get_num_threads()) if on_cpu else 1
         threads = max(1, torch.get_num_threads() // count) if on_cpu else torch.get_num_threads()
         self._pool = ThreadPoolExecutor(side_by_side, "shard", torch.set_num_threads, (threads,))
 
     def backward(self, loss: Loss, size: int) -> Tensor:
-        """Leave the gradient of the mean loss of a batch in the parameters' ``grad``.
+        """Set the parameters' ``grad`` to the gradient of the mean loss of a batch.
 
         Args:
-            loss: Called once for each part, from another thread; must not change shared state.
-            size: Images in the batch.
+            loss: Called once for each part, from separate threads; must not change shared state.
+            size: Batch size.
 
         Returns:
             The mean loss, a scalar tensor, detached.
@@ -72,10 +72,9 @@ class Shards:
 
     @contextmanager
     def dropout(self, seed: int) -> Iterator[None]:
-        """Let each copy's dropout draw from a generator of its own.
+        """Give each copy's dropout a separate random generator.
 
-        torch's dropout draws from one generator that all threads share, in whichever order they
-        come.
+        torch's dropout uses one generator for all threads, in an undefined order.
         """
         layers = []
         for index, network in enumerate(self.copies):
@@ -89,11 +88,11 @@ class Shards:
             yield
         finally:
             for layer in layers:
-                del layer.forward  # the class's own method shows again
+                del layer.forward  # restores the class's method
 
 
 def _sharing(network: nn.Module) -> nn.Module:
-    """Copy a network, its parameters shared."""
+    """Copy a network with shared parameters."""
     shared = {id(parameter): parameter for parameter in network.parameters()}
     return copy.deepcopy(network, shared)
 

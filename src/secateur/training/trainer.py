@@ -1,4 +1,4 @@
-"""One step and one epoch of stochastic gradient descent, and the state that a checkpoint holds."""
+"""Steps and epochs of stochastic gradient descent, and the state of checkpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPERATURE = 2.0
 TrainStep = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From the network, prepared images (N, C, R, R) and labels (N,) to the loss, a scalar tensor."""
 
-_CHECK_EVERY = 50  # steps between looks at the loss, each of which makes a GPU wait
+_CHECK_EVERY = 50  # steps between reads of the loss, each of which synchronizes a GPU
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Epoch:
     validation_right: int
     validation_images: int
     seconds: float
-    train_right: int | None = None  # of all training images, where ``until`` asks for it
+    train_right: int | None = None  # on all training images, if ``until`` is set
 
 
 def learning_rate(config: recipe.Train, step: int, steps: int) -> float:
     """Learning rate of 0-based ``step`` out of ``steps``.
 
     One-cycle rises linearly from near zero to the peak over ``warmup``, then falls linearly to near
-    zero (Smith & Topin 2018, without the momentum cycle). Cosine rises alike and falls as half a
-    cosine (Loshchilov & Hutter 2017, equation 5, without restarts).
+    zero (Smith & Topin 2018, without the momentum cycle). Cosine rises in the same way and falls as
+    half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts).
     """
     peak = config.learning_rate
     if config.schedule == "constant":
         return peak
-    done = (step + 0.5) / steps  # the middle of the step, so neither end is exactly zero
+    done = (step + 0.5) / steps  # the middle of the step, so that neither end is exactly zero
     if config.schedule == "cosine":
         return peak * min(1.0, done / max(config.warmup, 1e-9)) * _cosine(done, config.warmup)
     if config.schedule == "step":
@@ -67,9 +67,9 @@ class Teacher:
     """A network whose probabilities are part of the loss.
 
     Attributes:
-        network: On the device of the images, in inference mode.
-        prepare: From stored pixels to its input.
-        share: Part of the loss, in (0, 1].
+        network: The teacher, on the images' device, in inference mode.
+        prepare: Maps stored pixels to its input.
+        share: Fraction of the loss, in (0, 1].
         precision: Arithmetic of its forward pass.
     """
 
@@ -86,7 +86,7 @@ class Teacher:
 
 
 def _cosine(done: float, warmup: float) -> float:
-    """Factor of the peak after the rise, in [0, 1]."""
+    """Factor of the peak rate after the rise, in [0, 1]."""
     return 0.5 * (1 + math.cos(math.pi * max(0.0, done - warmup) / (1 - warmup)))
 
 
@@ -96,7 +96,7 @@ _SLOTS = {
     "exp_avg_sq": "second_moment",
     "step": "step",
 }
-"""What optimizers keep of a parameter, and what it is called in a checkpoint."""
+"""From optimizer state of a parameter to its name in a checkpoint."""
 
 
 def _optimizer(
@@ -115,10 +115,10 @@ def _optimizer(
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """How far a student's probabilities are from its teacher's, in nats an image, softened.
+    """Softened divergence of a student's probabilities from its teacher's, in nats per image.
 
-    Kullback-Leibler at :data:`TEMPERATURE` T, times T squared, so that its gradient stays as large
-    as that of the labels (Hinton et al. 2015, section 2).
+    Kullback-Leibler divergence at :data:`TEMPERATURE` T, times T squared to keep the magnitude of
+    gradients (Hinton et al. 2015, section 2).
 
     Args:
         teacher: Scores, float32 (N, classes).
@@ -129,17 +129,17 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 class Trainer:
-    """A network, its optimizer and its average: everything a checkpoint holds.
+    """A network, its optimizer and its average: the state of a checkpoint.
 
     Args:
         network: Trained in place.
-        config: Every hyperparameter.
-        seed: Decides the order of images, augmentation and dropout, epoch by epoch.
-        masks: Parameter name to a bool tensor of its shape, True where a weight is kept. Masked
-            weights must be zero already; their gradients are zeroed, so that neither momentum nor
-            weight decay can move them.
-        teacher: Its probabilities are part of the loss; None for labels alone.
-        train_step: Gives the loss in place of cross-entropy and teacher.
+        config: Hyperparameters.
+        seed: Seed of the order of images, augmentation and dropout in each epoch.
+        masks: From parameter name to a bool tensor of its shape, True where a weight is kept.
+            Masked weights must be zero; their gradients are zeroed, so that they stay zero under
+            momentum and weight decay.
+        teacher: Its probabilities are part of the loss; None for labels only.
+        train_step: Returns the loss in place of cross-entropy and teacher.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Trainer:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """Every network that a step or an evaluation runs, but for the teacher's."""
+        """All networks of steps and evaluations, except the teacher."""
         return self._copies if self.average is self.network else [*self._copies, self.average]
 
     def step(
@@ -181,7 +181,7 @@ class Trainer:
             images: Prepared float32, shape (N, C, R, R).
             labels: int64, shape (N,); or a probability for each class, float32 (N, classes).
             rate: Learning rate.
-            pixels: What ``images`` were prepared from, for the teacher; uint8, (N, C, H, W).
+            pixels: Stored pixels of ``images``, for the teacher; uint8 (N, C, H, W).
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -221,7 +221,7 @@ class Trainer:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Move the average toward the network; it follows closely at first, having no past."""
+        """Update the average of weights; early updates have a smaller decay."""
         decay = min(self.config.ema, (1 + self._steps) / (10 + self._steps))
         averages = list(self.average.state_dict().values())
         values = list(self.network.state_dict().values())
@@ -230,13 +230,13 @@ class Trainer:
 
     @property
     def identity(self) -> str:
-        """Content id of this training: its hyperparameters, its seed, and what it trains."""
+        """Content id of this training: hyperparameters, seed and network."""
         shapes = {name: list(p.shape) for name, p in self.network.named_parameters()}
         config = self.config.model_dump(mode="json", exclude_defaults=True)
         return content_id({"train": config, "seed": self.seed, "shapes": shapes})
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; the one that was there becomes the one before."""
+        """Write a checkpoint; an existing one becomes the preceding one."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.config.ema:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
@@ -249,7 +249,7 @@ class Trainer:
         write_checkpoint(path, self.identity, tensors, state)
 
     def load(self, path: Path) -> None:
-        """Go back to the newest sound checkpoint that :meth:`save` wrote, if there is one."""
+        """Load the newest valid checkpoint of :meth:`save`, if there is one."""
         read = read_checkpoint(path, self.identity)
         if read is None:
             return
@@ -266,14 +266,14 @@ class Trainer:
         for slot, prefix in _SLOTS.items():
             for name, stored in part(prefix).items():
                 like = parameters[name]
-                # A moment has its parameter's memory format; a step count has none.
+                # Moments have their parameter's memory format; step counts have none.
                 value = torch.empty_like(like).copy_(stored) if stored.ndim else stored
                 self.optimizer.state[like][slot] = value
         self._steps = state["steps"]
         self.history = [Epoch(**epoch) for epoch in state["history"]]
 
     def run_epoch(self, images: Images, prepare: Preparation, tick: object) -> float:
-        """Go through ``images`` once, in an order of this epoch's own, and return the mean loss.
+        """Train on all ``images`` once, in this epoch's order; return the mean loss.
 
         Raises:
             TrainingError: The loss is no longer finite.
@@ -289,7 +289,7 @@ class Trainer:
         total = torch.zeros((), device=images.labels.device)
         drawing = self._shards.dropout(seed) if self._shards else nullcontext()
         with torch.random.fork_rng(), drawing:
-            torch.manual_seed(seed)  # dropout draws from here
+            torch.manual_seed(seed)  # for dropout
             for step in range(steps):
                 chosen = order[step * size : (step + 1) * size]
                 pixels = augment(images.pixels[chosen], config.augment, generator)

@@ -1,1 +1,1 @@
-"""Running a network once with labeled channels, to learn which of them depend on each other."""
+"""Runs a network once with labeled channels to find dependent ones."""

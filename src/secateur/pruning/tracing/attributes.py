@@ -1,7 +1,7 @@
-"""Widths that modules keep as numbers, such as ``num_heads`` and ``head_dim``.
+"""Module attributes that hold widths, such as ``num_heads`` and ``head_dim``.
 
-Where such a number is the size of a dimension in a reshape, a split or a slice, the smaller
-network needs another number there. The numbers are marked, so that it shows where they go.
+If such a number is the size of a dimension in a reshape, a split or a slice, the smaller network
+needs another value. The numbers are marked to trace where they are used.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from secateur.pruning.tracing.rules import tensors_in, varying
 
 
 class MarkedInt(int):
-    """A number of a module, or a multiple of it, that knows where it came from.
+    """An attribute of a module, or a multiple of it, marked with its origin.
 
     Attributes:
-        home: Module and attribute.
-        factor: This is so many times the attribute.
+        home: Module and attribute of the origin.
+        factor: Multiple of the attribute.
     """
 
     home: tuple[str, str]
@@ -55,7 +55,7 @@ class MarkedInt(int):
 
 
 def mark_widths(probe: nn.Module) -> None:
-    """Mark every number above 1 that a module of the network's own keeps."""
+    """Mark every integer attribute above 1 of modules defined by the network."""
     for name, module in probe.named_modules():
         if type(module).__module__.startswith("torch.nn"):
             continue
@@ -65,7 +65,7 @@ def mark_widths(probe: nn.Module) -> None:
 
 
 class WatchWidths(TorchFunctionMode):
-    """Notes each marked number that is the size of a dimension of channels."""
+    """Records each marked number that is the size of a dimension of channels."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def _of_split(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
 
 
 def _of_item(args: Any, kwargs: dict[str, Any], result: Any) -> Iterator[_Use]:
-    """``x[:, :n]`` and ``x[:, n:]``: what lies before ``n``, as long as only slices come first."""
+    """``x[:, :n]`` and ``x[:, n:]``: the entries before ``n``, if only slices precede."""
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     for dimension, part in enumerate(index):
         if not isinstance(part, slice):

@@ -1,7 +1,8 @@
-"""What a run of the network says about its channels: which entries of which tensors are one.
+"""The dependency graph of channels that one run of the network gives.
 
 A *node* is one index along one axis of one tensor, for example output 5 of ``conv1.weight``. Nodes
-are numbered; activations carry those numbers. Whatever makes two nodes inseparable is an *edge*.
+are numbered; activations carry those numbers. Two nodes that can only be removed together are
+joined by an *edge*.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import numpy.typing as npt
 Nodes = npt.NDArray[np.int64]
 
 FIXED = -1
-"""Label of an element that no channel of the network makes: pixels of the image, constants."""
+"""Label of elements that no layer produces: pixels of the image, constants."""
 
 ZERO = -2
-"""Label of an element that is zero and may become any channel's: what ``zeros_like`` returns."""
+"""Label of zeros that may become part of any channel: results of ``zeros_like``."""
 
 INPUTS = -1
-"""Axis of a grouped convolution's inputs, counted over all groups; its weight has no such axis."""
+"""Virtual axis of a grouped convolution's inputs over all groups, which its weight lacks."""
 
 
 class Axis(NamedTuple):
@@ -38,11 +39,11 @@ class Axis(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that an operation does to channels, for people to read.
+    """The effect of an operation on channels, for explanations.
 
     Attributes:
-        where: Module it happens in.
-        what: For example ``normalizes each of them``.
+        where: Module of the operation.
+        what: Effect, for example ``normalizes each of them``.
         nodes: The channels.
     """
 
@@ -52,10 +53,10 @@ class Event(NamedTuple):
 
 
 class Width(NamedTuple):
-    """One use of a number that a module keeps, as the size of a dimension of channels.
+    """One use of a module attribute as the size of a dimension of channels.
 
     Attributes:
-        factor: The dimension is this many times the number.
+        factor: Size of the dimension as a multiple of the attribute.
         slices: The channels at each position along the dimension.
     """
 
@@ -65,34 +66,34 @@ class Width(NamedTuple):
 
 @dataclass
 class ChannelGraph:
-    """All that one run says.
+    """All dependencies observed in one run.
 
     Attributes:
         offsets: First node of each axis.
         sizes: Nodes of each axis.
         blocks: Inputs of one group, for each ``INPUTS`` axis.
-        sources: Axes that make channels: outputs of convolutions and linear layers.
+        sources: Axes that produce channels: outputs of convolutions and linear layers.
         readers: Axes that read channels: their inputs.
-        events: For words.
-        protections: Nodes that must stay, each with why.
-        couplings: Nodes that an operation splits or reorders by position, each with what.
-        gated: Nodes whose channels something else multiplies or shifts as a whole.
-        scalars: Every number that an operation was given, widths aside, in order.
-        scales: Numbers that multiply channels straight from their layer, each with the channels;
-            where a width changes one, the layer's weights are scaled.
-        uses: Channels of each operation that reads them straight from their layer.
-        weight_uses: Weights of one axis, as often as an operation reads them.
-        biases: Channels with the entries that are added to them, pair by pair.
-        rows: Sets of channels that shrink alike, such as those of the heads of one attention.
-        attributes: Widths that a module keeps as a number, by module and attribute.
-        indices: Integer buffers that reorder channels, each with the values of the run.
-        outputs: Shape and type of everything the network returns.
-        visits: For each computed result, in order, the nodes that it carries.
-        unfollowed: Operations that could not be followed, as ``name at module``.
+        events: Effects of operations, for explanations.
+        protections: Protected nodes with reasons.
+        couplings: Nodes that an operation splits or reorders by position, with the operation.
+        gated: Nodes whose channels are multiplied or shifted by other tensors.
+        scalars: All numeric arguments of operations, except widths, in order.
+        scales: Numbers that directly multiply the output channels of a layer, with the channels; if
+            a number depends on a width, the layer's weights are scaled.
+        uses: Channels that each operation reads directly from a layer.
+        weight_uses: One-dimensional weights, once for each operation that reads them.
+        biases: Pairs of channels and the bias entries added to them.
+        rows: Sets of channels that shrink equally, such as the heads of an attention.
+        attributes: Widths held by module attributes, by module and attribute.
+        indices: Integer buffers that reorder channels, with their values.
+        outputs: Shape and dtype of all outputs of the network.
+        visits: For each computed result, in order, its nodes.
+        unfollowed: Operations without a rule, as ``name at module``.
         grouped: Weights of norms in several groups.
-        units: Its components, once they are computed.
-        trains: Whether the network was seen in training too.
-        count: Nodes so far.
+        units: Cached components of the graph.
+        trains: Whether the network was also run in training mode.
+        count: Number of nodes.
     """
 
     offsets: dict[Axis, int] = field(default_factory=dict)
@@ -132,7 +133,7 @@ class ChannelGraph:
         return np.arange(start, start + size)
 
     def join(self, first: Nodes, second: Nodes, why: str) -> None:
-        """Say that nodes stand and fall together, pair by pair; one that meets FIXED must stay."""
+        """Join pairs of nodes that can only be removed together; FIXED protects its partner."""
         first, second = np.broadcast_arrays(first, second)
         pairs = np.stack([first.ravel(), second.ravel()], axis=1)
         pairs = pairs[(pairs != ZERO).all(1)]
@@ -143,40 +144,40 @@ class ChannelGraph:
         self.protect(pairs[~free], why)
 
     def protect(self, nodes: Nodes, why: str) -> None:
-        """Say that nodes must stay."""
+        """Protect nodes."""
         distinct = known(nodes)
         if distinct.size:
             self.protections.append((distinct, why))
 
     def tell(self, where: str, what: str, nodes: Nodes) -> None:
-        """Keep words about what an operation does to nodes."""
+        """Record the effect of an operation on nodes."""
         distinct = known(nodes)
         if distinct.size:
             self.events.append(Event(where, what, distinct))
 
     def shrink_alike(self, rows: Sequence[Nodes], what: str) -> None:
-        """Say that sets of nodes must lose equally many, such as the channels of each head."""
+        """Require that sets of nodes, such as the channels of each head, shrink equally."""
         sets = [known(row) for row in rows]
         self.rows.append(sets)
         self.visits += sets
         self.couple(np.concatenate(sets), what)
 
     def couple(self, nodes: Nodes, what: str) -> None:
-        """Say that nodes share an operation that counts positions."""
+        """Record that an operation uses nodes by position."""
         self.couplings.append((known(nodes), what))
         if (nodes == FIXED).any():
             self.protect(nodes, f"{what} counts them together with what no channel makes")
 
     @property
     def edges(self) -> Nodes:
-        """Every pair, shape (pairs, 2), each once, sorted."""
+        """Distinct sorted pairs, shape (pairs, 2)."""
         if not self._edges:
             return np.empty((0, 2), np.int64)
         return _distinct_pairs(np.concatenate(self._edges))
 
 
 def _distinct_pairs(pairs: Nodes) -> Nodes:
-    """Each pair once, the smaller node first, sorted."""
+    """Distinct sorted pairs, with the smaller node first."""
     low, high = pairs.min(1), pairs.max(1)
     base = int(high.max()) + 1
     codes = np.unique(low * base + high)
@@ -189,6 +190,6 @@ def known(nodes: Nodes) -> Nodes:
     if flat.size < 256:
         distinct = np.unique(flat)
         return distinct[distinct >= 0]
-    here = np.zeros(max(int(flat.max()), 0) + 1, bool)  # faster than sorting many
+    here = np.zeros(max(int(flat.max()), 0) + 1, bool)  # faster than sorting
     here[flat[flat >= 0]] = True
     return np.flatnonzero(here)

@@ -1,8 +1,9 @@
 """Products of two tensors, summed over some dimensions: einsum, matmul, attention.
 
-A weight makes channels and reads others, as a linear layer does. Two activations: what is summed
-over stands and falls together in both, and as masked channels add zero, the sum does not need them.
-An attention so loses channels within each head, equally many of each, or whole heads.
+A product with a weight reads channels and produces others, as a linear layer does. In a product of
+two activations, summed channels of both depend on each other; masked channels add zero, so that
+they can be removed. Attentions thus lose channels within each head, equally many of each, or entire
+heads.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from secateur.pruning.tracing.rules import argument, cannot_follow, name_of, rul
 
 @dataclass(frozen=True)
 class _Operand:
-    """Labels of a factor, a letter for each dimension, and whether masked elements are zero."""
+    """An operand: labels, a letter for each dimension, and whether masked elements are zero."""
 
     labels: Tensor
     letters: str
@@ -34,7 +35,7 @@ class _Operand:
         return {self.letters[d] for d in varying(self.labels)}
 
     def aligned(self, letters: str) -> Tensor:
-        """Labels with the dimensions ``letters``, of size 1 where it has none of that letter."""
+        """Labels with the dimensions ``letters``; missing ones have size 1."""
         own = [letter for letter in letters if letter in self.letters]
         order = [self.letters.index(letter) for letter in own]
         index = tuple(slice(None) if letter in own else None for letter in letters)
@@ -83,7 +84,7 @@ def _einsum(
 def _product(
     ledger: Ledger, first: Tensor, second: Tensor, letters: tuple[str, str, str], result: Tensor
 ) -> bool:
-    """Label a product; whether it could be done."""
+    """Label a product; return whether it was possible."""
     left, right, out = letters
     for images, weights, names in ((first, second, (left, right)), (second, first, (right, left))):
         weight = ledger.value(weights)
@@ -101,7 +102,7 @@ def _product(
 def _weighted(
     ledger: Ledger, images: Tensor, weights: Tensor, letters: tuple[str, str, str], result: Tensor
 ) -> bool:
-    """An activation times a weight with one dimension that is summed and one that is not."""
+    """The product of an activation and a weight with one summed dimension."""
     left, right, out = letters
     weight = ledger.value(weights)
     assert isinstance(weight, Weight)
@@ -117,7 +118,7 @@ def _weighted(
 def _contract(
     ledger: Ledger, first: _Operand, second: _Operand, out: str, shape: Sequence[int]
 ) -> _Operand:
-    """What is known of a product that is summed over every letter that is not in ``out``."""
+    """Label a product that is summed over all letters not in ``out``."""
     where = f"product at {ledger.where}"
     summed = [s for s in first.letters if s in second.letters and s not in out]
     alone = [s for each in (first, second) for s in each.letters if s not in out + "".join(summed)]
@@ -136,7 +137,7 @@ def _contract(
 
 
 def _grids(first: _Operand, second: _Operand, letters: str) -> tuple[Nodes, Nodes]:
-    """Labels of both along common letters; each is the same along all its others, or becomes so."""
+    """Labels of both along common letters, joined along all other letters."""
     first_labels, second_labels = (
         _first_along(each, letters).aligned(letters) for each in (first, second)
     )
@@ -171,7 +172,7 @@ def _without(operand: _Operand, letters: list[str]) -> _Operand:
 
 
 def _joined(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Operand:
-    """Everything along one letter becomes inseparable."""
+    """Join all nodes along one letter."""
     dimension = operand.letters.index(letter)
     if letter in operand.wide():
         (held,) = thin(operand.labels)
@@ -183,7 +184,7 @@ def _joined(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Oper
 
 
 def _reduced(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Operand:
-    """Sum over channels: of whole heads, or, as masked ones add zero, of those that stay."""
+    """Sum over channels: entire heads, or remaining channels, as masked ones add zero."""
     if letter not in operand.wide():
         return operand
     if ledger.heads or not operand.zero:
@@ -199,7 +200,7 @@ def _reduced(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Ope
 def _outer(
     ledger: Ledger, first: _Operand, second: _Operand, out: str, shape: Sequence[int], where: str
 ) -> _Operand:
-    """Channels of both factors in one product."""
+    """An outer product with channels of both operands."""
     made = [each for each in (first, second) if bool((thin(each.labels)[0] != FIXED).any())]
     if not made:
         return _Operand(torch.tensor(FIXED).expand(tuple(shape)), out, False)
@@ -226,7 +227,7 @@ def _outer(
 
 
 def _hold_rows(ledger: Ledger, operand: _Operand, fixed: _Operand, where: str) -> None:
-    """Channels next to something that counts as many positions and has none of its own."""
+    """Channels combined with a tensor of equal size that has no channels."""
     for letter in operand.wide():
         if letter not in fixed.letters or fixed.labels.shape[fixed.letters.index(letter)] == 1:
             continue

@@ -1,4 +1,4 @@
-"""Operations without weights: on each element, on each plane of pixels, along dimensions."""
+"""Rules of operations without weights: elementwise, on planes of pixels, along dimensions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ELEMENTWISE = {
 def _constant(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """No channel makes it, but its value may come from a width."""
+    """A constant; its value may depend on a width."""
     value = argument(func, args, kwargs, "fill_value")
     if value is not None or name_of(func) == "scalar_tensor":
         note_numbers(ledger, name_of(func), args[0] if value is None else value)
@@ -53,7 +53,7 @@ def _constant(
 def _glu(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """One half gates the other."""
+    """Gated linear unit: one half gates the other."""
     labels = ledger.labels(args[0])
     first, second = labels.chunk(2, argument(func, args, kwargs, "dim"))
     spoken = f"glu at {ledger.where}"
@@ -74,14 +74,14 @@ _VERBS = {"add": "adds", "sub": "subtracts", "mul": "multiplies", "div": "divide
 def _elementwise(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Channels that meet element by element become one; a value for all leaves them apart."""
+    """Join channels that are combined elementwise; a scalar does not join them."""
     name = name_of(func).rstrip("_")
     inputs = tensors_in(args, kwargs)
     if not _note_scale(ledger, name, args, inputs):
         note_numbers(ledger, name, (args, kwargs))
     traits = Traits(zero=_makes_zero(ledger, func, args, kwargs))
     traits = replace(traits, factor=passed_on(ledger, name, args, kwargs))
-    if name == "prelu" and inputs[1].numel() > 1:  # its weights lie along dimension 1
+    if name == "prelu" and inputs[1].numel() > 1:  # its weights are along dimension 1
         weights = inputs[1].view(1, -1, *[1] * (inputs[0].ndim - 2))
         ledger.label(weights, ledger.labels(inputs[1]).view(weights.shape))
         inputs[1] = weights
@@ -99,7 +99,7 @@ def _elementwise(
 
 
 def _note_scale(ledger: Ledger, name: str, args: tuple[Any, ...], inputs: list[Tensor]) -> bool:
-    """Note a number that multiplies channels straight from their layer: weights can take it up."""
+    """Record a number that directly multiplies a layer's output, which its weights can absorb."""
     numbers = [each for each in args if isinstance(each, (int, float))]
     if name not in ("mul", "div") or len(inputs) != 1 or len(numbers) != 1 or not numbers[0]:
         return False
@@ -112,7 +112,7 @@ def _note_scale(ledger: Ledger, name: str, args: tuple[Any, ...], inputs: list[T
 
 
 def _is_made(value: Value) -> bool:
-    """Whether there are channels in a tensor."""
+    """Whether a tensor has channels."""
     return isinstance(value, Weight) or bool((thin(value)[0] >= 0).any())
 
 
@@ -120,7 +120,7 @@ _TRIALS = (0.7, -1.3)
 
 
 def _makes_zero(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the result is zero wherever a masked channel is; the operation itself is asked."""
+    """Whether masked channels are zero in the result; runs the operation on zeros."""
     inputs = tensors_in(args, kwargs)
     made = [_is_made(ledger.value(t)) for t in inputs]
     zeros = {
@@ -134,7 +134,7 @@ def _makes_zero(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[s
         own, named = tree_map_only(Tensor, value, (args, kwargs))
         try:
             result = func(*own, **named)
-        except Exception:  # an operation that does not take single values
+        except Exception:  # the operation does not accept single values
             return False
         if any(bool(each.count_nonzero()) for each in tensors_in(result)):
             return False
@@ -149,7 +149,7 @@ def _trial_value(zeros: set[int], trial: float, tensor: Tensor) -> Tensor:
 def meet(
     ledger: Ledger, inputs: list[Tensor], shape: Sequence[int], spoken: str, verb: str
 ) -> Tensor:
-    """Join the labels of tensors that are broadcast to ``shape``; return those of the outcome."""
+    """Join the labels of tensors broadcast to ``shape``; return the labels of the result."""
     grids = [t for t in inputs if _is_grid(ledger.value(t))]
     lines = [t for t in inputs if not _is_grid(ledger.value(t))]
     expanded = [ledger.labels(tensor).expand(shape) for tensor in lines]
@@ -164,9 +164,9 @@ def meet(
             full.append(labels)
     made = [labels for labels in full if bool((thin(labels)[0] != FIXED).any())]
     nothing = torch.tensor(FIXED).expand(tuple(shape))
-    main = min(made, key=lambda labels: len(varying(labels)), default=nothing)  # all become one
+    main = min(made, key=lambda labels: len(varying(labels)), default=nothing)  # join all
     for other in full:
-        # One value, where there is one channel: it would be broadcast over any number of them.
+        # A single value for a single channel would be broadcast over any number of channels.
         single = not wide and not bool((thin(other)[0] != FIXED).any())
         if other is not main and not single:
             first_nodes, second_nodes = (each.numpy() for each in thin(main, [other]))
@@ -180,7 +180,7 @@ def meet(
 
 
 def _is_grid(value: Value) -> bool:
-    """Whether it is a weight with more than one axis."""
+    """Whether a tensor is a weight with more than one axis."""
     return isinstance(value, Weight) and sum(size > 1 for size in value.shape) > 1
 
 
@@ -190,7 +190,7 @@ def _is_broadcast(tensor: Tensor, shape: Sequence[int], wide: set[int]) -> bool:
 
 
 def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> None:
-    """Weights of several axes, one of which may lie along the channels."""
+    """Combine a weight of several axes, one of which may be along the channels."""
     weight = ledger.value(tensor)
     assert isinstance(weight, Weight)
     lead = main.ndim - tensor.ndim
@@ -206,12 +206,12 @@ def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> Non
 
 
 def _distinct(labels: Tensor, dimension: int) -> float:
-    """Share of the positions along a dimension that have a label of their own."""
+    """Fraction of positions along a dimension with a distinct label."""
     line = labels.movedim(dimension, 0).flatten(1)[:, -1]
     return len(line.unique()) / len(line)
 
 
-# ---- acting on each plane of pixels
+# ---- operations on each plane of pixels
 
 _PLANES = re.compile(
     r"(max_pool|avg_pool|adaptive_avg_pool|adaptive_max_pool|_adaptive_avg_pool|lp_pool|upsample_"
@@ -223,7 +223,7 @@ _PLANES = re.compile(
 def _plane(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Each channel's pixels give that channel's pixels; those of several make them one."""
+    """Each plane depends on pixels of its own channel; channels that share a plane are joined."""
     name = name_of(func)
     match = _PLANES.match(name)
     assert match is not None
@@ -244,7 +244,7 @@ def _plane(
         ledger.label(tensor, labels[index].expand(tensor.shape), traits)
 
 
-# ---- mixing along dimensions
+# ---- reductions along dimensions
 
 
 _ADDS_UP = ("sum", "mean", "linalg_vector_norm", "norm")
@@ -256,8 +256,8 @@ _KEEPS_ZERO = (*_ADDS_UP, "amax", "amin", "max", "min", "prod", "var", "std")
 def _reduce(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Channels that are reduced to one become one, unless those that are masked add zero."""
-    if len(tensors_in(args, kwargs)) > 1:  # max of two tensors
+    """Join channels that are reduced together, unless masked channels add zero."""
+    if len(tensors_in(args, kwargs)) > 1:  # elementwise maximum of two tensors
         _elementwise(ledger, func, args, kwargs, result)
         return
     labels = ledger.labels(args[0])
@@ -291,7 +291,7 @@ def _reduce(
 def _softmax(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Each element depends on all along one dimension."""
+    """Each element depends on all elements along one dimension."""
     labels = ledger.labels(args[0])
     dimension = argument(func, args, kwargs, "dim") % labels.ndim
     ledger.label(result, mixed(ledger, labels, [dimension], f"softmax at {ledger.where}"))

@@ -1,7 +1,8 @@
-"""Numbers that depend on how many channels there are, and where a parameter takes them up.
+"""Factors that depend on the number of channels, and the parameters that absorb them.
 
-A mean over channels divides by their count. In ConvNeXt V2's global response norm (Woo et al. 2023,
-eq. 2) the mean is a divisor, and a scale follows: with fewer channels the scale must shrink along.
+A mean over channels divides by their count. In the global response norm of ConvNeXt V2 (Woo et al.
+2023, eq. 2), the mean is a divisor, followed by a scale. With fewer channels, the scale must be
+changed accordingly.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from secateur.pruning.tracing.labels import Factor, Ledger, Weight
 from secateur.pruning.tracing.rules import tensors_in
 
 SMALL = 1e-4
-"""Up to this a number that is added only avoids a division by zero."""
+"""Largest added number that is taken as protection against division by zero."""
 
 
 def passed_on(
     ledger: Ledger, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Factor | None:
-    """The open factor of what an elementwise operation returns.
+    """The open factor of an elementwise operation's result.
 
-    A multiplication with a parameter takes the factor up. An operation that neither passes it on
-    nor takes it up protects the channels.
+    A multiplication with a parameter absorbs the factor. An operation that neither propagates nor
+    absorbs it protects the channels.
     """
     inputs = tensors_in(args, kwargs)
     open_ones = [t for t in inputs if ledger.traits(t).factor is not None]
@@ -54,7 +55,7 @@ def passed_on(
 def _partners(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], held: Tensor
 ) -> list[Tensor] | None:
-    """What an operation multiplies a tensor with; None where it does not pass a factor on."""
+    """The other factors of a product; None if the operation does not propagate factors."""
     if name in ("mul", "div"):
         return [each for each in args[:2] if isinstance(each, Tensor) and each is not held]
     if name == "add" and len(tensors_in(args)) == 1:

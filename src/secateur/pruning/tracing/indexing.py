@@ -1,4 +1,4 @@
-"""Reading and writing by position: ``x[:, order]``, ``y[:, a:b] = ...``, ``zeros_like``."""
+"""Rules of reads and writes by position: ``x[:, order]``, ``y[:, a:b] = ...``, ``zeros_like``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _zeros(
 def _index(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Elements by a list of positions, whose values are known; a table by rows."""
+    """Elements by a list of known positions; rows of a table."""
     if name_of(func) == "index_select":
         tensor, dimension, positions = args[0], args[1] % args[0].ndim, args[2]
         by = {dimension: positions}
@@ -96,7 +96,7 @@ def _by_values(
 
 
 def _table(weight: Weight, dimension: int, positions: Tensor) -> Weight | None:
-    """A weight read by rows, as a table of relative positions is: its other axes stay axes."""
+    """A weight read by rows, such as a table of relative positions; its other axes are kept."""
     if weight.axes[dimension] is None or positions.dtype == torch.bool:
         return None
     rest = [d for d in range(len(weight.shape)) if d != dimension and weight.shape[d] > 1]
@@ -113,7 +113,7 @@ def _table(weight: Weight, dimension: int, positions: Tensor) -> Weight | None:
 def _write(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Overwrite a tensor, or part of one through a view: every other view sees it."""
+    """Overwrite a tensor, or a part through a view; all other views change too."""
     target, source = args[:2]
     if isinstance(ledger.value(target), Weight):
         cannot_follow(ledger, func, args, kwargs, result)
@@ -142,7 +142,7 @@ def _place(memory: Tensor, view: Tensor) -> Tensor:
 
 
 def _fill(labels: Tensor, dimensions: list[int]) -> Tensor:
-    """Let zeros take the label of the channel whose pixels they lie among."""
+    """Label zeros with the channel whose pixels surround them."""
     for dimension in dimensions:
         if dimension >= labels.ndim or not bool((labels == ZERO).any()):
             continue

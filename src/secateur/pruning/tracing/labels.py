@@ -1,4 +1,4 @@
-"""What is known of each tensor while a network runs: its elements' labels, or whose weight."""
+"""Labels and other facts about each tensor during a run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Weight:
 
     Attributes:
         name: Its first name in the network.
-        axes: For each dimension, its axis in the tensor, or None for one of size 1 that was added.
-        shape: Of the view.
-        size: Of each axis of the tensor itself.
+        axes: For each dimension, its axis in the tensor, or None for an added dimension of size 1.
+        shape: Shape of the view.
+        size: Size of each axis of the tensor itself.
     """
 
     name: str
@@ -36,21 +36,21 @@ class Weight:
 
 
 Value = Tensor | Weight
-"""Labels in the shape of a tensor (int64, strides of zero where one is spread), or weights."""
+"""Labels in the shape of a tensor (int64, with stride zero where equal), or a weight."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """A number that depends on how many channels there are and multiplies a whole tensor.
+    """A factor of an entire tensor that depends on the number of channels.
 
-    A mean over channels divides by their count. Where a parameter multiplies the result, the
-    parameter can take the change up; until then the factor is open.
+    A mean over channels divides by their count. A parameter that multiplies the result can absorb
+    the change; until then the factor is open.
 
     Attributes:
-        count: Channels that were averaged.
-        power: -1 where the tensor is divided by the count, 1 where it is multiplied by it.
+        count: Number of averaged channels.
+        power: -1 if the tensor is divided by the count, 1 if it is multiplied by it.
         nodes: The channels.
-        why: What is said if nothing takes the factor up.
+        why: Reason for protection if nothing absorbs the factor.
     """
 
     count: int
@@ -61,13 +61,13 @@ class Factor:
 
 @dataclass(frozen=True)
 class Traits:
-    """What masks and scales of weights do to a tensor.
+    """Properties of a tensor under masks and scales of weights.
 
     Attributes:
-        zero: Its elements are zero wherever their channels are masked.
-        linear: Channels whose weights and biases it is proportional to: it went straight from
-            the layers that make them, and was only moved.
-        factor: Open number that multiplies it.
+        zero: Whether elements of masked channels are zero.
+        linear: Channels to whose weights and biases the tensor is proportional: it is a layer's
+            output and was only moved.
+        factor: Open factor of the tensor.
     """
 
     zero: bool = False
@@ -79,7 +79,7 @@ PLAIN = Traits()
 
 
 def thin(labels: Tensor, also: Sequence[Tensor] = ()) -> list[Tensor]:
-    """The same labels with one element where all of them have a stride of zero."""
+    """Labels reduced to one element along dimensions of stride zero in all tensors."""
     every = [labels, *also]
     index = tuple(
         slice(0, 1) if all(each.stride(d) == 0 for each in every) else slice(None)
@@ -98,15 +98,15 @@ def moved(weight: Weight, order: list[int | None]) -> Weight:
 
 
 class Ledger:
-    """Labels of every tensor so far.
+    """Labels of all tensors of a run.
 
     Args:
-        graph: What is learnt is entered here.
+        graph: Receives the dependencies.
         weights: Parameters and buffers by ``id``.
-        parameters: Those of them that are parameters, which masks can zero.
-        larger: Of the same network before it became smaller, or None.
-        stack: Names of the modules that are running, the innermost last.
-        heads: Whether an attention loses whole heads, in place of channels within each.
+        parameters: Those that are parameters, which masks can zero.
+        larger: Graph of the large network if this one is smaller, else None.
+        stack: Names of the running modules, innermost last.
+        heads: Whether attentions lose entire heads, instead of channels within each.
     """
 
     def __init__(
@@ -129,29 +129,29 @@ class Ledger:
 
     @property
     def where(self) -> str:
-        """The innermost module that is running."""
+        """The innermost running module."""
         return self._stack[-1]
 
     def value(self, tensor: Tensor) -> Value:
-        """Labels of ``tensor``, or the weight it is."""
+        """Labels of ``tensor``, or its weight."""
         if id(tensor) in self._weights:
             return self._weights[id(tensor)]
         entry = self._entry(tensor)
         return torch.tensor(FIXED).expand(tensor.shape) if entry is None else entry[1]
 
     def traits(self, tensor: Tensor) -> Traits:
-        """What is known of ``tensor`` beside its labels."""
+        """Traits of ``tensor``."""
         if id(tensor) in self._weights:
             return Traits(zero=self._weights[id(tensor)].name in self._parameters)
         entry = self._entry(tensor)
         return PLAIN if entry is None else entry[2]
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is a weight, or was seen coming out of an operation."""
+        """Whether ``tensor`` is a weight or the result of an operation."""
         return id(tensor) in self._weights or self._entry(tensor) is not None
 
     def _entry(self, tensor: Tensor) -> tuple[Tensor, Value, Traits] | None:
-        """What was entered for a tensor, or for another object that is the same view."""
+        """The entry of a tensor, or of another object with the same view."""
         if id(tensor) in self._values:
             return self._values[id(tensor)]
         for other in self._stored.get(_storage(tensor), ()):
@@ -161,24 +161,24 @@ class Ledger:
         return None
 
     def carry(self, tensor: Tensor, value: Value, traits: Traits = PLAIN) -> None:
-        """Say what ``tensor`` is from now on, where its elements have only moved."""
+        """Set the labels of a tensor whose elements were only moved."""
         assert tuple(tensor.shape) == tuple(value.shape), (tensor.shape, value.shape)
         if id(tensor) not in self._values:
             self._stored.setdefault(_storage(tensor), []).append(tensor)
         self._values[id(tensor)] = (tensor, value, traits)
 
     def label(self, tensor: Tensor, value: Value, traits: Traits = PLAIN) -> None:
-        """Say what ``tensor`` is from now on, where something was computed: channels visit it."""
+        """Set the labels of a computed tensor, and record the visit of its channels."""
         self.carry(tensor, value, traits)
         if isinstance(value, Tensor):
             self.graph.visits.append(known(thin(value)[0].numpy()))
 
     def aliases(self, tensor: Tensor) -> Iterator[Tensor]:
-        """Every labelled tensor that shares memory with ``tensor``."""
+        """All labeled tensors that share memory with ``tensor``."""
         yield from list(self._stored.get(_storage(tensor), ()))
 
     def use(self, tensor: Tensor) -> None:
-        """Enter that a computation reads ``tensor``: its channels straight from their layer."""
+        """Record that a computation reads ``tensor``, and its channels if it is a layer's."""
         weight = self._weights.get(id(tensor)) or self.value(tensor)
         if isinstance(weight, Weight):
             long = [d for d, size in enumerate(weight.shape) if size > 1]
@@ -190,17 +190,17 @@ class Ledger:
             self.graph.uses.append(channels)
 
     def close(self, tensor: Tensor) -> None:
-        """Protect the channels whose count multiplies ``tensor``: nothing took it up."""
+        """Protect the channels of an open factor of ``tensor`` that nothing absorbed."""
         factor = self.traits(tensor).factor
         if factor is not None:
             self.graph.protect(factor.nodes, factor.why)
 
     def keep_data(self, tensor: Tensor, data: Tensor) -> None:
-        """Remember the values of a tensor that runs without data, such as an index."""
+        """Store the values of a tensor that runs without data, such as an index."""
         self._data[id(tensor)] = (tensor, data)
 
     def data(self, tensor: Tensor) -> Tensor | None:
-        """Values of a tensor, None where it has none."""
+        """Stored values of a tensor, or None."""
         if not tensor.is_meta:
             return tensor
         return self._data[id(tensor)][1] if id(tensor) in self._data else None
@@ -212,7 +212,7 @@ class Ledger:
         return self.graph.nodes(weight.name, axis, weight.size[axis])
 
     def _short(self, weight: Weight) -> list[int]:
-        """Which dimension of a weight with a single element is one of channels, if one is."""
+        """The channel dimension of a weight with a single element, or None."""
         if len(weight.shape) == 1:
             return [0]
         return [
@@ -222,15 +222,15 @@ class Ledger:
         ]
 
     def labels(self, tensor: Tensor) -> Tensor:
-        """Labels of ``tensor``; a weight with one axis that is longer than 1 is made of its nodes.
+        """Labels of ``tensor``; those of a weight with one axis longer than 1 are its nodes.
 
-        Another weight is a computation's input here, so that nothing may be taken out of it.
+        Other weights are protected, because they enter a computation as data.
         """
         value = self.raw(tensor)
         return torch.where(value == ZERO, FIXED, value) if _has_zero(value) else value
 
     def raw(self, tensor: Tensor) -> Tensor:
-        """As :meth:`labels`, with ZERO where elements are zero and of no channel yet."""
+        """As :meth:`labels`, with ZERO for zeros that belong to no channel."""
         value = self.value(tensor)
         if isinstance(value, Tensor):
             return value

@@ -1,4 +1,4 @@
-"""Layers with weights: they read channels, and make, scale or mix others."""
+"""Rules of layers with weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from secateur.pruning.tracing.rules import (
 
 
 def _channels(ledger: Ledger, tensor: Tensor, dimension: int) -> Nodes:
-    """Labels along the dimension of channels; those that share a place there become one."""
+    """Labels along the dimension of channels; joins channels that share a position."""
     labels = ledger.labels(tensor)
     dimension %= labels.ndim
     channels = vector(labels, dimension)
@@ -40,7 +40,7 @@ def _channels(ledger: Ledger, tensor: Tensor, dimension: int) -> Nodes:
 
 
 def _computed(ledger: Ledger, func: Any, args: tuple[Any, ...], result: Any) -> None:
-    """A layer whose weights are no parameter: what it reads must stay."""
+    """A layer whose weights are not a parameter: protect its input."""
     why = f"the weights of {ledger.where} are computed"
     for tensor in tensors_in(args):
         keep(ledger, tensor, why)
@@ -70,7 +70,7 @@ def _convolution(
     for number in ("stride", "padding", "dilation", "output_padding"):
         note_numbers(ledger, number, argument(func, args, kwargs, number))
     inside, outside = (0, 1) if transposed else (1, 0)
-    # A depthwise convolution that shrank to one channel is still one.
+    # A depthwise convolution with one remaining channel is still depthwise.
     if groups == 1 and Axis(weight.name, INPUTS) not in ledger.wider:
         made = ledger.nodes(weight, outside)
         _read(ledger, weight, inside, channels)
@@ -82,7 +82,7 @@ def _convolution(
 
 
 def _is_one_filter(weight: Value, weights: Tensor, groups: int) -> bool:
-    """Whether it is one fixed filter, expanded to all channels."""
+    """Whether the weight is one fixed filter expanded to all channels."""
     alike = weights.shape[0] == 1 or weights.stride(0) == 0
     each = weights.shape[0] == groups and weights.shape[1] == 1
     return isinstance(weight, Tensor) and alike and each and groups > 1 and not varying(weight)
@@ -91,7 +91,7 @@ def _is_one_filter(weight: Value, weights: Tensor, groups: int) -> bool:
 def _filter_each(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """A fixed filter on every channel, as blur pooling has it (Zhang 2019): no weights to cut."""
+    """A fixed filter on every channel, as in blur pooling (Zhang 2019), without weights to cut."""
     images, weights = args[:2]
     dimension = images.ndim - (weights.ndim - 1)
     for number in ("stride", "padding", "dilation"):
@@ -123,7 +123,7 @@ def _make(ledger: Ledger, weight: Weight, dimension: int, made: Nodes) -> None:
 def _grouped(
     ledger: Ledger, weight: Weight, channels: Nodes, groups: int, transposed: bool
 ) -> Nodes:
-    """Inputs and outputs of one group stand and fall together; depthwise is a group a channel."""
+    """Join inputs and outputs of each group; depthwise has one channel per group."""
     inputs = ledger.graph.nodes(weight.name, INPUTS, len(channels))
     ledger.graph.blocks[Axis(weight.name, INPUTS)] = len(channels) // groups
     ledger.graph.join(inputs, channels, f"{ledger.where} reads channels that must stay")
@@ -135,13 +135,13 @@ def _grouped(
     ledger.graph.join(blocks[:, :1], made, "")
     together = "filters each on its own" if blocks.shape[1] == 1 else "filters them in groups"
     ledger.graph.tell(ledger.where, together, inputs)
-    if transposed:  # a group's outputs share one axis of the weight: its first input is for all
+    if transposed:  # outputs of a group share one axis of the weight
         return np.repeat(made[:, 0], weight.shape[1])
     return makers
 
 
 def _bias(ledger: Ledger, bias: Any, made: Nodes) -> Traits:
-    """Join a bias to the channels it is added to; traits of the layer's result."""
+    """Join a bias to its channels; return traits of the layer's result."""
     if bias is None:
         return Traits(zero=True, linear=known(made))
     nodes = ledger.labels(bias).numpy()
@@ -196,14 +196,14 @@ def dense(
     """A linear layer.
 
     Args:
-        ledger: Of the run.
-        images: What is read.
+        ledger: Ledger of the run.
+        images: Input.
         weights: A weight of two axes.
-        where: Dimension of the channels in ``images``, that of ``weights`` which reads them, and
-            that which makes new ones.
-        bias: Tensor that is added, or None.
-        result: What comes out.
-        outputs: Its dimension of channels.
+        where: Dimension of the channels in ``images``, and the input and output dimension of
+            ``weights``.
+        bias: Bias, or None.
+        result: Output.
+        outputs: Dimension of channels in ``result``.
     """
     weight = ledger.value(weights)
     assert isinstance(weight, Weight)
@@ -221,7 +221,7 @@ def dense(
 def _channel_norm(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Scales and shifts each channel; a group norm mixes those of a group."""
+    """Scale and shift each channel; a group norm also mixes the channels of a group."""
     name = name_of(func)
     channels = _channels(ledger, args[0], 1)
     note_numbers(ledger, "eps", argument(func, args, kwargs, "eps"))
@@ -243,18 +243,18 @@ def _channel_norm(
 
 
 def _affine_zero(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a norm's masked scale and shift make zeros."""
+    """Whether masked scale and shift of a norm give zeros."""
     scale, shift = (argument(func, args, kwargs, name) for name in ("weight", "bias"))
     return scale is not None and all(ledger.traits(t).zero for t in (scale, shift) if t is not None)
 
 
 def _group(ledger: Ledger, channels: Nodes, groups: int, *parameters: Any) -> str:
-    """Channels that share statistics: of all of them each can go, of several groups whole ones."""
+    """Channels that share statistics: with one group any can be removed, else entire groups."""
     values = (ledger.value(tensor) for tensor in tensors_in(*parameters))
     names = [value.name for value in values if isinstance(value, Weight)]
     if groups > 1:
         ledger.graph.grouped.update(names)
-    elif names and not set(names) <= set(ledger.grouped):  # else one of several groups is left
+    elif names and not set(names) <= set(ledger.grouped):  # else a single group would be left
         return "normalizes them together"
     rows = channels.reshape(groups, -1)
     ledger.graph.join(rows[:, :1], rows, f"{ledger.where} mixes them with channels that must stay")
@@ -265,7 +265,7 @@ def _group(ledger: Ledger, channels: Nodes, groups: int, *parameters: Any) -> st
 def _layer_norm(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Statistics over the last dimensions; over channels alone, they are of those that stay."""
+    """Statistics over the last dimensions; over channels, they use the remaining ones."""
     images, sizes = args[:2]
     labels = ledger.labels(images)
     parameters = tensors_in(args[2:], kwargs)

@@ -1,4 +1,4 @@
-"""Weights that torch computes before each call (masks, norms), made plain parameters."""
+"""Turns weights that torch computes before each call (masks, norms) into plain parameters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 
 def make_permanent(model: nn.Module) -> None:
-    """Replace computed weights of ``model`` by what they are now, in place.
+    """Replace computed weights of ``model`` by their current values, in place.
 
     These are the masks of :mod:`torch.nn.utils.prune`, both forms of weight norm and spectral norm,
-    and every parametrization; and layers that compute their weights in forward, as weight
-    standardization does, become plain ones. What a layer computes stays the same. A gradient of a
-    masked weight is that of the weight it was computed from, times the mask.
+    and all parametrizations. Layers that compute their weights in forward, as weight
+    standardization does, become plain layers. Outputs do not change. The gradient of a masked
+    weight is that of its original weight times the mask.
     """
     for module in model.modules():
         for hook in list(module._forward_pre_hooks.values()):
@@ -38,7 +38,7 @@ def make_permanent(model: nn.Module) -> None:
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """Return a copy; a tensor that a layer computed and holds is copied as what it is now."""
+    """Return a copy; computed tensors that layers hold are copied with their current values."""
     held = (value for module in model.modules() for value in vars(module).values())
     computed = (value for value in held if isinstance(value, Tensor) and not value.is_leaf)
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
@@ -54,7 +54,7 @@ def permanent_copy(model: nn.Module) -> nn.Module:
 
 
 def is_permanent(model: nn.Module) -> bool:
-    """Whether no weight of ``model`` is computed before each call."""
+    """Whether all weights of ``model`` are plain parameters."""
     kinds = (torch_prune.BasePruningMethod, WeightNorm, SpectralNorm)
     return not any(
         parametrize.is_parametrized(module)
@@ -70,7 +70,7 @@ _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "group
 
 
 class _CatchConvolution(TorchFunctionMode):
-    """Keeps the last convolution that runs: its arguments and its result."""
+    """Records arguments and result of the last convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,11 +88,10 @@ class _CatchConvolution(TorchFunctionMode):
 
 
 def standardized_weight(layer: nn.Module) -> Tensor | None:
-    """The weight of a convolution that computes it in forward and does nothing else, or None.
+    """Return the weight of a layer that only computes it and convolves, or None.
 
-    The layer runs once; its only other arguments must be its own bias, stride, padding, dilation
-    and groups, its input must be read as it is and not decide the weight, and the result returned
-    as it is.
+    The layer runs once. Its convolution must use the layer's own bias, stride, padding, dilation
+    and groups; the input and result must be unchanged, and the weight must not depend on the input.
     """
     plain = next((kind for kind in _PLAIN if isinstance(layer, kind)), None)
     if plain is None or type(layer).forward is plain.forward:
@@ -106,7 +105,7 @@ def standardized_weight(layer: nn.Module) -> Tensor | None:
     try:
         with torch.enable_grad(), _CatchConvolution() as seen:
             output = layer(images)
-    except Exception:  # it needs more than one input, or another shape
+    except Exception:  # the layer needs other inputs
         return None
     held = seen.arguments
     alike = all(
@@ -126,7 +125,7 @@ def standardized_weight(layer: nn.Module) -> Tensor | None:
 
 @torch.no_grad()
 def _make_plain(layer: nn.Module, weight: Tensor) -> None:
-    """Make a convolution torch's own, with the weight it computed; its other tensors go."""
+    """Replace a layer by a torch convolution with the computed weight."""
     for tensors in (layer._parameters, layer._buffers):
         for name in [name for name in tensors if name not in ("weight", "bias")]:
             del tensors[name]
@@ -137,7 +136,7 @@ def _make_plain(layer: nn.Module, weight: Tensor) -> None:
 
 @torch.no_grad()
 def _end_parametrizations(module: nn.Module) -> None:
-    """As torch's own function, which changes a class that the network and its copies share."""
+    """Equivalent of torch's function, which would change a class shared with copies."""
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)
     parametrizations.eval()

@@ -1,4 +1,4 @@
-"""Operations that move elements: what they do to the data they do to the labels."""
+"""Rules of operations that move elements: they are applied to the labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CONVERSIONS = (
 )
 _VIEWS = ("view", "reshape", "_unsafe_view", "_reshape_copy")
 _RASTER = (*_VIEWS, "flatten", "unflatten", "squeeze", "unsqueeze")
-"""Every element stays where it is in the order of a C array."""
+"""Elements keep their order as a C array."""
 _MOVES = (
     *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "numpy_T"),
     *("squeeze", "unsqueeze", "expand", "repeat", "repeat_interleave", "tile", "flatten"),
@@ -58,7 +58,7 @@ def _copy(
 def _convert(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Each element stays in its place, but not what it is."""
+    """Elements keep their position but change their value."""
     for tensor in tensors_in(result):
         ledger.label(tensor, ledger.value(args[0]), ledger.traits(args[0]))
 
@@ -68,7 +68,7 @@ def _convert(
 def _move(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Do to the labels what was done to the data."""
+    """Apply the operation to the labels."""
     name = name_of(func)
     if isinstance(args[0], Tensor) and isinstance(ledger.value(args[0]), Weight):
         weight = _moved_weight(ledger.value(args[0]), name, args, result)
@@ -99,13 +99,13 @@ def _move(
 
 
 def couple_if_reordered(ledger: Ledger, func: Any, before: Tensor, after: list[Tensor]) -> None:
-    """Note that channels are taken by position, where it matters which of them are there."""
+    """Record that channels are used by position, if that depends on which are present."""
     if not _keeps_order(before, after):
         ledger.graph.couple(thin(before)[0].numpy(), f"{name_of(func)} at {ledger.where}")
 
 
 def _moved_traits(ledger: Ledger, tensors: list[Tensor]) -> Traits:
-    """Traits of what is moved; of several tensors together only that masked ones are zero."""
+    """Traits of a moved tensor; of several tensors, only whether masked elements are zero."""
     every = [ledger.traits(tensor) for tensor in tensors]
     made = [bool((thin(ledger.labels(t))[0] != FIXED).any()) for t in tensors]
     if len(every) == 1:
@@ -124,9 +124,9 @@ def _keeps_pixels(
     after: list[Tensor],
     move: Callable[[Tensor], list[Tensor]],
 ) -> bool:
-    """Whether each channel's elements stay in their order, so that channels are only routed.
+    """Whether each channel's elements keep their order, so that channels are only moved.
 
-    Where they do not, it is noted where they go: a width must not decide it.
+    Otherwise the order is recorded, because it must not depend on a width.
     """
     wide = varying(before)
     sizes = [1 if d in wide else size for d, size in enumerate(before.shape)]
@@ -151,13 +151,13 @@ def _keeps_pixels(
 
 
 def _is_uniform(name: str, labels: Tensor) -> bool:
-    """Whether it makes no difference which elements are taken: zeros, or one value for all."""
+    """Whether all elements are equal: zeros, or one value."""
     held = thin(labels)[0]
     return bool((held == ZERO).all()) or (name == "expand" and not bool((held >= 0).any()))
 
 
 def _orders(labels: Tensor, places: Tensor) -> list[Nodes]:
-    """The distinct orders in which the pixels of one channel lie, whichever channel it is."""
+    """The distinct orders of the pixels of a channel."""
     held, moved_to = (each.flatten().numpy() for each in thin(labels, [places]))
     order = np.argsort(held, kind="stable")
     _, starts = np.unique(held[order], return_index=True)
@@ -167,7 +167,7 @@ def _orders(labels: Tensor, places: Tensor) -> list[Nodes]:
 
 
 def _reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
-    """Labels in another shape; pixels over which channels are spread stay a stride of zero."""
+    """Labels in another shape; strides of zero are kept where possible."""
     same = 0
     while same < min(labels.ndim, len(shape)) and (
         labels.stride(-1 - same) == 0 and labels.shape[-1 - same] == shape[-1 - same]
@@ -182,7 +182,7 @@ def _reshaped(labels: Tensor, shape: Sequence[int]) -> Tensor:
 def _tell_orders(
     ledger: Ledger, name: str, labels: Tensor, move: Callable[[Tensor], list[Tensor]]
 ) -> None:
-    """Where labels occur more than once, note which have their occurrences in which order after."""
+    """Record the new order of labels that occur more than once."""
     (held,) = thin(labels)
     line = held.flatten().numpy()
     if len(known(line)) == np.count_nonzero(line >= 0):
@@ -204,7 +204,7 @@ def _tell_orders(
 
 
 def _ranks(line: Nodes) -> Nodes:
-    """For each element, how many equal ones come before it."""
+    """For each element, the number of equal ones before it."""
     order = np.argsort(line, kind="stable")
     _, starts, counts = np.unique(line[order], return_index=True, return_counts=True)
     ranks = np.empty(len(line), np.int64)
@@ -213,7 +213,7 @@ def _ranks(line: Nodes) -> Nodes:
 
 
 def _keeps_order(before: Tensor, after: list[Tensor]) -> bool:
-    """Whether taking channels out before or after the move is the same, whichever they are."""
+    """Whether removing channels commutes with the move, for any channels."""
     held = thin(before)[0]
     distinct = held.unique()
     if len(distinct) < 2:
@@ -235,7 +235,7 @@ def _firsts(labels: Tensor) -> Tensor:
 
 
 def _moved_weight(value: Value, name: str, args: tuple[Any, ...], result: Any) -> Weight | None:
-    """A weight whose axes were only reordered, or padded with ones; None for anything else."""
+    """A weight with reordered axes or added dimensions of size 1; None otherwise."""
     assert isinstance(value, Weight)
     rank = len(value.shape)
     if name in ("t", "numpy_T"):
@@ -253,7 +253,7 @@ def _moved_weight(value: Value, name: str, args: tuple[Any, ...], result: Any) -
 
 
 def _with_ones(weight: Weight, shape: tuple[int, ...]) -> Weight | None:
-    """The same axes in the same order, with other dimensions between them."""
+    """The same axes in the same order, with other dimensions of size 1 between them."""
     axes: list[int | None] = [None] * len(shape)
     for d, size in enumerate(weight.shape):
         if size > 1 and weight.axes[d] is not None:
@@ -279,7 +279,7 @@ def _cat(
     )
     joined = torch.cat([part[index] for part in parts], dimension)
     joined = joined.expand(result.shape)
-    routes = len(parts) == 1 or dimension in varying(joined)  # else it makes larger maps
+    routes = len(parts) == 1 or dimension in varying(joined)  # it makes larger maps
     traits = _moved_traits(ledger, tensors_in(args[0]))
     (ledger.carry if routes else ledger.label)(result, joined, traits)
 
@@ -288,7 +288,7 @@ def _cat(
 def _pad(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """Padding of pixels spreads a channel; padding of channels adds some that are fixed."""
+    """Padding of pixels extends a channel; padding of channels adds fixed ones."""
     labels = ledger.labels(args[0])
     amounts = list(args[1])
     wide = varying(labels)

@@ -1,7 +1,7 @@
-"""What an operation of torch does to channels: the register of rules, and what every rule needs.
+"""The registry of rules for torch's operations, and functions shared by rules.
 
-An operation without a rule is taken apart where torch knows how; else what it touches must stay,
-and it is reported by name.
+An operation without a rule is decomposed if torch has a decomposition. Otherwise its inputs are
+protected, and it is reported by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OTHERS: list[tuple[Callable[[Any], bool], Rule]] = []
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Make a function the rule for operators of these names."""
+    """Register a function as the rule for operators of these names."""
 
     def register(function: Rule) -> Rule:
         _RULES.update(dict.fromkeys(names, function))
@@ -35,29 +35,29 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def moves(function: Rule) -> Rule:
-    """Mark a rule of operations that only move elements, or hand them on."""
+    """Mark a rule of operations that only move or copy elements."""
     _MOVES.add(function)
     return function
 
 
 def only_moves(function: Rule) -> bool:
-    """Whether a rule is of operations that only move elements."""
+    """Whether a rule is marked by :func:`moves`."""
     return function in _MOVES
 
 
 def takes_factor(function: Rule) -> Rule:
-    """Mark a rule that knows what to do with an open factor."""
+    """Mark a rule that handles open factors."""
     _TAKES_FACTORS.add(function)
     return function
 
 
 def takes_factors(function: Rule) -> bool:
-    """Whether a rule knows what to do with an open factor."""
+    """Whether a rule handles open factors."""
     return function in _TAKES_FACTORS
 
 
 def rule_where(applies: Callable[[Any], bool]) -> Callable[[Rule], Rule]:
-    """Make a function the rule for operators without one of their own for which this holds."""
+    """Register a function as the rule for other operators for which ``applies`` is true."""
 
     def register(function: Rule) -> Rule:
         _OTHERS.append((applies, function))
@@ -67,7 +67,7 @@ def rule_where(applies: Callable[[Any], bool]) -> Callable[[Rule], Rule]:
 
 
 def rule_of(func: Any) -> Rule | None:
-    """The rule for an operator, or None where there is none."""
+    """The rule for an operator, or None."""
     own = _RULES.get(name_of(func))
     return own or next((function for applies, function in _OTHERS if applies(func)), None)
 
@@ -83,7 +83,7 @@ def tensors_in(*values: Any) -> list[Tensor]:
 
 
 def argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    """The value of an operator's argument, None where it has none of that name."""
+    """The value of an operator's argument, or None if it has no such argument."""
     for position, known_as in enumerate(func._schema.arguments):
         if known_as.name == name:
             default = known_as.default_value
@@ -92,7 +92,7 @@ def argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
 
 
 def note_numbers(ledger: Ledger, name: str, values: Any) -> None:
-    """Note each number that an operation is given, so that one made of a width is noticed."""
+    """Record the numeric arguments of an operation, to detect those that depend on a width."""
     for value in tree_iter(values):
         single = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
         if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):
@@ -100,7 +100,7 @@ def note_numbers(ledger: Ledger, name: str, values: Any) -> None:
 
 
 def fixed(tensor: Tensor) -> Tensor:
-    """Labels of a tensor that no channel makes."""
+    """Labels of a tensor without channels."""
     return torch.tensor(FIXED).expand(tensor.shape)
 
 
@@ -118,14 +118,14 @@ def varying(labels: Tensor) -> list[int]:
 
 
 def spare(labels: Tensor) -> Tensor:
-    """The same labels with a stride of zero wherever they do not differ."""
+    """The same labels with stride zero along dimensions where they are equal."""
     wide = varying(labels)
     index = tuple(slice(None) if d in wide else slice(0, 1) for d in range(labels.ndim))
     return labels[index].expand(labels.shape)
 
 
 def vector(labels: Tensor, dimension: int) -> Nodes | None:
-    """Labels along one dimension, or None where they differ along another."""
+    """Labels along one dimension, or None if they differ along another."""
     if any(d != dimension for d in varying(labels)):
         return None
     index = tuple(slice(None) if d == dimension else 0 for d in range(labels.ndim))
@@ -138,13 +138,13 @@ def spread(nodes: Nodes, dimension: int, like: Tensor) -> Tensor:
     return torch.from_numpy(nodes).view(shape).expand(like.shape)
 
 
-# ---- not followed
+# ---- operations without a rule
 
 
 def cannot_follow(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
-    """What it reads must stay, what it gives is made by no channel, what it overwrites is lost."""
+    """Protect the inputs of an operation without a rule; its results have no channels."""
     name = name_of(func)
     why = f"{name} at {ledger.where} cannot be followed"
     touched = False
@@ -167,7 +167,7 @@ def _writes(func: Any, position: int) -> bool:
 
 
 def keep(ledger: Ledger, tensor: Tensor, why: str) -> bool:
-    """Protect all of ``tensor``; whether there was something to protect."""
+    """Protect all channels of ``tensor``; return whether there were any."""
     value = ledger.value(tensor)
     if isinstance(value, Weight):
         for dimension, axis in enumerate(value.axes):

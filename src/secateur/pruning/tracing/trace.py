@@ -1,11 +1,11 @@
-"""Running a network to see where its channels go, instead of reading its source.
+"""Traces the channels of a network by running it.
 
-The network runs once, on tensors without data, while every operation is watched. An activation
-carries one label for each of its elements: the channel it belongs to. What an operation does to the
-data (reshape, permute, slice, chunk, concatenate) it does to the labels, so that a channel shuffle
-needs no rule of its own; the modules beside this one have the rules for all others. Nothing is
-traced symbolically: forward may branch on shapes, loop and call what it likes. Where it looks at
-values, it runs on real tensors, watched in the same way.
+The network runs once on the meta device while all operations are intercepted. Each element of an
+activation has a label: the channel that it belongs to. Operations that move data (reshape, permute,
+slice, chunk, concatenate) are applied to the labels too, so that a channel shuffle needs no rule.
+Other operations have rules in the other modules of this package. There is no symbolic tracing:
+forward may branch on shapes, loop and call any code. If it depends on values, it runs on real
+tensors in the same way.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from secateur.pruning.tracing.rules import (
 )
 
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
-"""What forward is called with: one tensor, a tuple of arguments, or a dict of named ones."""
+"""Arguments of forward: one tensor, a tuple, or a dict of keyword arguments."""
 
 _MOST_DATA = 2**22
-"""Elements up to which the values of an index are computed beside it."""
+"""Largest number of elements of an index whose values are computed."""
 
 
 class _Watch(TorchDispatchMode):
-    """Runs each operation, and enters in the ledger what it gives."""
+    """Runs each operation, and records its results in the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Watch(TorchDispatchMode):
         args, kwargs = self._without_data(args, kwargs or {})
         rule = rule_of(func)
         if rule is None:
-            with self:  # what it is made of comes back here, piece by piece
+            with self:  # the operations of its decomposition are intercepted in turn
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -81,7 +81,7 @@ class _Watch(TorchDispatchMode):
     def _without_data(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        """Constants that forward made on the processor, without data where others have none."""
+        """Convert constants that forward created on the CPU to the meta device."""
         tensors = tensors_in(args, kwargs)
         if not (any(t.is_meta for t in tensors) and any(t.ndim and not t.is_meta for t in tensors)):
             return args, kwargs
@@ -100,7 +100,7 @@ class _Watch(TorchDispatchMode):
     def _keep_data(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        """Compute the values of an index too, as far as those of its inputs are known."""
+        """Compute the values of an index if those of its inputs are known."""
         if not isinstance(result, Tensor) or not result.is_meta or result.is_floating_point():
             return
         inputs = tensors_in(args, kwargs)
@@ -111,9 +111,9 @@ class _Watch(TorchDispatchMode):
 
 
 def weightless(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` whose tensors have shapes and no data; shared ones stay shared.
+    """Return a copy of ``model`` on the meta device; shared tensors stay shared.
 
-    Single numbers, such as a batch-norm's count of batches, and integers stay: layers look at them.
+    Single numbers, such as a batch-norm's count of batches, and integer tensors keep their values.
 
     Raises:
         NetworkError: The network cannot be copied.
@@ -138,7 +138,7 @@ def weightless(model: nn.Module) -> nn.Module:
 
 
 def with_values(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` on the processor, for a forward that looks at values.
+    """Return a copy of ``model`` on the CPU, for a forward that depends on values.
 
     Raises:
         NetworkError: The network cannot be copied.
@@ -152,7 +152,7 @@ def _copied(model: nn.Module, copier: Callable[[], nn.Module]) -> nn.Module:
         probe = copier()
         make_permanent(probe)
         return probe
-    except Exception as error:  # whatever the network's own parts raise
+    except Exception as error:  # the network's code may raise anything
         cause = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError(
             "cannot copy network", where=type(model).__name__, found=cause
@@ -160,13 +160,13 @@ def _copied(model: nn.Module, copier: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and other tensors that a module itself holds."""
+    """Parameters, buffers and other tensors of a module itself."""
     held = {**module._parameters, **module._buffers, **vars(module)}
     return ((name, value) for name, value in held.items() if isinstance(value, Tensor))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer, with the first name of the same tensor."""
+    """From each name of a parameter or buffer to the first name of the same tensor."""
     first: dict[int, str] = {}
     named = [
         *model.named_parameters(remove_duplicate=False),
@@ -176,10 +176,10 @@ def first_names(model: nn.Module) -> dict[str, str]:
 
 
 def example_of(example_input: Example, values: bool = False) -> Example:
-    """One element of the batch of each tensor, without data unless ``values`` is set.
+    """One element of the batch of each tensor, on the meta device unless ``values`` is set.
 
     Raises:
-        NetworkError: It is not a tensor, or a tuple or dict of arguments with one among them.
+        NetworkError: There is no tensor among the arguments.
     """
     if not isinstance(example_input, (Tensor, tuple, list, dict)) or not tensors_in(example_input):
         raise NetworkError(
@@ -216,19 +216,19 @@ def follow_channels(
     larger: ChannelGraph | None = None,
     heads: bool = False,
 ) -> ChannelGraph:
-    """Run ``probe``, a network of :func:`weightless`, on ``example`` and tell what was seen.
+    """Run ``probe``, a network of :func:`weightless`, on ``example``; return its channel graph.
 
-    It runs at inference and, if it can, in training, where heads may read what nothing reads else.
+    It runs in inference mode and, if possible, in training mode, where auxiliary heads may run.
 
     Args:
-        probe: Left in inference mode.
-        example: One image, of :func:`example_of`.
-        larger: Of the network that ``probe`` is a smaller version of: if that one ran in training,
-            this one has to.
+        probe: Is in inference mode afterwards.
+        example: Result of :func:`example_of`.
+        larger: Graph of the large network if ``probe`` is a smaller version; if that one ran in
+            training mode, so must this.
         heads: Whether an attention loses whole heads, in place of channels within each.
 
     Raises:
-        NetworkError: The network looks at values, or does not run on the input's shape.
+        NetworkError: The network depends on values, or does not run on the input's shape.
     """
     mark_widths(probe)
     graph = ChannelGraph()
@@ -269,7 +269,7 @@ def _watch(
         try:
             with _Watch(ledger), WatchWidths(ledger):
                 outputs = call(probe, example)
-        except Exception as error:  # whatever the network's own code raises
+        except Exception as error:  # the network's code may raise anything
             raise _failure(error, stack[-1], example) from error
         for output in _leaves(outputs):
             if not ledger.knows(output):
@@ -286,7 +286,7 @@ def _watch(
 
 @contextmanager
 def _no_fast_path() -> Iterator[None]:
-    """Attention step by step: torch's fused form for inference hides its channels."""
+    """Disable torch's fused attention for inference, which hides channels."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -296,7 +296,7 @@ def _no_fast_path() -> Iterator[None]:
 
 
 def _leaves(outputs: Any) -> Iterator[Tensor]:
-    """Tensors in lists, dictionaries and objects of any kind."""
+    """Tensors in lists, dictionaries and other objects."""
     for leaf in tree_iter(outputs):
         if isinstance(leaf, Tensor):
             yield leaf
@@ -306,7 +306,7 @@ def _leaves(outputs: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _same_dice() -> Iterator[None]:
-    """The same random numbers every time, where forward leaves layers out at random."""
+    """Fix random numbers, for networks with stochastic depth."""
     before = random.getstate()
     random.seed(0)
     try:
@@ -318,7 +318,7 @@ def _same_dice() -> Iterator[None]:
 
 
 class ValuesNeededError(NetworkError):
-    """Forward looks at the values of tensors, so that it does not run without data."""
+    """Forward depends on values of tensors and does not run on the meta device."""
 
 
 def _failure(error: Exception, where: str, example: Example) -> NetworkError:
@@ -340,7 +340,7 @@ def _failure(error: Exception, where: str, example: Example) -> NetworkError:
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Refuse layers whose code or weights are no longer PyTorch's own.
+    """Check that no module is scripted or quantized.
 
     Raises:
         NetworkError: A module is scripted, or its weights are quantized.
@@ -363,7 +363,7 @@ def refuse_compiled(model: nn.Module) -> None:
 
 @contextmanager
 def _module_stack(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the modules that run, outermost first; after a failure the culprit's last."""
+    """Names of running modules, outermost first; after a failure, the failing module is last."""
     stack = [type(model).__name__]
     handles = []
     for name, module in model.named_modules():
