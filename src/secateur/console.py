@@ -30,12 +30,12 @@ def say(line: str) -> None:
 
 def table(headings: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """Format a plain table, control characters escaped: first column left, others right."""
-    made = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    result = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for number, heading in enumerate(headings):
-        made.add_column(heading, justify="right" if number else "left", overflow="fold")
+        result.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
-    return made
+        result.add_row(*(Text(printable(cell)) for cell in row))
+    return result
 
 
 class Ticker:

@@ -134,8 +134,8 @@ def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
     try:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or error
-        raise StoreError("cannot read", where=path, found=found) from error
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError("cannot read", where=path, found=reason) from error
     status = os.fstat(number)
     if not stat.S_ISREG(status.st_mode):
         os.close(number)
@@ -159,8 +159,8 @@ def _kind(mode: int) -> str:
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
 
 
-def _refused(path: Path, found: object, remedy: str | None = None) -> StoreError:
+def _refused(path: Path, reason: object, remedy: str | None = None) -> StoreError:
     return StoreError(
-        "cannot write", where=path, expected="a new name or a regular file", found=found,
+        "cannot write", where=path, expected="a new name or a regular file", found=reason,
         remedy=remedy,
     )  # fmt: skip

@@ -156,20 +156,20 @@ class Store:
 
     def _folder(self, name: str, identity: str, depends_on_threads: bool) -> Path:
         """The folder of the stage for the threads of this process."""
-        first, here = self.root / f"{name}-{identity}", environment.threads()
+        first, current = self.root / f"{name}-{identity}", environment.threads()
         versions = [first, *sorted(self.root.glob(f"{first.name}-*threads"))]
-        made = {
+        finished = {
             threads: folder
             for folder in reversed(versions)
             if (threads := _threads(folder)) is not None
         }
-        if not made or here in made or not depends_on_threads:
-            return made.get(here) or next(iter(made.values()), first)
+        if not finished or current in finished or not depends_on_threads:
+            return finished.get(current) or next(iter(finished.values()), first)
         if self.any_threads:
-            return first if first in made.values() else next(iter(made.values()))
-        others = ", ".join(map(str, sorted(made)))
-        say(f"{name}: stored with {others} threads, this process has {here}: not reused")
-        return first.with_name(f"{first.name}-{here}threads")
+            return first if first in finished.values() else next(iter(finished.values()))
+        others = ", ".join(map(str, sorted(finished)))
+        say(f"{name}: stored with {others} threads, this process has {current}: not reused")
+        return first.with_name(f"{first.name}-{current}threads")
 
     @contextmanager
     def _lock(self, folder: Path) -> Iterator[None]:

@@ -111,8 +111,8 @@ def _sections(
     return sections
 
 
-def _cut_short(expected: int, found: int) -> ArtifactError:
+def _cut_short(expected: int, actual: int) -> ArtifactError:
     return ArtifactError(
-        "the file is not whole", expected=f"{expected:,} bytes", found=f"{found:,}",
+        "the file is not whole", expected=f"{expected:,} bytes", found=f"{actual:,}",
         remedy="fetch it again",
     )  # fmt: skip

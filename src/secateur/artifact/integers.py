@@ -54,7 +54,7 @@ _START = 0.5
 """Expected magnitude before any element is coded."""
 _TRUST = 2.0
 """Weight of the matrix's mean, in elements, in the mean of a row or column."""
-_FIRST, _SEEN = 1, 16
+_FIRST, _INCREMENT = 1, 16
 """Initial count of a bucket, and its increment."""
 _SLICE = 2**18
 """Number of integers whose signs and positions are coded at once."""
@@ -84,8 +84,8 @@ class Bank:
     def learn(self, contexts: npt.NDArray, buckets: Symbols) -> None:
         """Add observed buckets to the counts; both of shape (n,)."""
         shape = self.counts.shape
-        seen = np.bincount(contexts * shape[1] + buckets, minlength=shape[0] * shape[1])
-        self.counts += _SEEN * seen.reshape(shape)
+        counts = np.bincount(contexts * shape[1] + buckets, minlength=shape[0] * shape[1])
+        self.counts += _INCREMENT * counts.reshape(shape)
         full = self.counts.sum(axis=1) > _MEMORY
         self.counts[full] = (self.counts[full] + 1) >> 1
 

@@ -85,9 +85,9 @@ def pack(onnx: bytes, about: Mapping[str, Any], limit: int = LIMIT) -> bytes:
     about = dict(about) | {"onnx_sha256": hashlib.sha256(onnx).hexdigest(), "onnx_bytes": len(onnx)}
     writer, banks = Writer(), Banks()
     cuts, tensors = _codable(onnx)
-    entries, end, seen = [], 0, _Scales()
+    entries, end, scales = [], 0, _Scales()
     for cut, values in zip(cuts, tensors, strict=True):
-        factors = seen.product(values, tensors)
+        factors = scales.product(values, tensors)
         entries.append(_Entry(cut.start - end, cut.kind, cut.shape, factors))
         end = cut.end
         if factors is None:

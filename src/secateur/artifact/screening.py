@@ -72,8 +72,8 @@ def screen(
     try:
         line = json.loads(done.stdout.splitlines()[-1])["error"]
     except (ValueError, KeyError, TypeError, IndexError):
-        found = f"the process ended with {_ending(done.returncode)}"
-        raise _exceeded(path, found) from None
+        reason = f"the process ended with {_ending(done.returncode)}"
+        raise _exceeded(path, reason) from None
     raise ArtifactError(line)
 
 
@@ -99,10 +99,10 @@ def _ending(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _exceeded(path: Path, found: str) -> ArtifactError:
+def _exceeded(path: Path, reason: str) -> ArtifactError:
     return ArtifactError(
         "an ONNX file that breaks the process that reads it, or takes too much memory or time",
-        where=path, found=found, remedy="do not open it",
+        where=path, found=reason, remedy="do not open it",
     )  # fmt: skip
 
 

@@ -93,9 +93,9 @@ def _tensor(data: bytes, start: int, end: int) -> Cut | None:
     return None if raw is None else Cut(name, kind, tuple(shape), *raw)
 
 
-def _messages(data: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+def _messages(data: bytes, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
     for number, wire, value, stop in _fields(data, start, end):
-        if number == wanted and wire == _BYTES:
+        if number == field and wire == _BYTES:
             yield value, stop
 
 

@@ -144,12 +144,12 @@ class Reader:
         if not any(widths(i).max(initial=0) > CHUNK_BITS for i in range(count)):
             yield from (self.bits(None, widths(i)) for i in range(count))
             return
-        again = self._coder.clone()
+        clone = self._coder.clone()
         for i in range(count):
             self._uniform(self._coder, np.minimum(widths(i), CHUNK_BITS))
         after = self._coder
         for i in range(count):
-            values = self._uniform(again, np.minimum(widths(i), CHUNK_BITS))
+            values = self._uniform(clone, np.minimum(widths(i), CHUNK_BITS))
             high = self._uniform(after, np.maximum(widths(i) - CHUNK_BITS, 0))
             yield values | high << CHUNK_BITS
 

@@ -96,8 +96,8 @@ def _recorded_data(about: dict[str, Any]) -> Data:
         fields = about.get("recipe", {}).get("data") or {"name": about["data"]["name"]}
         return Data.model_validate(fields)
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise ArtifactError("the file does not say which images", found=found) from error
+        message = f"{type(error).__name__}: {error}"
+        raise ArtifactError("the file does not say which images", found=message) from error
 
 
 def _recorded(about: dict[str, Any]) -> tuple[int, int] | None:

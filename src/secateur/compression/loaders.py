@@ -172,9 +172,9 @@ def train_with_loader(
                 images = prepare(pixels.to(device))
                 losses += trainer.step(images, labels.to(device), rate, images).item()
                 tick.advance()
-            seen = validation if epoch + 1 == config.epochs else validation.spread(GLANCE)
-            right = int(correctness(trainer.average, seen, prepare).sum())
-            trainer.history.append(Epoch(epoch + 1, losses / steps, right, len(seen), 0.0))
+            evaluated = validation if epoch + 1 == config.epochs else validation.spread(GLANCE)
+            right = int(correctness(trainer.average, evaluated, prepare).sum())
+            trainer.history.append(Epoch(epoch + 1, losses / steps, right, len(evaluated), 0.0))
             trainer.save(checkpoint)
-            tick.advance(0, f"epoch {epoch + 1} validation {100 * right / len(seen):.2f} %")
+            tick.advance(0, f"epoch {epoch + 1} validation {100 * right / len(evaluated):.2f} %")
     return trainer.average.eval(), trainer.history

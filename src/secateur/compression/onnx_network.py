@@ -108,8 +108,8 @@ def file_of_program(path: Path, target: Path) -> Path:
         assert exported is not None
         exported.save(target)
     except Exception as error:  # reader and exporter may raise anything
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NetworkError("cannot read an exported program", where=path, found=found) from error
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NetworkError("cannot read an exported program", where=path, found=message) from error
     return target
 
 

@@ -96,11 +96,11 @@ def _parts(root: Path, inside: dict[str, Path]) -> dict[str, Path]:
     """From part to its folder."""
     parts = {}
     for part, names in PARTS.items():
-        there = [name for name in names if name in inside]
-        if len(there) > 1:
-            raise DataError("two folders for one part", where=root, found=" and ".join(there))
-        if there:
-            parts[part] = inside[there[0]]
+        existing = [name for name in names if name in inside]
+        if len(existing) > 1:
+            raise DataError("two folders for one part", where=root, found=" and ".join(existing))
+        if existing:
+            parts[part] = inside[existing[0]]
     if parts.keys() == {"train"}:
         raise DataError(
             "no test images",

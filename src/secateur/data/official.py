@@ -200,13 +200,13 @@ def _content_of(path: Path, name: str, file: str) -> bytes:
         raise DataError(
             "corrupt data file", where=path, found=error, remedy="fetch it again"
         ) from error
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != FACTS[name].md5[file]:
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != FACTS[name].md5[file]:
         raise DataError(
             f"not the official file of {FACTS[name].title}",
             where=path,
             expected=f"MD5 {FACTS[name].md5[file]} of the unpacked content",
-            found=found,
+            found=digest,
             remedy="fetch it again; for data of your own use data.name = folder",
         )
     return content

@@ -83,13 +83,13 @@ def preflight(data: DataSet, margin: float, accuracy: float) -> Preflight:
     """
     mapped = data.mapped_bytes if isinstance(data, FolderDataSet) else 0
     disk = default_cache()
-    there = next(folder for folder in (disk, *disk.parents) if folder.exists())
+    existing = next(folder for folder in (disk, *disk.parents) if folder.exists())
     return Preflight(
         counts=data.counts(),
         classes=data.classes,
         report=data.report,
         disk_bytes=mapped,
-        free_bytes=shutil.disk_usage(there).free,
+        free_bytes=shutil.disk_usage(existing).free,
         disk=disk,
         margin=margin,
         needed=images_needed(margin, DISAGREEMENT * (1 - accuracy)),

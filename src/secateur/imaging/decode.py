@@ -118,8 +118,8 @@ def _named_errors(source: str | Path | IO[bytes]) -> Iterator[object]:
             found="another format, or a damaged file",
         ) from error
     except Exception as error:  # Pillow's plugins may raise anything
-        found = f"{type(error).__name__}: {error}"
-        raise DataError("cannot read image", where=where, found=found) from error
+        message = f"{type(error).__name__}: {error}"
+        raise DataError("cannot read image", where=where, found=message) from error
 
 
 def _open(source: str | Path | IO[bytes]) -> Image.Image:

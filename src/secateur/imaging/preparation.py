@@ -221,8 +221,8 @@ class Preparation:
                 order=values["order"],
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise DataError("a preparation that cannot be read", found=found) from error
+            message = f"{type(error).__name__}: {error}"
+            raise DataError("a preparation that cannot be read", found=message) from error
 
     def to_metadata(self) -> dict[str, str]:
         """Metadata of an ONNX file: ``mean``, ``std``, ``resolution``; ``preparation`` if needed.
@@ -249,8 +249,8 @@ class Preparation:
             mean, std = (json.loads(metadata[key]) for key in ("mean", "std"))
             values = {"mean": mean, "std": std, "resolution": int(metadata["resolution"])}
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise DataError("a preparation that cannot be read", found=found) from error
+            message = f"{type(error).__name__}: {error}"
+            raise DataError("a preparation that cannot be read", found=message) from error
         neutral = Preparation((0.5,), (0.5,), 1).to_dict()
         return cls.from_dict(neutral | values | {"resize": values["resolution"]})
 
@@ -295,8 +295,8 @@ class Preparation:
             crop = config.get("crop_mode") or "center"
             mean, std = tuple(map(float, config["mean"])), tuple(map(float, config["std"]))
         except (KeyError, TypeError, ValueError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise DataError("a pretrained_cfg that cannot be read", found=found) from error
+            message = f"{type(error).__name__}: {error}"
+            raise DataError("a pretrained_cfg that cannot be read", found=message) from error
         filters: Any = config.get("interpolation") or "bicubic"
         if height != width or crop not in ("center", "squash"):
             raise DataError(

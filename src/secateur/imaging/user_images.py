@@ -46,10 +46,10 @@ def squares(
         yield from map(prepare.fit, _split(_eight_bits(images), prepare.channels))
     elif isinstance(images, Iterable) and not isinstance(images, bytes | dict):
         for image in images:
-            found = list(squares(image, prepare, limit))
-            if len(found) != 1:
-                raise _unfit(prepare.channels, f"{len(found)} images inside a list")
-            yield found[0]
+            parts = list(squares(image, prepare, limit))
+            if len(parts) != 1:
+                raise _unfit(prepare.channels, f"{len(parts)} images inside a list")
+            yield parts[0]
     else:
         raise _unfit(prepare.channels, type(images).__name__)
 
@@ -90,10 +90,10 @@ def _split(values: npt.NDArray[np.uint8], channels: int) -> Iterator[npt.NDArray
         yield np.ascontiguousarray(image[..., 0] if channels == 1 else image)
 
 
-def _unfit(channels: int, found: str) -> DataError:
+def _unfit(channels: int, description: str) -> DataError:
     shapes = "(H, W), (N, H, W) or (N, H, W, 1)" if channels == 1 else "(H, W, 3) or (N, H, W, 3)"
     return DataError(
         "images of another kind",
         expected=f"paths, Pillow images, or arrays of shape {shapes}",
-        found=found,
+        found=description,
     )

@@ -61,10 +61,10 @@ def _fix_batch_norm(network: nn.Module) -> int:
     A frozen batch-norm would not do: it must be excluded from training, weight decay and
     statistics, and it divides by the square root of 1 + epsilon.
     """
-    found = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    for name in found:
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    for name in names:
         network.set_submodule(name, nn.Identity())
-    return len(found)
+    return len(names)
 
 
 @torch.no_grad()

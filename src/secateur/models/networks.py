@@ -163,9 +163,9 @@ def _published(description: str, classes: int) -> nn.Module:
         else:
             network = _timm().create_model(name, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NetworkError(
-            "cannot get the published weights", where=description, found=found,
+            "cannot get the published weights", where=description, found=message,
             remedy="give --weights",
         ) from error  # fmt: skip
     outputs = [m.out_features for m in network.modules() if isinstance(m, nn.Linear)][-1:]
@@ -182,8 +182,8 @@ def _from_program(path: Path) -> nn.Module:
     try:
         return torch.export.load(path).module()
     except Exception as error:  # the reader may raise anything
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NetworkError("cannot read an exported program", where=path, found=found) from error
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NetworkError("cannot read an exported program", where=path, found=message) from error
 
 
 def _from_file(path: Path, function: str, classes: int, channels: int) -> nn.Module:
@@ -196,9 +196,9 @@ def _from_file(path: Path, function: str, classes: int, channels: int) -> nn.Mod
         build: Callable[..., Any] = getattr(module, function)
         network = build(**_arguments(build, classes, channels))
     except Exception as error:  # the user's code may raise anything
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError(
-            "cannot build the network", where=f"{path}:{function}", found=found
+            "cannot build the network", where=f"{path}:{function}", found=message
         ) from error
     if not isinstance(network, nn.Module):
         raise NetworkError(

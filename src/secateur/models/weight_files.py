@@ -46,8 +46,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             remedy="save network.state_dict(), or give the network as file.py:function",
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NetworkError("cannot read weights", where=path, found=found) from error
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NetworkError("cannot read weights", where=path, found=message) from error
     tensors = _tensors(content)
     if not tensors:
         raise NetworkError(

@@ -241,10 +241,10 @@ class _Router:
 
 def _pieces(region: _Region) -> Pieces:
     """Group the channels of each source by the sinks that hold them."""
-    held = [set(region.labels[name].tolist()) for name in region.sinks]
+    contents = [set(region.labels[name].tolist()) for name in region.sinks]
 
     def holders(label: int) -> list[int]:
-        return [index for index, labels in enumerate(held) if label in labels]
+        return [index for index, labels in enumerate(contents) if label in labels]
 
     pieces = {}
     for source in region.sources:
@@ -257,9 +257,9 @@ def _pieces(region: _Region) -> Pieces:
 
 def _parts(pieces: Pieces, sink: Labels) -> dict[str, list[int]]:
     """The pieces that form ``sink``."""
-    wanted = set(sink.tolist())
+    sink_labels = set(sink.tolist())
     every = [item for groups in pieces.values() for item in groups.items()]
-    return {name: labels for name, labels in every if labels[0] in wanted}
+    return {name: labels for name, labels in every if labels[0] in sink_labels}
 
 
 def _order(old: Labels, new: dict[str, list[int]]) -> list[int]:

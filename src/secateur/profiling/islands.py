@@ -127,17 +127,17 @@ def _clamp(graph: Graph, node: onnx.NodeProto) -> str:
 
 def _tied(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Nodes without an integer kernel connected to ``node`` without a conversion."""
-    seen, ahead = {node.output[0]: node}, [node]
+    visited, ahead = {node.output[0]: node}, [node]
     while ahead:
-        here = ahead.pop()
-        near = [graph.producer[name] for name in here.input if name in graph.producer]
-        near += [reader for name in here.output for reader in graph.consumers.get(name, [])]
+        current = ahead.pop()
+        near = [graph.producer[name] for name in current.input if name in graph.producer]
+        near += [reader for name in current.output for reader in graph.consumers.get(name, [])]
         for other in near:
             ends = other.op_type in CONVERTERS or INTEGER.fullmatch(other.op_type)
-            if not ends and other.output[0] not in seen:
-                seen[other.output[0]] = other
+            if not ends and other.output[0] not in visited:
+                visited[other.output[0]] = other
                 ahead.append(other)
-    return [other for other in seen.values() if other.op_type not in {*ABLE, *MOVERS}]
+    return [other for other in visited.values() if other.op_type not in {*ABLE, *MOVERS}]
 
 
 def _name(node: onnx.NodeProto) -> str:

@@ -85,10 +85,10 @@ def scales(large: Units, small: Units, node_of: Ints) -> tuple[Scale, ...]:
     """
     graph = large.graph
     factors: dict[int, float] = {}
-    for (before, nodes), (after, here) in zip(graph.scales, small.graph.scales, strict=True):
+    for (before, nodes), (after, small_nodes) in zip(graph.scales, small.graph.scales, strict=True):
         if abs(before / after - 1) < 1e-12:
             continue
-        if not np.isin(node_of[here], nodes).all():
+        if not np.isin(node_of[small_nodes], nodes).all():
             raise WidthsRejected("smaller, it would scale other channels than the large network")
         for node in nodes.tolist():
             if abs(factors.setdefault(node, before / after) / (before / after) - 1) > 1e-12:
@@ -96,9 +96,9 @@ def scales(large: Units, small: Units, node_of: Ints) -> tuple[Scale, ...]:
     if not factors:
         return ()
     _require_sole_use(graph, factors)
-    for made, added in graph.biases:
+    for channels, added in graph.biases:
         scaled = [
-            (m, a) for m, a in zip(made.tolist(), added.tolist(), strict=True) if m in factors
+            (m, a) for m, a in zip(channels.tolist(), added.tolist(), strict=True) if m in factors
         ]
         factors |= {a: factors[m] for m, a in scaled}
     by: dict[tuple[Axis, float], list[int]] = {}

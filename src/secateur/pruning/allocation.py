@@ -53,9 +53,11 @@ def global_fractions(
     weight = np.concatenate(weights)
     order = np.argsort(value, kind="stable")
     before = np.concatenate([[0.0], np.cumsum(weight[order])[:-1]])
-    goes = order[(before < fraction * weight.sum() - 1e-9) & np.isfinite(value[order])]
-    gone = np.bincount(owner[goes], minlength=len(prunable.groups))
-    return {group.name: gone[number] / group.units for number, group in enumerate(prunable.groups)}
+    removable = order[(before < fraction * weight.sum() - 1e-9) & np.isfinite(value[order])]
+    removed = np.bincount(owner[removable], minlength=len(prunable.groups))
+    return {
+        group.name: removed[number] / group.units for number, group in enumerate(prunable.groups)
+    }
 
 
 def channels_of(prunable: Prunable, name: str) -> int:

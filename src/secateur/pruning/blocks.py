@@ -36,8 +36,10 @@ def find_blocks(model: nn.Module, example_input: Example) -> list[str]:
     work = work.cpu().double().eval()
     names = {module: name for name, module in work.named_modules()}
     with torch.no_grad():
-        seen = _seen(work, _random_like(example_input))
-        passing = [names[module] for module, images in seen.items() if _passes_on(module, images)]
+        inputs_of = _recorded_inputs(work, _random_like(example_input))
+        passing = [
+            names[module] for module, images in inputs_of.items() if _passes_on(module, images)
+        ]
     inner = [name for name in passing if not any(each.startswith(f"{name}.") for each in passing)]
     order = {name: position for position, name in enumerate(names.values())}
     return sorted(inner, key=order.__getitem__)
@@ -56,16 +58,16 @@ def _random_like(example_input: Example) -> Example:
     return tuple(example) if isinstance(example, list) else example
 
 
-def _seen(work: nn.Module, example: Example) -> dict[nn.Module, Tensor]:
+def _recorded_inputs(work: nn.Module, example: Example) -> dict[nn.Module, Tensor]:
     """Return inputs of modules with submodules that were called once and keep the input's shape."""
-    seen: dict[nn.Module, Tensor] = {}
+    inputs_of: dict[nn.Module, Tensor] = {}
     calls: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
         single = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
         if single and inputs[0].shape == output.shape:
-            seen[module] = inputs[0].clone()
+            inputs_of[module] = inputs[0].clone()
 
     for module in work.modules():
         parts = any(True for _ in module.children())
@@ -74,7 +76,7 @@ def _seen(work: nn.Module, example: Example) -> dict[nn.Module, Tensor]:
     call(work, example)
     for module in work.modules():
         module._forward_hooks.clear()
-    return {module: images for module, images in seen.items() if calls[module] == 1}
+    return {module: images for module, images in inputs_of.items() if calls[module] == 1}
 
 
 def _passes_on(module: nn.Module, images: Tensor) -> bool:

@@ -98,10 +98,10 @@ class Group:
         All layers that produce the channels get a width that is a multiple of ``round_to``, at most
         the full width; at least one step is kept.
         """
-        gone = math.floor(fraction * self.steps + 1e-9 * self.steps)  # 0.29 * 100 is 28.99...
-        stays = max(1, self.steps - gone)
+        removed = math.floor(fraction * self.steps + 1e-9 * self.steps)  # 0.29 * 100 is 28.99...
+        remaining = max(1, self.steps - removed)
         step = self.stride(round_to)
-        return min(self.steps, math.ceil(stays / step) * step)
+        return min(self.steps, math.ceil(remaining / step) * step)
 
     def stride(self, round_to: int) -> int:
         """Smallest number of steps that changes every layer by a multiple of ``round_to``."""
@@ -212,12 +212,12 @@ class Units:
         visits = self.graph.visits
         numbers = np.random.default_rng(0).integers(0, 2**64, len(visits), np.uint64)
         tours = np.zeros(self.number, np.uint64)
-        seen: dict[bytes, Ints] = {}
+        components: dict[bytes, Ints] = {}
         for number, nodes in zip(numbers, visits, strict=True):
             key = nodes.tobytes()
-            if key not in seen:
-                seen[key] = np.unique(self.of[nodes])
-            tours[seen[key]] += number
+            if key not in components:
+                components[key] = np.unique(self.of[nodes])
+            tours[components[key]] += number
         return tours
 
     def makes(self, unit: int) -> bool:
@@ -288,13 +288,13 @@ class Units:
         unit = np.repeat(np.arange(len(components)), [len(self.nodes(each)) for each in components])
         members = []
         for axis in np.unique(self.axis_of[nodes]).tolist():
-            here = self.axis_of[nodes] == axis
-            order = np.argsort(self.index_of[nodes[here]])
+            on_axis = self.axis_of[nodes] == axis
+            order = np.argsort(self.index_of[nodes[on_axis]])
             members.append(
                 Member(
                     self.axes[axis],
-                    self.index_of[nodes[here]][order],
-                    unit[here][order],
+                    self.index_of[nodes[on_axis]][order],
+                    unit[on_axis][order],
                     self._role(self.axes[axis]),
                 )
             )

@@ -60,13 +60,13 @@ class Costs:
         sizes = {}
         for axis, parts in self._parts.items():
             if axis.tensor in self._shapes:
-                lost = sum(
+                removed = sum(
                     many
                     * (self._steps[name] - widths.get(name, self._steps[name]))
                     // self._steps[name]
                     for name, many in parts
                 )
-                sizes[axis] = self._shapes[axis.tensor][axis.axis] - lost
+                sizes[axis] = self._shapes[axis.tensor][axis.axis] - removed
         return self._sum(sizes)
 
     def of(self, plan: Plan) -> int:

@@ -66,9 +66,9 @@ def plan_dead(model: nn.Module, example_input: Tensor) -> Plan:
             if not any(_new(idle, dead, prunable)):
                 break
         for group in prunable.groups:
-            gone = _spare_one(idle[group.name], dead[group.name])
-            dead[group.name] |= gone
-            group_masks(work, group, gone).apply_(work)
+            removed = _keep_one(idle[group.name], dead[group.name])
+            dead[group.name] |= removed
+            group_masks(work, group, removed).apply_(work)
     return Plan(folds=tuple(folds), cuts=_cuts(model, prunable, dead))
 
 
@@ -76,16 +76,16 @@ def _new(
     idle: Mapping[str, Bools], dead: Mapping[str, Bools], prunable: Prunable
 ) -> Iterator[bool]:
     for group in prunable.groups:
-        yield bool(_spare_one(idle[group.name], dead[group.name]).any())
+        yield bool(_keep_one(idle[group.name], dead[group.name]).any())
 
 
-def _spare_one(idle: Bools, dead: Bools) -> Bools:
+def _keep_one(idle: Bools, dead: Bools) -> Bools:
     """Exclude one unit from ``idle`` if no other unit would remain."""
-    gone = idle & ~dead
-    if (gone | dead).all() and gone.any():
-        gone = gone.copy()
-        gone[np.flatnonzero(gone)[0]] = False
-    return gone
+    removed = idle & ~dead
+    if (removed | dead).all() and removed.any():
+        removed = removed.copy()
+        removed[np.flatnonzero(removed)[0]] = False
+    return removed
 
 
 def _slices(model: nn.Module, member: Member) -> Bools:
@@ -133,25 +133,27 @@ def _fold_constants(
 ) -> dict[str, Bools]:
     """Fold constants into ``work`` where possible; return the units that are then not read."""
     done = {name: np.zeros(len(units), bool) for name, units in silent.items()}
-    wanted = [
+    silent_units = [
         (group, unit)
         for group in prunable.groups
-        for unit in np.flatnonzero(_spare_one(silent[group.name], dead[group.name])).tolist()
+        for unit in np.flatnonzero(_keep_one(silent[group.name], dead[group.name])).tolist()
     ]
-    if not wanted:
+    if not silent_units:
         return done
-    seen = _Seen(work, images)
-    candidates = [(g.name, unit, _folds_of(seen, g, unit)) for g, unit in wanted]
+    activations = _Activations(work, images)
+    candidates = [(g.name, unit, _folds_of(activations, g, unit)) for g, unit in silent_units]
     able = [(name, unit, new) for name, unit, new in candidates if new is not None]
-    if not _try(seen, work, [fold for *_, new in able for fold in new], folds):
+    if not _try(activations, work, [fold for *_, new in able for fold in new], folds):
         # One of them has another reader that was not observed: fold one by one.
-        able = [each for each in able if _try(seen, work, each[2], folds)]
+        able = [each for each in able if _try(activations, work, each[2], folds)]
     for name, unit, _ in able:
         done[name][unit] = True
     return done
 
 
-def _try(seen: _Seen, work: nn.Module, new: Sequence[Fold], folds: list[Fold]) -> bool:
+def _try(
+    activations: _Activations, work: nn.Module, new: Sequence[Fold], folds: list[Fold]
+) -> bool:
     """Fold into ``work`` and zero the readers' weights; revert if the output changes."""
     before = {name: tensor.clone() for name, tensor in work.state_dict().items()}
     merged = _merged(new)
@@ -159,7 +161,7 @@ def _try(seen: _Seen, work: nn.Module, new: Sequence[Fold], folds: list[Fold]) -
         fold_into(work, fold)
         with torch.no_grad():
             work.get_parameter(f"{fold.module}.weight")[:, list(fold.inputs)] = 0
-    if seen.differs(work):
+    if activations.differs(work):
         work.load_state_dict(before)
         return False
     folds.extend(merged)
@@ -178,29 +180,31 @@ def _merged(folds: Sequence[Fold]) -> list[Fold]:
     ]
 
 
-class _Seen:
+class _Activations:
     """Inputs and outputs of each layer for a few random images."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.model, self.images = model, images
         self.read: dict[str, Tensor] = {}
         self.norm: dict[str, str] = {}
-        made: dict[int, str] = {}
+        producers: dict[int, str] = {}
         kept: list[Tensor] = []
         with ExitStack() as stack, torch.inference_mode():
             for name, layer in model.named_modules():
                 if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
                     stack.callback(
-                        layer.register_forward_hook(self._layer(name, made, kept)).remove
+                        layer.register_forward_hook(self._layer(name, producers, kept)).remove
                     )
                 elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                    stack.callback(layer.register_forward_pre_hook(self._after(name, made)).remove)
+                    stack.callback(
+                        layer.register_forward_pre_hook(self._after(name, producers)).remove
+                    )
             self.output = _first(model(images))
 
-    def _layer(self, name: str, made: dict[int, str], kept: list[Tensor]):  # type: ignore[no-untyped-def]
+    def _layer(self, name: str, producers: dict[int, str], kept: list[Tensor]):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             kept.append(output)  # keeps the tensor alive, so that its id is unique
-            made[id(output)] = name
+            producers[id(output)] = name
             if name in self.read:
                 self.read[name] = torch.full_like(inputs[0], float("nan"))  # called twice
             else:
@@ -208,10 +212,10 @@ class _Seen:
 
         return hook
 
-    def _after(self, name: str, made: dict[int, str]):  # type: ignore[no-untyped-def]
+    def _after(self, name: str, producers: dict[int, str]):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if id(inputs[0]) in made:
-                self.norm[made[id(inputs[0])]] = name
+            if id(inputs[0]) in producers:
+                self.norm[producers[id(inputs[0])]] = name
 
         return hook
 
@@ -241,18 +245,18 @@ def _first(output: Any) -> Tensor:
     return next(value for value in tree_iter(output) if isinstance(value, Tensor))
 
 
-def _folds_of(seen: _Seen, group: Group, unit: int) -> list[Fold] | None:
+def _folds_of(activations: _Activations, group: Group, unit: int) -> list[Fold] | None:
     """Folds of a unit's constants at all its readers, or None if one of them cannot absorb them."""
     folds = []
     for reader in group.readers():
         inputs = reader.index[reader.unit == unit].tolist()
-        layer = seen.model.get_submodule(reader.module)
-        values = seen.constants(reader.module, inputs)
+        layer = activations.model.get_submodule(reader.module)
+        values = activations.constants(reader.module, inputs)
         if values is None:
             return None
         if not any(values):
             continue
-        into = _home(seen, layer, reader)
+        into = _home(activations, layer, reader)
         if into is None:
             return None
         folds.append(
@@ -261,7 +265,7 @@ def _folds_of(seen: _Seen, group: Group, unit: int) -> list[Fold] | None:
     return folds
 
 
-def _home(seen: _Seen, layer: nn.Module, reader: Member) -> str | None:
+def _home(activations: _Activations, layer: nn.Module, reader: Member) -> str | None:
     """The tensor that can absorb a layer's response to constant inputs."""
     name = reader.module
     if reader.axis != Axis(f"{name}.weight" if name else "weight", 1):
@@ -276,8 +280,8 @@ def _home(seen: _Seen, layer: nn.Module, reader: Member) -> str | None:
             return None
     if layer.bias is not None:
         return f"{name}.bias"
-    norm = seen.norm.get(name)
-    if norm is None or seen.model.get_submodule(norm).running_mean is None:
+    norm = activations.norm.get(name)
+    if norm is None or activations.model.get_submodule(norm).running_mean is None:
         return None
     return f"{norm}.running_mean"
 
@@ -287,11 +291,11 @@ def _home(seen: _Seen, layer: nn.Module, reader: Member) -> str | None:
 
 def _cuts(model: nn.Module, prunable: Prunable, dead: Mapping[str, Bools]) -> tuple:
     """Cuts that remove the dead units only; in groups that shrink evenly, possibly not all."""
-    scores = {name: (~gone).astype(float) for name, gone in dead.items()}
+    scores = {name: (~removed).astype(float) for name, removed in dead.items()}
     widths = {}
     for group in prunable.groups:
-        gone = int(dead[group.name].sum())
-        widths[group.name] = group.steps - gone * group.steps // group.units
+        removed = int(dead[group.name].sum())
+        widths[group.name] = group.steps - removed * group.steps // group.units
     full = {group.name: group.steps for group in prunable.groups if group.balanced}
     plan = realize_widths(model, prunable, widths | full, scores)
     for name in full:
@@ -311,7 +315,7 @@ def _only_dead(prunable: Prunable, plan: Plan, dead: Mapping[str, Bools]) -> boo
     for group in prunable.groups:
         for member in group.members:
             if member.axis in keeps:
-                gone = ~np.isin(member.index, keeps[member.axis])
-                if not dead[group.name][member.unit[gone]].all():
+                removed = ~np.isin(member.index, keeps[member.axis])
+                if not dead[group.name][member.unit[removed]].all():
                     return False
     return True

@@ -73,11 +73,11 @@ class Geometry:
         return [self.layer(number, widths) for number in numbers]
 
     def _size(self, axis: Axis, full: int, widths: Mapping[str, int]) -> int:
-        lost = 0
+        removed = 0
         for name, many in self._parts.get(axis, []):
             steps = self._steps[name]
-            lost += many * (steps - widths.get(name, steps)) // steps
-        return full - lost
+            removed += many * (steps - widths.get(name, steps)) // steps
+        return full - removed
 
 
 def list_calls(model: nn.Module, example: Example) -> list[Call]:

@@ -111,7 +111,7 @@ def reach_latency(
     plan: Callable[[Mapping[str, int]], Plan],
     target: float,
     round_to: int,
-    clock: LayerTimes,
+    layer_times: LayerTimes,
     network_timer: NetworkTimes,
 ) -> LatencyPlan:
     """Find the widths that lose the least importance within ``target`` of the network's latency.
@@ -127,16 +127,16 @@ def reach_latency(
         plan: From the remaining steps of each group to the plan.
         target: Largest remaining fraction of the latency, in (0, 1].
         round_to: Widths are multiples of this, or the full width.
-        clock: Time of a layer.
+        layer_times: Time of a layer.
         network_timer: Times the unpruned and smaller networks.
 
     Raises:
         NetworkError: The target cannot be reached.
     """
     unpruned = network_timer.load(model)
-    first, reference = network_timer.time(unpruned, clock.reference)
+    first, reference = network_timer.time(unpruned, layer_times.reference)
     full = first / reference
-    choice = Choice(prunable, scores, Geometry(model, prunable), round_to, clock, full)
+    choice = Choice(prunable, scores, Geometry(model, prunable), round_to, layer_times, full)
     best, tried = None, None
     for _ in range(ATTEMPTS):
         # The middle of the accepted range, because measurements vary.
@@ -175,7 +175,7 @@ class Choice:
         scores: For each group, the importance of each unit, shape (units,).
         geometry: Geometry of the same network.
         round_to: Widths are multiples of this, or the full width.
-        clock: Time of a layer, in any unit.
+        layer_times: Time of a layer, in any unit.
         full: Latency of the unpruned network, in the same unit.
     """
 
@@ -185,10 +185,10 @@ class Choice:
         scores: Mapping[str, Scores],
         geometry: Geometry,
         round_to: int,
-        clock: Callable[[Layer], float],
+        layer_times: Callable[[Layer], float],
         full: float,
     ) -> None:
-        self.geometry, self.clock = geometry, clock
+        self.geometry, self.layer_times = geometry, layer_times
         self.losses = {
             group.name: len(list(group.makers())) * losses(scores[group.name], group.steps)
             for group in prunable.groups
@@ -201,7 +201,7 @@ class Choice:
         self._sharing = _sharing(geometry)
         layers = geometry.layers({})
         self._fixed, self._numbers = 0.0, sum(layer.elements for layer in layers)
-        self._rest = full - sum(map(clock, layers))
+        self._rest = full - sum(map(layer_times, layers))
         self._moving = self._rest / self._numbers
 
     def latency(self, widths: Mapping[str, int]) -> float:
@@ -211,13 +211,13 @@ class Choice:
     def _variable(self, widths: Mapping[str, int], among: Iterable[int] | None) -> float:
         """Predicted time of all calls, or those ``among``, and of moving their results."""
         layers = self.geometry.layers(widths, among)
-        return sum(self.clock(layer) + self._moving * layer.elements for layer in layers)
+        return sum(self.layer_times(layer) + self._moving * layer.elements for layer in layers)
 
     def learn(self, widths: Mapping[str, int], measured: float) -> None:
         """Fit the two parts so that the prediction at ``widths`` is ``measured``."""
         layers = self.geometry.layers(widths)
         numbers = sum(layer.elements for layer in layers)
-        rest = measured - sum(map(self.clock, layers))
+        rest = measured - sum(map(self.layer_times, layers))
         if numbers < self._numbers:
             self._moving = max(0.0, (self._rest - rest) / (self._numbers - numbers))
         self._fixed = rest - self._moving * numbers
@@ -269,14 +269,14 @@ class Choice:
             stale = self._sharing[best.group]
 
     def _steps(self, name: str, widths: Mapping[str, int], to: Iterable[int]) -> list[_Step]:
-        touched, lost = self.geometry.touched[name], self.losses[name]
+        touched, losses = self.geometry.touched[name], self.losses[name]
         now = self._variable(widths, touched)
         return [
             _Step(
                 name,
                 width,
                 self._variable({**widths, name: width}, touched) - now,
-                float(lost[width] - lost[widths[name]]),
+                float(losses[width] - losses[widths[name]]),
             )
             for width in to
         ]
@@ -331,12 +331,12 @@ def losses(scores: Scores, steps: int) -> npt.NDArray[np.float64]:
         return -np.log(sums[stay] / sums[-1])
 
 
-def candidates(group: Group, round_to: int, lost: npt.NDArray[np.float64]) -> list[int]:
+def candidates(group: Group, round_to: int, losses: npt.NDArray[np.float64]) -> list[int]:
     """Candidate widths in steps, increasing: multiples of ``round_to``, and the full width."""
     stride = group.stride(round_to)
     stride *= math.ceil(group.steps / stride / MOST_WIDTHS)
     widths = [*range(stride, group.steps, stride), group.steps]
-    return [width for width in widths if np.isfinite(lost[width])]
+    return [width for width in widths if np.isfinite(losses[width])]
 
 
 def plan_latency(
@@ -366,9 +366,11 @@ def plan_latency(
     """
     if not isinstance(prunable.example, Tensor):
         raise NetworkError("latency needs a network of one input")
-    clock = LayerTimer(precision, threads)
+    layer_times = LayerTimer(precision, threads)
     network_timer = NetworkTimer(prunable.example.shape[1:], precision, threads)
     try:
-        return reach_latency(model, prunable, scores, plan, target, round_to, clock, network_timer)
+        return reach_latency(
+            model, prunable, scores, plan, target, round_to, layer_times, network_timer
+        )
     finally:
-        clock.save()
+        layer_times.save()

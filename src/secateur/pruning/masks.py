@@ -125,20 +125,20 @@ def plan_masks(model: nn.Module, plan: Plan) -> Masks:
             kept = torch.zeros(parameters[axis.tensor].shape[axis.axis], dtype=torch.bool)
             kept[list(keep)] = True
             _narrow(tensors, parameters[axis.tensor], axis, kept)
-    gone = tuple(f"{block}." for block in plan.blocks)
+    prefixes = tuple(f"{block}." for block in plan.blocks)
     for name, parameter in parameters.items():
-        if name.startswith(gone):
+        if name.startswith(prefixes):
             tensors[name] = torch.zeros(parameter.shape, dtype=torch.bool)
     return Masks(tensors)
 
 
-def group_masks(model: nn.Module, group: Group, gone: npt.NDArray[np.bool_]) -> Masks:
+def group_masks(model: nn.Module, group: Group, removed: npt.NDArray[np.bool_]) -> Masks:
     """Masks of all entries of some units of a group.
 
     Args:
         model: Any network; not modified.
         group: A group of the network.
-        gone: Whether each unit is masked, shape (units,).
+        removed: Whether each unit is masked, shape (units,).
     """
     parameters = dict(model.named_parameters())
     tensors: dict[str, Tensor] = {}
@@ -146,7 +146,7 @@ def group_masks(model: nn.Module, group: Group, gone: npt.NDArray[np.bool_]) -> 
         if member.axis.axis != INPUTS and member.axis.tensor in parameters:
             parameter = parameters[member.axis.tensor]
             kept = torch.ones(parameter.shape[member.axis.axis], dtype=torch.bool)
-            kept[member.index[gone[member.unit]]] = False
+            kept[member.index[removed[member.unit]]] = False
             _narrow(tensors, parameter, member.axis, kept)
     return Masks(tensors)
 
@@ -185,8 +185,8 @@ def weight_masks(
     for layer in layers:
         name = f"{layer}.weight"
         scores = weight_importance(model.get_parameter(name))
-        stays = scores.numel() - _gone(fraction, scores.numel())
-        tensors[name] = _keep_largest(scores, stays, before.get(name))
+        remaining = scores.numel() - _count_removed(fraction, scores.numel())
+        tensors[name] = _keep_largest(scores, remaining, before.get(name))
     return Masks(tensors)
 
 
@@ -198,30 +198,30 @@ def sparsity(model: nn.Module, names: Iterable[str]) -> float:
     return 1 - sum(int(parameter.count_nonzero()) for parameter in parameters) / entries
 
 
-def _gone(fraction: float, entries: int) -> int:
+def _count_removed(fraction: float, entries: int) -> int:
     # 0.29 * 100 is 28.999999999999996 in floating point; 29 is meant.
     return min(entries - 1, math.floor(fraction * entries + 1e-9 * entries))
 
 
-def _keep_largest(scores: Tensor, stays: int, kept: Tensor | None) -> Tensor:
-    """Mask of at most ``stays`` entries of ``kept``: the largest, and the last of equal ones.
+def _keep_largest(scores: Tensor, remaining: int, kept: Tensor | None) -> Tensor:
+    """Mask of at most ``remaining`` entries of ``kept``: the largest, and the last of equal ones.
 
     Args:
         scores: Non-negative, any shape; overwritten.
-        stays: 1 or more.
+        remaining: 1 or more.
         kept: Bool, of the same shape, or None for all.
     """
     if kept is not None:
         kept = kept.to(scores.device)
-        stays = min(stays, int(kept.count_nonzero()))
+        remaining = min(remaining, int(kept.count_nonzero()))
         scores.masked_fill_(~kept, -1)
-    gone = scores.numel() - stays
-    if gone == 0:
+    removed = scores.numel() - remaining
+    if removed == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    limit = scores.flatten().kthvalue(gone).values
+    limit = scores.flatten().kthvalue(removed).values
     if not math.isfinite(limit.item()):
         raise NetworkError("weights are not finite numbers", found=limit.item())
     masked = (scores < limit).flatten()
     ties = (scores.flatten() == limit).nonzero().flatten()
-    masked[ties[: gone - int(masked.count_nonzero())]] = True
+    masked[ties[: removed - int(masked.count_nonzero())]] = True
     return ~masked.view(scores.shape)

@@ -191,8 +191,8 @@ class Plan(BaseModel):
                         raise misfit(path, f"{cut.size} entries on axis {cut.axis}", len(before))
                     keeps[axis] = tuple(before[index] for index in cut.keep)
         blocks = tuple(dict.fromkeys((*self.blocks, *later.blocks)))
-        gone = tuple(f"{block}." for block in later.blocks)
-        keeps = {axis: keep for axis, keep in keeps.items() if not axis.tensor.startswith(gone)}
+        prefixes = tuple(f"{block}." for block in later.blocks)
+        keeps = {axis: keep for axis, keep in keeps.items() if not axis.tensor.startswith(prefixes)}
         settings = {(s.module, s.attribute): s for s in (*self.settings, *later.settings)}
         indices = {index.tensor: index for index in (*self.indices, *later.indices)}
         update = {

@@ -174,8 +174,8 @@ def _plan(
         if not isinstance(prunable.example, Tensor):
             raise NetworkError("latency needs a network of one input")
         shape = tuple(prunable.example.shape[1:])
-        clock = NetworkTimer(shape, options.precision, count)
-        before, now = clock.time(clock.load(start.network), clock.load(model))
+        timer = NetworkTimer(shape, options.precision, count)
+        before, now = timer.time(timer.load(start.network), timer.load(model))
         target = min(1.0, target * before / now)
     plan = plan_latency(
         model, prunable, scores, job.plan, target, options.round_to, options.precision, count
@@ -288,9 +288,13 @@ def explain_shortfall(plan: Plan, prunable: Prunable, fraction: float) -> str | 
     Almost nothing is less than a tenth of ``fraction`` of all layer outputs.
     """
     keeps = plan.keeps()
-    made = {axis: prunable.graph.sizes[axis] for axis in prunable.graph.sources}
-    lost = sum(size - len(keeps[axis]) for axis, size in made.items() if axis in keeps)
-    if plan.blocks or fraction == 0 or (lost and lost >= 0.1 * fraction * sum(made.values())):
+    produced = {axis: prunable.graph.sizes[axis] for axis in prunable.graph.sources}
+    removed = sum(size - len(keeps[axis]) for axis, size in produced.items() if axis in keeps)
+    if (
+        plan.blocks
+        or fraction == 0
+        or (removed and removed >= 0.1 * fraction * sum(produced.values()))
+    ):
         return None
     by: dict[str, list[str]] = {}
     for layer in prunable.protected:
@@ -305,4 +309,5 @@ def explain_shortfall(plan: Plan, prunable: Prunable, fraction: float) -> str | 
             f"{len(prunable.groups)} groups could shrink, the narrowest of {narrow} channels; "
             "a smaller round_to or a larger fraction removes some"
         )
-    return f"{lost} of {sum(made.values())} channels leave; what stays: {' | '.join(reasons[:6])}"
+    count = f"{removed} of {sum(produced.values())} channels"
+    return f"{count} leave; what stays: {' | '.join(reasons[:6])}"

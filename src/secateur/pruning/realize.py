@@ -128,8 +128,8 @@ def realize_exactly(
     sizes = dict(prunable.graph.sizes)
     for group in groups:
         for member in group.members:
-            lost = len(member.index) * (group.steps - widths[group.name]) // group.steps
-            sizes[member.axis] -= lost
+            removed = len(member.index) * (group.steps - widths[group.name]) // group.steps
+            sizes[member.axis] -= removed
     numbers = settings(prunable.graph, large, groups, widths)
     small = _run_small(model, prunable, sizes, numbers)
     _require_same(prunable.graph, small.graph, sizes)
@@ -258,15 +258,15 @@ def _read_plan(prunable: Prunable, large: Units, small: Units, stands_for: Ints)
                   for axis in np.unique(large.axis_of[large_nodes]).tolist()}  # fmt: skip
         for axis in np.unique(small.axis_of[small_nodes]).tolist():
             node_of[small_nodes[small.axis_of[small_nodes] == axis]] = places[small.axes[axis]]
-    met = np.sort(node_of[small.graph.edges], axis=1)
+    edges = np.sort(node_of[small.graph.edges], axis=1)
     count = prunable.graph.count
     known = prunable.graph.edges @ np.array([count, 1])
-    if not np.isin(met @ np.array([count, 1]), known).all():
+    if not np.isin(edges @ np.array([count, 1]), known).all():
         raise WidthsRejected("smaller, it would join channels that the large network keeps apart")
     for small_nodes, large_nodes in zip(small.graph.visits, large.graph.visits, strict=True):
-        here = np.zeros(count, bool)
-        here[large_nodes] = True
-        if not np.array_equal(np.flatnonzero(here[node_of]), small_nodes):
+        present = np.zeros(count, bool)
+        present[large_nodes] = True
+        if not np.array_equal(np.flatnonzero(present[node_of]), small_nodes):
             raise WidthsRejected(
                 "smaller, it would send channels another way than the large network"
             )

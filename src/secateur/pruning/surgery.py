@@ -105,8 +105,8 @@ def shrink_state(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     Raises:
         NetworkError: The size of a tensor does not fit the plan.
     """
-    gone = tuple(f"{block}." for block in plan.blocks)
-    smaller = {name: tensor for name, tensor in state.items() if not name.startswith(gone)}
+    prefixes = tuple(f"{block}." for block in plan.blocks)
+    smaller = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
     for cut in plan.cuts:
         for path in cut.paths:
             if path in smaller:
@@ -146,9 +146,9 @@ def shrink_optimizer(
         {**group, "params": [new[n] for p in group["params"] if (n := name_of[id(p)]) in new]}
         for group in optimizer.param_groups
     ]
-    taken = inspect.signature(type(optimizer)).parameters
-    options = {key: value for key, value in optimizer.defaults.items() if key in taken}
-    again = type(optimizer)(groups, **options)
+    accepted = inspect.signature(type(optimizer)).parameters
+    options = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+    result = type(optimizer)(groups, **options)
     cuts: dict[str, list[Cut]] = {}
     for cut in plan.cuts:
         for path in cut.paths:
@@ -157,10 +157,10 @@ def shrink_optimizer(
         name = name_of[id(old)]
         if name not in new:
             continue
-        again.state[new[name]] = {
+        result.state[new[name]] = {
             key: _shrunk_moment(value, old, cuts.get(name, ())) for key, value in state.items()
         }
-    return again
+    return result
 
 
 def _shrunk_moment(value: Any, of: Tensor, cuts: Iterable[Cut]) -> Any:

@@ -97,19 +97,19 @@ def scan_bits(
         node.name: [_rounded(network.graph, node, width, rule) for width in widths]
         for node in weighted_nodes(network.graph)
     }
-    seen: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+    results: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
     for start in range(0, len(images), BATCH):
         labels = images.labels[start : start + BATCH]
         values = network.start(prepare(images.pixels[start : start + BATCH]))
         for number, node in enumerate(network.walk(values)):
             for width, weight in zip(widths, rounded.get(node.name, ()), strict=False):
                 logits = network.branch(values, number, weight)
-                seen.setdefault((node.name, width), []).append(_right_and_loss(logits, labels))
+                results.setdefault((node.name, width), []).append(_right_and_loss(logits, labels))
             if node.name in rounded:
                 advance()
         logits = values[network.graph.outputs[0]]
-        seen.setdefault(("network", 32), []).append(_right_and_loss(logits, labels))
-    return _points(seen, {name: int(w[0].numel()) for name, w in rounded.items()})
+        results.setdefault(("network", 32), []).append(_right_and_loss(logits, labels))
+    return _points(results, {name: int(w[0].numel()) for name, w in rounded.items()})
 
 
 def _rounded(graph: Graph, node: onnx.NodeProto, bits: int, rule: WeightRule) -> Tensor:
@@ -124,11 +124,11 @@ def _right_and_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _points(
-    seen: Mapping[tuple[str, int], list[tuple[Tensor, Tensor]]], weights: Mapping[str, int]
+    results: Mapping[tuple[str, int], list[tuple[Tensor, Tensor]]], weights: Mapping[str, int]
 ) -> list[BitPoint]:
     joined = {
         key: (torch.cat([r for r, _ in parts]).numpy(), torch.cat([x for _, x in parts]).double())
-        for key, parts in seen.items()
+        for key, parts in results.items()
     }
     reference, loss = joined.pop(("network", 32))
     n = len(reference)

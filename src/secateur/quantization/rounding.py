@@ -76,8 +76,8 @@ def recover(
         elif adaptive:
             integers = _round_adaptively(node, weight, affine, rule, x)
         if correct_bias:
-            lost = torch.from_numpy(weight - affine.dequantize(integers))
-            shift = _mean_by_channel(network.layer_output(node, x, lost))
+            error = torch.from_numpy(weight - affine.dequantize(integers))
+            shift = _mean_by_channel(network.layer_output(node, x, error))
             bias = shift if bias is None else bias + shift
         delta = scheme.activations[node.input[0]].delta
         layer = make_layer(affine, integers, bias, delta)

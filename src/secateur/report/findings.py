@@ -139,9 +139,9 @@ def _scans(records: list[Record]) -> dict[str, tuple[CurvePoint, ...]]:
     drop = _unique((r for r in records if r.metric == "scan_drop_points"), place)
     curves: dict[str, list[CurvePoint]] = {}
     for layer, fraction in dict.fromkeys([*accuracy, *drop]):
-        here = accuracy.get((layer, fraction)), drop.get((layer, fraction))
-        sparsity = next(r for r in here if r).at.get("effective_sparsity")
-        point = CurvePoint(fraction, None if sparsity is None else float(sparsity), *here)
+        pair = accuracy.get((layer, fraction)), drop.get((layer, fraction))
+        sparsity = next(r for r in pair if r).at.get("effective_sparsity")
+        point = CurvePoint(fraction, None if sparsity is None else float(sparsity), *pair)
         curves.setdefault(layer, []).append(point)
     return {layer: tuple(sorted(points)) for layer, points in curves.items()}
 

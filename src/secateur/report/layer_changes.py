@@ -229,11 +229,11 @@ def _side_name(shape: tuple[int, ...]) -> str:
 def _labels(layers: list[_Layer]) -> Iterator[str]:
     """Unique names: block, kind and, for several layers of a kind in a block, a number."""
     total = Counter((layer.block, layer.kind) for layer in layers)
-    seen: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     for layer in layers:
         key = layer.block, layer.kind
-        seen[key] += 1
-        number = f" ({seen[key]} of {total[key]})" if total[key] > 1 else ""
+        counts[key] += 1
+        number = f" ({counts[key]} of {total[key]})" if total[key] > 1 else ""
         yield f"{layer.block}, {layer.kind}{number}"
 
 

@@ -297,14 +297,14 @@ def _unfinished(findings: Findings) -> Headline:
 def missing(findings: Findings) -> list[str]:
     """Results that a complete run has and this one lacks."""
     absent = []
-    for name, there in (
+    for name, present in (
         ("training curves", findings.epochs),
         ("network-wide scan", findings.network_scan),
         ("per-layer scan", findings.layer_scans),
         ("threshold", findings.threshold),
         ("time per stage", findings.seconds),
     ):
-        if not there:
+        if not present:
             absent.append(name)
     unmeasured = [variant for variant in VARIANTS if variant not in findings.variants]
     if unmeasured:

@@ -42,19 +42,19 @@ class Level:
     def masks(self, model: nn.Module) -> Masks:
         """Return the level as masks of ``model``."""
         tensors = {f"{name}.weight": kept.cpu() for name, kept in self.weights.items()}
-        for group, gone in self.groups:
-            for name, mask in group_masks(model, group, gone).tensors.items():
+        for group, masked in self.groups:
+            for name, mask in group_masks(model, group, masked).tensors.items():
                 tensors[name] = tensors[name] & mask if name in tensors else mask
         return Masks(tensors)
 
     def zeros(self, model: nn.Module) -> float:
         """Fraction of zeros among the weights that produce the pruned channels, in [0, 1]."""
-        made = {m.axis.tensor for group, _ in self.groups for m in group.makers()}
-        names = made | {f"{name}.weight" for name in self.weights}
+        produced = {m.axis.tensor for group, _ in self.groups for m in group.makers()}
+        names = produced | {f"{name}.weight" for name in self.weights}
         # Only the counted members are masked, because masks of all members take time.
         groups = [
-            (replace(g, members=tuple(m for m in g.members if m.axis.tensor in names)), gone)
-            for g, gone in self.groups
+            (replace(g, members=tuple(m for m in g.members if m.axis.tensor in names)), masked)
+            for g, masked in self.groups
         ]
         masks = replace(self, groups=groups).masks(model).tensors
         entries = kept = 0

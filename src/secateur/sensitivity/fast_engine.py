@@ -111,13 +111,13 @@ class FastEngine:
             return len(labels)
 
         with ThreadPoolExecutor(self._threads) as pool:
-            images_done = told = 0
+            images_done = reported = 0
             for count in pool.map(work, range(0, len(images), self._layout.batch)):
                 images_done += count
                 now = len(levels) * images_done // len(images)
                 if progress is not None:
-                    progress(now - told)
-                told = now
+                    progress(now - reported)
+                reported = now
         return right
 
     def _begin(self, parts: Sequence[_Part]) -> Callable[[Tensor], Feed]:
@@ -184,12 +184,12 @@ class FastEngine:
 
     def _masks(self, level: Level) -> Feed:
         masks: Feed = {}
-        for group, gone in level.groups:
+        for group, units in level.groups:
             for member in group.readers():
                 channels = self._layout.shape(self._readers(member)[0].inputs[0])[1]
                 ones = np.ones((1, channels, 1, 1), np.float32)
                 mask = masks.setdefault(f"mask_{member.axis.tensor}", ones)
-                mask[:, member.index[gone[member.unit]]] = 0
+                mask[:, member.index[units[member.unit]]] = 0
         return masks
 
     def _readers(self, member: Member) -> list[Call]:

@@ -50,12 +50,12 @@ class Nodes:
         return f"between_{self._count}"
 
     def _node(
-        self, op: str, inputs: list[str], output: Call | str | None = None, **said: Any
+        self, op: str, inputs: list[str], output: Call | str | None = None, **attributes: Any
     ) -> str:
         name = output if isinstance(output, str) else self._new()
         if isinstance(output, Call):
             name = tensor_name(output.outputs[0])
-        self._nodes.append(helper.make_node(op, inputs, [name], **said))
+        self._nodes.append(helper.make_node(op, inputs, [name], **attributes))
         return name
 
     def _constant(self, value: npt.ArrayLike, name: str | None = None) -> str:

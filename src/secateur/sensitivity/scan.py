@@ -183,9 +183,9 @@ class _Candidates:
     def _gone(self, group: Group, fraction: float) -> Bools:
         # 0.29 * 100 is 28.999999999999996 in floating point; 29 is meant. One unit is always kept.
         many = min(group.units - 1, math.floor(fraction * group.units + 1e-9 * group.units))
-        gone = np.zeros(group.units, np.bool_)
-        gone[np.argsort(self._scores[group.name], kind="stable")[:many]] = True
-        return gone
+        masked = np.zeros(group.units, np.bool_)
+        masked[np.argsort(self._scores[group.name], kind="stable")[:many]] = True
+        return masked
 
 
 def _scan(

@@ -64,8 +64,8 @@ def write_graph(
 
 def missing(calls: Sequence[Call]) -> list[Value]:
     """Values that ``calls`` read but do not compute."""
-    made = {value for call in calls for value in call.outputs}
-    return list(dict.fromkeys(v for call in calls for v in call.inputs if v not in made))
+    computed = {value for call in calls for value in call.outputs}
+    return list(dict.fromkeys(v for call in calls for v in call.inputs if v not in computed))
 
 
 class _Writer(Nodes):

@@ -57,9 +57,10 @@ def contribution(group: Group) -> str:
     if pruning is None or alone is None or choice is None:
         return ""
     return (
-        f"against the network retrained as long without it, pruning contributes {_said(pruning)}; "
-        f"retraining alone contributes {_said(alone)} against the overfitted network, "
-        f"and pruning by least norm instead of at random {_said(choice)}."
+        f"against the network retrained as long without it, pruning contributes "
+        f"{_in_words(pruning)}; retraining alone contributes {_in_words(alone)} "
+        f"against the overfitted network, and pruning by least norm instead of at random "
+        f"{_in_words(choice)}."
     )
 
 
@@ -78,7 +79,7 @@ def _conditions(group: Group) -> str:
     return f"{wrong}, {conditions['training_images']:,.0f} training images, {seeds}"
 
 
-def _said(gain: Interval) -> str:
+def _in_words(gain: Interval) -> str:
     """``+0.31 points (95 % interval +0.05 to +0.57)``."""
     interval = f"95 % interval {signed(gain.low)} to {signed(gain.high)}"
     if gain.low <= 0 <= gain.high:

@@ -222,13 +222,13 @@ class Table:
         name = escape(f"{rows[0][1].text} on {rows[0][0].text}")
         lines = [f'<tr><th scope="rowgroup" colspan="{len(spans) + 1}">{name}</th></tr>']
         for row in rows:
-            made = "".join(
+            labels = "".join(
                 f'<span class="note">{escape(entry.text)}</span>'
                 for entry in row[3 : self.labels]
                 if entry not in (NOT_RUN, NOTHING)
             )
             cells = [self._html_cell(heading, columns, row) for heading, columns in spans]
-            head = f'<th scope="row">{escape(row[2].text)}{made}</th>'
+            head = f'<th scope="row">{escape(row[2].text)}{labels}</th>'
             lines.append(f"<tr>{head}{''.join(cells)}</tr>")
         return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
 

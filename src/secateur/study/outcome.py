@@ -36,18 +36,18 @@ def outcome(tables: Sequence[Table]) -> Outcome:
     """
     counted = {source: _standings(tables, source) for source in SOURCES}
     paper, report = (counted[source] for source in SOURCES)
-    if all(how == ABSENT for how, _ in (*paper, *report)):
+    if all(standing == ABSENT for standing, _ in (*paper, *report)):
         claim = f"Nothing is run yet of {len(paper)} accuracies that the paper prints"
         return Outcome(claim, ())
-    elsewhere = sum(recipe != "as published" for how, recipe in paper if how != ABSENT)
+    changed = sum(recipe != "as published" for standing, recipe in paper if standing != ABSENT)
     proof = [
         f"Of the report's {len(report)} accuracies: {_tally(report)}.",
         "Higher or lower means that the 95 % interval measured here, over seeds and test images, "
         "lies above or below the printed number, which has no interval; otherwise it is level.",
     ]
-    if elsewhere:
+    if changed:
         proof.append(
-            f"{elsewhere} of them {'was' if elsewhere == 1 else 'were'} measured with another "
+            f"{changed} of them {'was' if changed == 1 else 'were'} measured with another "
             "recipe than the published one, which the tables name; that may explain a difference."
         )
     return Outcome(
@@ -79,8 +79,12 @@ def _standing(published: float, measured: Entry) -> str:
 
 
 def _tally(standings: list[tuple[str, str]]) -> str:
-    count = Counter(how for how, _ in standings)
-    return ", ".join(f"{count[how]} {how}" for how in (HIGHER, LEVEL, LOWER, ABSENT) if count[how])
+    count = Counter(standing for standing, _ in standings)
+    return ", ".join(
+        f"{count[standing]} {standing}"
+        for standing in (HIGHER, LEVEL, LOWER, ABSENT)
+        if count[standing]
+    )
 
 
 def missing(cells: Cells, tables: Sequence[Table], planned: Iterable[str] = ()) -> list[str]:
@@ -91,8 +95,8 @@ def missing(cells: Cells, tables: Sequence[Table], planned: Iterable[str] = ()) 
         tables: Tables of the cells.
         planned: Names of planned cells.
     """
-    there = {cell.name for cell in cells.cells} | set(cells.unread)
-    lines = [f"cell {name}: not made" for name in planned if name not in there]
+    existing = {cell.name for cell in cells.cells} | set(cells.unread)
+    lines = [f"cell {name}: not made" for name in planned if name not in existing]
     lines += [f"cell {name}: not counted, {why}" for name, why in sorted(cells.unread.items())]
     known = set(_published_names())
     lines += [

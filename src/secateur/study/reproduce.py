@@ -80,11 +80,11 @@ class Study:
         skipped.
         """
         chains = [c for c in self.cells if not c.overfit and c.is_done(self.out)]
-        again = [cell for cell in chains if forget_times(cell, self.out, data)]
+        repeated = [cell for cell in chains if forget_times(cell, self.out, data)]
         for cell in chains:
-            if cell not in again:
+            if cell not in repeated:
                 say(f"{cell.name}: made on another machine, so its times stay")
-        return self._run(again, data, self.devices[:1])
+        return self._run(repeated, data, self.devices[:1])
 
     def _run(self, todo: list[Cell], data: Path | None, devices: list[str]) -> list[str]:
         ended = dict[str, str | None]()

@@ -151,9 +151,9 @@ class _Marks:
         self._met: list[Contradiction] = []
 
     def of(self, row: PublishedRow, column: str) -> tuple[int, ...]:
-        here = [c for c in self._all if row in c.rows and c.column == column]
-        self._met += [c for c in here if c not in self._met]
-        return tuple(self._met.index(c) + 1 for c in here)
+        matching = [c for c in self._all if row in c.rows and c.column == column]
+        self._met += [c for c in matching if c not in self._met]
+        return tuple(self._met.index(c) + 1 for c in matching)
 
     @property
     def footnotes(self) -> dict[int, str]:
@@ -165,8 +165,10 @@ def _rows(
 ) -> Iterator[tuple[Entry, ...]]:
     groups = groups_of(cells, dataset, network, overfitting=plan.overfitting)
     place = Entry(TITLES[dataset]), Entry(TITLES[network])
-    made: list[tuple[Group | None, str]] = [*zip(groups, labels_of(groups, network), strict=True)]
-    for group, label in made or [(None, NOT_RUN.text)]:
+    entries: list[tuple[Group | None, str]] = [
+        *zip(groups, labels_of(groups, network), strict=True)
+    ]
+    for group, label in entries or [(None, NOT_RUN.text)]:
         machines = (measured.machines(group) if timed and group else []) or [""]
         for line in plan.lines:
             if line.published is None and not _has(group, line.measured):

@@ -83,13 +83,13 @@ def _read(path: Path, training: str) -> tuple[dict[str, Tensor], State]:
             found=metadata.get("training", "none"),
         )
     text = metadata.get("state", "")
-    found = _digest(tensors, text)
-    if metadata.get("sha256") != found:
+    digest = _digest(tensors, text)
+    if metadata.get("sha256") != digest:
         raise StoreError(
             "the checksum does not match",
             where=path,
             expected=metadata.get("sha256", "none")[:12],
-            found=found[:12],
+            found=digest[:12],
         )
     return tensors, json.loads(text)
 

@@ -41,9 +41,9 @@ def fast_layers(*networks: nn.Module) -> Iterator[None]:
     """Replace slow layers by faster equivalents during the block.
 
     * Depthwise convolutions on maps smaller than their kernel are padded explicitly, because oneDNN
-    computes their weight gradient much faster then. * 1x1 convolutions on small maps become matrix
-    products. * ShuffleNetV2's blocks interleave channels in one pass, and their output stays
-    channels last.
+      computes their weight gradient much faster then.
+    * 1x1 convolutions on small maps become matrix products.
+    * ShuffleNetV2's blocks interleave channels in one pass, and their output stays channels last.
 
     Networks on an accelerator are not changed.
     """

@@ -103,11 +103,11 @@ def _epoch(
         if config.until is not None:
             fitted = int(correctness(trainer.average, training, prepare).sum())
         last = epoch == config.epochs or _reached(fitted, config, len(training))
-        seen = validation if last else validation.spread(GLANCE)
-        right = int(correctness(trainer.average, seen, prepare).sum())
+        evaluated = validation if last else validation.spread(GLANCE)
+        right = int(correctness(trainer.average, evaluated, prepare).sum())
     seconds = time.monotonic() - start
-    trainer.history.append(Epoch(epoch, loss, right, len(seen), seconds, fitted))
-    return f"epoch {epoch} loss {loss:.3f} validation {100 * right / len(seen):.2f} %"
+    trainer.history.append(Epoch(epoch, loss, right, len(evaluated), seconds, fitted))
+    return f"epoch {epoch} loss {loss:.3f} validation {100 * right / len(evaluated):.2f} %"
 
 
 @contextmanager

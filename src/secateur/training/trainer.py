@@ -124,8 +124,8 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
         teacher: Scores, float32 (N, classes).
         student: Scores, float32 (N, classes).
     """
-    wanted, found = (F.log_softmax(s / TEMPERATURE, dim=1) for s in (teacher, student))
-    return TEMPERATURE**2 * F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+    target, output = (F.log_softmax(s / TEMPERATURE, dim=1) for s in (teacher, student))
+    return TEMPERATURE**2 * F.kl_div(output, target, reduction="batchmean", log_target=True)
 
 
 class Trainer:
@@ -187,8 +187,8 @@ class Trainer:
             group["lr"] = rate
 
         def loss_of(network: nn.Module, part: slice) -> Tensor:
-            seen = pixels[part] if pixels is not None else None
-            return self._loss(network, images[part], labels[part], seen)
+            stored = pixels[part] if pixels is not None else None
+            return self._loss(network, images[part], labels[part], stored)
 
         self.optimizer.zero_grad(set_to_none=True)
         if self._shards is None:
@@ -212,12 +212,12 @@ class Trainer:
             return self.train_step(network, images, labels)
         with autocast(images.device, self.config.precision):
             scores = network(images).float()
-        wanted = self.teacher(pixels) if self.teacher and pixels is not None else None
+        target = self.teacher(pixels) if self.teacher and pixels is not None else None
         smoothing = self.config.label_smoothing
         loss = F.cross_entropy(scores, labels, label_smoothing=smoothing)
-        if self.teacher is None or wanted is None:
+        if self.teacher is None or target is None:
             return loss
-        return loss.lerp(divergence(wanted, scores), self.teacher.share)
+        return loss.lerp(divergence(target, scores), self.teacher.share)
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -89,8 +89,8 @@ class WatchWidths(TorchFunctionMode):
         with _disable_current_modes():
             if dimension not in varying(labels):
                 return
-            (held,) = thin(labels)
-            slices = [known(each.numpy()) for each in held.unbind(dimension)]
+            (thinned,) = thin(labels)
+            slices = [known(each.numpy()) for each in thinned.unbind(dimension)]
         uses = self.ledger.graph.attributes.setdefault(number.home, [])
         uses.append(Width(number.factor, slices))
 

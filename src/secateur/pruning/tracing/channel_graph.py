@@ -190,6 +190,6 @@ def known(nodes: Nodes) -> Nodes:
     if flat.size < 256:
         distinct = np.unique(flat)
         return distinct[distinct >= 0]
-    here = np.zeros(max(int(flat.max()), 0) + 1, bool)  # faster than sorting
-    here[flat[flat >= 0]] = True
-    return np.flatnonzero(here)
+    present = np.zeros(max(int(flat.max()), 0) + 1, bool)  # faster than sorting
+    present[flat[flat >= 0]] = True
+    return np.flatnonzero(present)

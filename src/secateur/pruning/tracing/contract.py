@@ -107,11 +107,11 @@ def _weighted(
     weight = ledger.value(weights)
     assert isinstance(weight, Weight)
     summed = [letter for letter in right if letter in left and letter not in out]
-    made = [letter for letter in right if letter not in left and letter in out]
-    if len(summed) != 1 or len(made) != 1 or weights.ndim != 2 or None in weight.axes:
+    produced = [letter for letter in right if letter not in left and letter in out]
+    if len(summed) != 1 or len(produced) != 1 or weights.ndim != 2 or None in weight.axes:
         return False
-    where = (left.index(summed[0]), right.index(summed[0]), right.index(made[0]))
-    dense(ledger, images, weights, where, None, result, out.index(made[0]))
+    where = (left.index(summed[0]), right.index(summed[0]), right.index(produced[0]))
+    dense(ledger, images, weights, where, None, result, out.index(produced[0]))
     return True
 
 
@@ -175,10 +175,10 @@ def _joined(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Oper
     """Join all nodes along one letter."""
     dimension = operand.letters.index(letter)
     if letter in operand.wide():
-        (held,) = thin(operand.labels)
-        first = held.narrow(dimension, 0, 1)
-        ledger.graph.join(first.numpy(), held.numpy(), f"{where} mixes them with others")
-        ledger.graph.tell(ledger.where, f"mixes them all ({where})", held.numpy())
+        (thinned,) = thin(operand.labels)
+        first = thinned.narrow(dimension, 0, 1)
+        ledger.graph.join(first.numpy(), thinned.numpy(), f"{where} mixes them with others")
+        ledger.graph.tell(ledger.where, f"mixes them all ({where})", thinned.numpy())
     first = operand.labels.narrow(dimension, 0, 1).expand(operand.labels.shape)
     return replace(operand, labels=first)
 
@@ -190,8 +190,8 @@ def _reduced(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Ope
     if ledger.heads or not operand.zero:
         return _joined(ledger, operand, letter, where)
     dimension = operand.letters.index(letter)
-    (held,) = thin(operand.labels)
-    rows = held.movedim(dimension, -1).reshape(-1, held.shape[dimension])
+    (thinned,) = thin(operand.labels)
+    rows = thinned.movedim(dimension, -1).reshape(-1, thinned.shape[dimension])
     if len(rows) > 1:
         ledger.graph.shrink_alike([row.numpy() for row in rows], where)
     return replace(operand, labels=torch.tensor(FIXED).expand(operand.labels.shape))
@@ -201,10 +201,10 @@ def _outer(
     ledger: Ledger, first: _Operand, second: _Operand, out: str, shape: Sequence[int], where: str
 ) -> _Operand:
     """An outer product with channels of both operands."""
-    made = [each for each in (first, second) if bool((thin(each.labels)[0] != FIXED).any())]
-    if not made:
+    produced = [each for each in (first, second) if bool((thin(each.labels)[0] != FIXED).any())]
+    if not produced:
         return _Operand(torch.tensor(FIXED).expand(tuple(shape)), out, False)
-    if len(made) == 2:
+    if len(produced) == 2:
         own = first.wide() & (set(first.letters) - set(second.letters))
         other = second.wide() & (set(second.letters) - set(first.letters))
         if own and other:
@@ -220,7 +220,7 @@ def _outer(
         ledger.graph.tell(ledger.where, "multiplies them pair by pair", pair[0])
         labels = second_labels if other and not own else first_labels
         return _Operand(labels, out, first.zero or second.zero)
-    (operand,) = made
+    (operand,) = produced
     fixed = second if operand is first else first
     _hold_rows(ledger, operand, fixed, where)
     return _Operand(operand.aligned(out).expand(tuple(shape)), out, operand.zero)

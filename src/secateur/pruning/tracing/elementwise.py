@@ -111,7 +111,7 @@ def _note_scale(ledger: Ledger, name: str, args: tuple[Any, ...], inputs: list[T
     return True
 
 
-def _is_made(value: Value) -> bool:
+def _has_channels(value: Value) -> bool:
     """Whether a tensor has channels."""
     return isinstance(value, Weight) or bool((thin(value)[0] >= 0).any())
 
@@ -122,9 +122,9 @@ _TRIALS = (0.7, -1.3)
 def _makes_zero(ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether masked channels are zero in the result; runs the operation on zeros."""
     inputs = tensors_in(args, kwargs)
-    made = [_is_made(ledger.value(t)) for t in inputs]
+    produced = [_has_channels(ledger.value(t)) for t in inputs]
     zeros = {
-        id(t) for t, labelled in zip(inputs, made, strict=True)
+        id(t) for t, labelled in zip(inputs, produced, strict=True)
         if labelled and ledger.traits(t).zero
     }  # fmt: skip
     if not zeros:
@@ -162,9 +162,9 @@ def meet(
             gates |= not isinstance(ledger.value(tensor), Weight)
         else:
             full.append(labels)
-    made = [labels for labels in full if bool((thin(labels)[0] != FIXED).any())]
+    produced = [labels for labels in full if bool((thin(labels)[0] != FIXED).any())]
     nothing = torch.tensor(FIXED).expand(tuple(shape))
-    main = min(made, key=lambda labels: len(varying(labels)), default=nothing)  # join all
+    main = min(produced, key=lambda labels: len(varying(labels)), default=nothing)  # join all
     for other in full:
         # A single value for a single channel would be broadcast over any number of channels.
         single = not wide and not bool((thin(other)[0] != FIXED).any())
@@ -199,10 +199,10 @@ def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> Non
         ledger.labels(tensor)  # protects it
         ledger.graph.protect(thin(main)[0].numpy(), f"{spoken} meets weights of several axes")
         return
-    (held,) = thin(main)
-    along = max(wide, key=lambda d: (_distinct(held, d), d))
-    nodes = spread(ledger.nodes(weight, along - lead), along, held)
-    ledger.graph.join(nodes.numpy(), held.numpy(), f"{spoken} meets fixed weights")
+    (thinned,) = thin(main)
+    along = max(wide, key=lambda d: (_distinct(thinned, d), d))
+    nodes = spread(ledger.nodes(weight, along - lead), along, thinned)
+    ledger.graph.join(nodes.numpy(), thinned.numpy(), f"{spoken} meets fixed weights")
 
 
 def _distinct(labels: Tensor, dimension: int) -> float:
@@ -233,11 +233,11 @@ def _plane(
     first = labels.ndim - pixels
     mixed = [d for d in varying(labels) if d >= first]
     if mixed:
-        (held,) = thin(labels)
-        rows = held.flatten(0, first - 1).flatten(1) if first else held.flatten()[None]
+        (thinned,) = thin(labels)
+        rows = thinned.flatten(0, first - 1).flatten(1) if first else thinned.flatten()[None]
         spoken = f"{name} at {ledger.where}"
         ledger.graph.join(rows[:, :1].numpy(), rows.numpy(), f"{spoken} mixes them with others")
-        ledger.graph.tell(ledger.where, f"mixes them ({spoken})", held.numpy())
+        ledger.graph.tell(ledger.where, f"mixes them ({spoken})", thinned.numpy())
     index = tuple(slice(None) if d < first else slice(0, 1) for d in range(labels.ndim))
     traits = Traits(zero=ledger.traits(args[0]).zero)
     for tensor in tensors_in(result):
@@ -302,10 +302,10 @@ def mixed(ledger: Ledger, labels: Tensor, dims: Sequence[int], spoken: str) -> T
     wide = varying(labels)
     for dimension in dims:
         if dimension in wide:
-            (held,) = thin(labels)
-            first = held.narrow(dimension, 0, 1)
+            (thinned,) = thin(labels)
+            first = thinned.narrow(dimension, 0, 1)
             ledger.graph.join(
-                first.numpy(), held.numpy(), f"{spoken} mixes them with channels that must stay"
+                first.numpy(), thinned.numpy(), f"{spoken} mixes them with channels that must stay"
             )
-            ledger.graph.tell(ledger.where, f"mixes them all ({spoken})", held.numpy())
+            ledger.graph.tell(ledger.where, f"mixes them all ({spoken})", thinned.numpy())
     return labels

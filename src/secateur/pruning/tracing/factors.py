@@ -31,15 +31,15 @@ def passed_on(
     open_ones = [t for t in inputs if ledger.traits(t).factor is not None]
     if not open_ones:
         return None
-    (held, *more) = open_ones
-    factor = ledger.traits(held).factor
+    (tensor, *more) = open_ones
+    factor = ledger.traits(tensor).factor
     assert factor is not None
-    partners = _partners(name, args, kwargs, held)
+    partners = _partners(name, args, kwargs, tensor)
     if more or partners is None:
         for tensor in open_ones:
             ledger.close(tensor)
         return None
-    if name == "div" and isinstance(args[1], Tensor) and args[1] is held:
+    if name == "div" and isinstance(args[1], Tensor) and args[1] is tensor:
         factor = replace(factor, power=-factor.power)
     for partner in partners:
         weight = ledger.value(partner)
@@ -53,13 +53,13 @@ def passed_on(
 
 
 def _partners(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], held: Tensor
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor
 ) -> list[Tensor] | None:
     """The other factors of a product; None if the operation does not propagate factors."""
     if name in ("mul", "div"):
-        return [each for each in args[:2] if isinstance(each, Tensor) and each is not held]
+        return [each for each in args[:2] if isinstance(each, Tensor) and each is not tensor]
     if name == "add" and len(tensors_in(args)) == 1:
         return [] if abs(float(args[1])) <= SMALL else None
-    if name == "addcmul" and len(args) == 3 and args[0] is not held:
-        return [each for each in args[1:] if each is not held]
+    if name == "addcmul" and len(args) == 3 and args[0] is not tensor:
+        return [each for each in args[1:] if each is not tensor]
     return None

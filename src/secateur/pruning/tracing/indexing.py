@@ -82,13 +82,13 @@ def _by_values(
     if isinstance(holder, Weight):
         index = ledger.nodes(holder, 0)
         shape = [-1 if d == dimension else 1 for d in range(labels.ndim)]
-        (held,) = thin(labels)
+        (thinned,) = thin(labels)
         ledger.graph.join(
-            torch.from_numpy(index).view(shape).expand(held.shape).numpy(),
-            held.numpy(),
+            torch.from_numpy(index).view(shape).expand(thinned.shape).numpy(),
+            thinned.numpy(),
             f"{holder.name} reorders channels that must stay",
         )
-        ledger.graph.tell(ledger.where, f"reorders them by {holder.name}", held.numpy())
+        ledger.graph.tell(ledger.where, f"reorders them by {holder.name}", thinned.numpy())
         ledger.graph.indices[holder.name] = tuple(data[0].tolist())
     else:
         couple_if_reordered(ledger, func, before, [labels])
@@ -126,9 +126,9 @@ def _write(
     memory = torch.full((size,), FIXED)
     views = list(ledger.aliases(target))
     for view in sorted(views, key=lambda each: each.numel()):
-        held = ledger.value(view)
-        assert isinstance(held, Tensor)
-        _place(memory, view).copy_(held)
+        labels = ledger.value(view)
+        assert isinstance(labels, Tensor)
+        _place(memory, view).copy_(labels)
     _place(memory, target).copy_(new)
     for view in [*views, target, *tensors_in(result)]:
         before = ledger.traits(view).zero
@@ -161,8 +161,8 @@ def _filled(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
     note_numbers(ledger, name_of(func), argument(func, args, kwargs, "value"))
-    held = ledger.value(args[0])
-    if isinstance(held, Tensor) and bool((thin(held)[0] >= 0).any()):
+    value = ledger.value(args[0])
+    if isinstance(value, Tensor) and bool((thin(value)[0] >= 0).any()):
         cannot_follow(ledger, func, args, kwargs, result)
         return
     ledger.carry(result, fixed(result))

@@ -30,12 +30,12 @@ def _channels(ledger: Ledger, tensor: Tensor, dimension: int) -> Nodes:
     dimension %= labels.ndim
     channels = vector(labels, dimension)
     if channels is None:
-        (held,) = thin(labels)
-        rows = held.movedim(dimension, 0).flatten(1)
+        (thinned,) = thin(labels)
+        rows = thinned.movedim(dimension, 0).flatten(1)
         channels = np.array(np.broadcast_to(rows[:, 0].numpy(), labels.shape[dimension]))
         why = f"a layer at {ledger.where} reads them in one place with channels that must stay"
         ledger.graph.join(rows[:, :1].numpy(), rows.numpy(), why)
-        ledger.graph.tell(ledger.where, "reads several in one place", held.numpy())
+        ledger.graph.tell(ledger.where, "reads several in one place", thinned.numpy())
     return channels
 
 
@@ -72,13 +72,13 @@ def _convolution(
     inside, outside = (0, 1) if transposed else (1, 0)
     # A depthwise convolution with one remaining channel is still depthwise.
     if groups == 1 and Axis(weight.name, INPUTS) not in ledger.wider:
-        made = ledger.nodes(weight, outside)
+        produced = ledger.nodes(weight, outside)
         _read(ledger, weight, inside, channels)
-        _make(ledger, weight, outside, made)
+        _make(ledger, weight, outside, produced)
     else:
-        made = _grouped(ledger, weight, channels, groups, transposed)
-    traits = _bias(ledger, argument(func, args, kwargs, "bias"), made)
-    ledger.label(result, spread(made, dimension, result), traits)
+        produced = _grouped(ledger, weight, channels, groups, transposed)
+    traits = _bias(ledger, argument(func, args, kwargs, "bias"), produced)
+    ledger.label(result, spread(produced, dimension, result), traits)
 
 
 def _is_one_filter(weight: Value, weights: Tensor, groups: int) -> bool:
@@ -113,11 +113,11 @@ def _read(ledger: Ledger, weight: Weight, dimension: int, channels: Nodes) -> No
     ledger.graph.tell(ledger.where, "reads them", nodes)
 
 
-def _make(ledger: Ledger, weight: Weight, dimension: int, made: Nodes) -> None:
+def _make(ledger: Ledger, weight: Weight, dimension: int, produced: Nodes) -> None:
     axis = weight.axes[dimension]
     assert axis is not None
     ledger.graph.sources[Axis(weight.name, axis)] = None
-    ledger.graph.tell(ledger.where, "makes them", made)
+    ledger.graph.tell(ledger.where, "makes them", produced)
 
 
 def _grouped(
@@ -131,25 +131,25 @@ def _grouped(
     ledger.graph.join(blocks[:, :1], blocks, "")
     makers = ledger.nodes(weight, 0)
     _make(ledger, weight, 0, makers)
-    made = makers.reshape(groups, -1)
-    ledger.graph.join(blocks[:, :1], made, "")
+    produced = makers.reshape(groups, -1)
+    ledger.graph.join(blocks[:, :1], produced, "")
     together = "filters each on its own" if blocks.shape[1] == 1 else "filters them in groups"
     ledger.graph.tell(ledger.where, together, inputs)
     if transposed:  # outputs of a group share one axis of the weight
-        return np.repeat(made[:, 0], weight.shape[1])
+        return np.repeat(produced[:, 0], weight.shape[1])
     return makers
 
 
-def _bias(ledger: Ledger, bias: Any, made: Nodes) -> Traits:
+def _bias(ledger: Ledger, bias: Any, produced: Nodes) -> Traits:
     """Join a bias to its channels; return traits of the layer's result."""
     if bias is None:
-        return Traits(zero=True, linear=known(made))
+        return Traits(zero=True, linear=known(produced))
     nodes = ledger.labels(bias).numpy()
-    if len(nodes) == len(made):
-        ledger.graph.join(nodes, made, f"the bias of {ledger.where} must stay")
+    if len(nodes) == len(produced):
+        ledger.graph.join(nodes, produced, f"the bias of {ledger.where} must stay")
         if (nodes >= 0).all():
-            ledger.graph.biases.append((made, nodes))
-            return Traits(zero=ledger.traits(bias).zero, linear=known(made))
+            ledger.graph.biases.append((produced, nodes))
+            return Traits(zero=ledger.traits(bias).zero, linear=known(produced))
     return PLAIN
 
 
@@ -209,11 +209,11 @@ def dense(
     assert isinstance(weight, Weight)
     dimension, inside, outside = where
     channels = _channels(ledger, images, dimension)
-    made = ledger.nodes(weight, outside)
+    produced = ledger.nodes(weight, outside)
     _read(ledger, weight, inside, channels)
-    _make(ledger, weight, outside, made)
-    traits = _bias(ledger, bias, made)
-    ledger.label(result, spread(made, outputs, result), traits)
+    _make(ledger, weight, outside, produced)
+    traits = _bias(ledger, bias, produced)
+    ledger.label(result, spread(produced, outputs, result), traits)
 
 
 @rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "instance_norm")

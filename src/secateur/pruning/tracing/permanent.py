@@ -39,8 +39,8 @@ def make_permanent(model: nn.Module) -> None:
 
 def copy_of(model: nn.Module) -> nn.Module:
     """Return a copy; computed tensors that layers hold are copied with their current values."""
-    held = (value for module in model.modules() for value in vars(module).values())
-    computed = (value for value in held if isinstance(value, Tensor) and not value.is_leaf)
+    values = (value for module in model.modules() for value in vars(module).values())
+    computed = (value for value in values if isinstance(value, Tensor) and not value.is_leaf)
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
@@ -103,19 +103,19 @@ def standardized_weight(layer: nn.Module) -> Tensor | None:
     shape = (2, layer.in_channels, *sides)
     images = torch.zeros(shape, dtype=weight.dtype, device=weight.device, requires_grad=True)
     try:
-        with torch.enable_grad(), _CatchConvolution() as seen:
+        with torch.enable_grad(), _CatchConvolution() as caught:
             output = layer(images)
     except Exception:  # the layer needs other inputs
         return None
-    held = seen.arguments
+    arguments = caught.arguments
     alike = all(
-        held.get(name, getattr(layer, name)) == getattr(layer, name)
+        arguments.get(name, getattr(layer, name)) == getattr(layer, name)
         for name in ("stride", "padding", "dilation", "groups")
     )
-    own = held.get("input") is images and held.get("bias") is layer.bias and alike
-    if not own or output is not seen.result or held["weight"] is weight:
+    own = arguments.get("input") is images and arguments.get("bias") is layer.bias and alike
+    if not own or output is not caught.result or arguments["weight"] is weight:
         return None
-    computed = held["weight"]
+    computed = arguments["weight"]
     if computed.requires_grad:
         (dependence,) = torch.autograd.grad(computed.sum(), images, allow_unused=True)
         if dependence is not None:

@@ -107,13 +107,13 @@ def couple_if_reordered(ledger: Ledger, func: Any, before: Tensor, after: list[T
 def _moved_traits(ledger: Ledger, tensors: list[Tensor]) -> Traits:
     """Traits of a moved tensor; of several tensors, only whether masked elements are zero."""
     every = [ledger.traits(tensor) for tensor in tensors]
-    made = [bool((thin(ledger.labels(t))[0] != FIXED).any()) for t in tensors]
+    produced = [bool((thin(ledger.labels(t))[0] != FIXED).any()) for t in tensors]
     if len(every) == 1:
         return every[0]
     for tensor in tensors:
         ledger.use(tensor)
         ledger.close(tensor)
-    zero = [each.zero for each, labelled in zip(every, made, strict=True) if labelled]
+    zero = [each.zero for each, labelled in zip(every, produced, strict=True) if labelled]
     return Traits(zero=all(zero))
 
 
@@ -152,16 +152,16 @@ def _keeps_pixels(
 
 def _is_uniform(name: str, labels: Tensor) -> bool:
     """Whether all elements are equal: zeros, or one value."""
-    held = thin(labels)[0]
-    return bool((held == ZERO).all()) or (name == "expand" and not bool((held >= 0).any()))
+    thinned = thin(labels)[0]
+    return bool((thinned == ZERO).all()) or (name == "expand" and not bool((thinned >= 0).any()))
 
 
 def _orders(labels: Tensor, places: Tensor) -> list[Nodes]:
     """The distinct orders of the pixels of a channel."""
-    held, moved_to = (each.flatten().numpy() for each in thin(labels, [places]))
-    order = np.argsort(held, kind="stable")
-    _, starts = np.unique(held[order], return_index=True)
-    several = zip(np.unique(held), np.split(moved_to[order], starts[1:]), strict=True)
+    thinned, moved_to = (each.flatten().numpy() for each in thin(labels, [places]))
+    order = np.argsort(thinned, kind="stable")
+    _, starts = np.unique(thinned[order], return_index=True)
+    several = zip(np.unique(thinned), np.split(moved_to[order], starts[1:]), strict=True)
     lines = {tuple(line.tolist()) for label, line in several if label != ZERO}
     return [np.array(line) for line in sorted(lines)]
 
@@ -183,11 +183,11 @@ def _tell_orders(
     ledger: Ledger, name: str, labels: Tensor, move: Callable[[Tensor], list[Tensor]]
 ) -> None:
     """Record the new order of labels that occur more than once."""
-    (held,) = thin(labels)
-    line = held.flatten().numpy()
+    (thinned,) = thin(labels)
+    line = thinned.flatten().numpy()
     if len(known(line)) == np.count_nonzero(line >= 0):
         return
-    ranks = torch.from_numpy(_ranks(line)).view(held.shape).expand(labels.shape)
+    ranks = torch.from_numpy(_ranks(line)).view(thinned.shape).expand(labels.shape)
     for result, places in zip(move(labels), move(ranks), strict=True):
         labels_after, occurrence = (each.flatten().numpy() for each in thin(result, [places]))
         order = np.argsort(labels_after, kind="stable")
@@ -214,8 +214,8 @@ def _ranks(line: Nodes) -> Nodes:
 
 def _keeps_order(before: Tensor, after: list[Tensor]) -> bool:
     """Whether removing channels commutes with the move, for any channels."""
-    held = thin(before)[0]
-    distinct = held.unique()
+    thinned = thin(before)[0]
+    distinct = thinned.unique()
     if len(distinct) < 2:
         return True
     for labels in after:
@@ -223,7 +223,7 @@ def _keeps_order(before: Tensor, after: list[Tensor]) -> bool:
             return False
         held_after = thin(labels)[0]
         fewer = len(held_after.unique()) < len(distinct)
-        if fewer or not torch.equal(_firsts(held_after), _firsts(held)):
+        if fewer or not torch.equal(_firsts(held_after), _firsts(thinned)):
             return False
     return True
 

@@ -109,11 +109,11 @@ def fixed(tensor: Tensor) -> Tensor:
 
 def varying(labels: Tensor) -> list[int]:
     """Dimensions along which labels differ."""
-    (held,) = thin(labels)
+    (thinned,) = thin(labels)
     return [
         d
-        for d in range(held.ndim)
-        if held.shape[d] > 1 and not bool((held == held.narrow(d, 0, 1)).all())
+        for d in range(thinned.ndim)
+        if thinned.shape[d] > 1 and not bool((thinned == thinned.narrow(d, 0, 1)).all())
     ]
 
 
@@ -174,6 +174,6 @@ def keep(ledger: Ledger, tensor: Tensor, why: str) -> bool:
             if axis is not None:
                 ledger.graph.protect(ledger.nodes(value, dimension), why)
         return False
-    (held,) = thin(value)
-    ledger.graph.protect(held.numpy(), why)
-    return bool((held != FIXED).any())
+    (thinned,) = thin(value)
+    ledger.graph.protect(thinned.numpy(), why)
+    return bool((thinned != FIXED).any())

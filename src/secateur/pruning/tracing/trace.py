@@ -161,8 +161,8 @@ def _copied(model: nn.Module, copier: Callable[[], nn.Module]) -> nn.Module:
 
 def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters, buffers and other tensors of a module itself."""
-    held = {**module._parameters, **module._buffers, **vars(module)}
-    return ((name, value) for name, value in held.items() if isinstance(value, Tensor))
+    tensors = {**module._parameters, **module._buffers, **vars(module)}
+    return ((name, value) for name, value in tensors.items() if isinstance(value, Tensor))
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
