@@ -101,10 +101,10 @@ CODING = """
 ## The same integers by other means
 
 Order-0 entropy is of the weights' integers, each tensor by its own histogram, which a decoder would
-have to be sent besides. Beside it the same integers by our coder, alone; and the whole file, which
-holds all else too: scales, biases, graph, provenance. xz -9e and zstd -19 compress the QDQ file.
+have to be sent too. The coder's column is Secateur's coder on the same integers; the packed file
+also holds scales, biases, graph and provenance. xz -9e and zstd -19 compress the QDQ file.
 
-| Network | Weights | Zeros | Entropy | Ours | Ours, whole | QDQ file | xz -9e | zstd -19 |
+| Network | Weights | Zeros | Entropy | Coder | Packed file | QDQ file | xz -9e | zstd -19 |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 ACCURACY = """
@@ -150,9 +150,9 @@ def files_table(files: list[Record]) -> str:
         aim, stretch = AIMS[network]
         rows += (
             f"| {name_of(record)} | **{numbers.size(size)}** | {numbers.size(STUDY[network])}, "
-            f"{numbers.times(STUDY[network] / size)} ours | "
+            f"{numbers.times(STUDY[network] / size)} here | "
             f"{numbers.size(4 * record['parameters'])}, "
-            f"{numbers.times(4 * record['parameters'] / size)} ours | "
+            f"{numbers.times(4 * record['parameters'] / size)} here | "
             f"{numbers.size(aim)}: {verdict(record, aim)} | "
             f"{numbers.size(stretch)}: {verdict(record, stretch)} |\n"
         )
@@ -161,10 +161,10 @@ def files_table(files: list[Record]) -> str:
 
 def verdict(record: Record, aim: float) -> str:
     """Whether bytes and points are within."""
-    over, lost = record["packed_bytes"] - aim, record["drop"]["points"][0]
+    over, drop = record["packed_bytes"] - aim, record["drop"]["points"][0]
     if over > 0:
         return f"missed by {numbers.size(over)}"
-    return "reached" if lost <= 0.3 else f"small enough, but {numbers.signed(lost)} points"
+    return "reached" if drop <= 0.3 else f"small enough, but {numbers.signed(drop)} points"
 
 
 def coding_table(files: list[Record]) -> str:
@@ -253,9 +253,9 @@ def draw(prices: list[Record]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, network in enumerate(dict.fromkeys(r["network"] for r in prices)):
-        ours = [r for r in prices if r["network"] == network and r["drop"][0] < 3]
-        kilobytes = [r["packed_bytes"] / 1e3 for r in ours]
-        low, middle, high = (np.array([r["drop"][i] for r in ours]) for i in (1, 0, 2))
+        points = [r for r in prices if r["network"] == network and r["drop"][0] < 3]
+        kilobytes = [r["packed_bytes"] / 1e3 for r in points]
+        low, middle, high = (np.array([r["drop"][i] for r in points]) for i in (1, 0, 2))
         color, marker = f"C{number}", "osD"[number % 3]
         axes.plot(kilobytes, middle, f"-{marker}", color=color, label=network, markersize=4)
         axes.fill_between(kilobytes, low, high, color=color, alpha=0.15, linewidth=0)

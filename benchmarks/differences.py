@@ -36,7 +36,7 @@ from secateur.statistics import paired_drop, proportion
 from secateur.store import Store
 from secateur.training.evaluation import correct, correctness
 
-Found = dict[str, Any]
+Result = dict[str, Any]
 DRAWS = 5
 WIDTHS = (56, 58, 64, 112, 116, 128)
 """ShuffleNetV2's first two depthwise widths, 58 and 116, between whole blocks."""
@@ -44,11 +44,11 @@ RETRAIN = ("finetune", "rewind", "reinit")
 RETRAIN_EPOCHS = 3
 
 
-def drop(reference: npt.NDArray[np.bool_], result: npt.NDArray[np.bool_]) -> Found:
+def drop(reference: npt.NDArray[np.bool_], result: npt.NDArray[np.bool_]) -> Result:
     """Points lost on the same images, and the accuracy that is left."""
-    lost = [100 * bound for bound in paired_drop(reference, result)]
+    points = [100 * bound for bound in paired_drop(reference, result)]
     accuracy = [100 * bound for bound in proportion(int(result.sum()), result.size)]
-    return {"top1_percent": accuracy, "drop_points": lost, "images": result.size}
+    return {"top1_percent": accuracy, "drop_points": points, "images": result.size}
 
 
 class Network:
@@ -77,7 +77,7 @@ class Network:
         return correct(Simulated(self.graph, scheme), self.test, self.pipeline.prepare)
 
 
-def test_time_flips(network: Network) -> Found:
+def test_time_flips(network: Network) -> Result:
     """Random horizontal flips at test time, as the published code has on CIFAR-10."""
     generator, result = torch.Generator().manual_seed(0), []
     for _ in range(DRAWS):
@@ -90,7 +90,7 @@ def test_time_flips(network: Network) -> Found:
     return drop(network.right, result[0]) | {"draws": each}
 
 
-def unshuffled_split(network: Network) -> Found:
+def unshuffled_split(network: Network) -> Result:
     """The first fifth of the training set for validation: how many images of each class."""
     recipe = network.pipeline.recipe
     labels = load(recipe.data.name, network.pipeline.data_root, train=True).labels
@@ -98,7 +98,7 @@ def unshuffled_split(network: Network) -> Found:
     return {"images_of_each_class": first.tolist(), "even": len(labels) // 5 / len(first)}
 
 
-def one_batch(network: Network) -> Found:
+def one_batch(network: Network) -> Result:
     """Calibration on one batch of 50 images, as published, five different ones; then on 512."""
     each = [
         network.decide(make_scheme(network.graph, network.ranges(50, seed)))
@@ -108,7 +108,7 @@ def one_batch(network: Network) -> Found:
     return {"50": [drop(network.right, right) for right in each], "512": drop(network.right, many)}
 
 
-def seven_bits(network: Network) -> Found:
+def seven_bits(network: Network) -> Result:
     """Activations on 128 levels, as torch.ao's fbgemm configuration has them, instead of 256."""
     ranges = network.ranges(512, 0)
     scheme = make_scheme(network.graph, ranges)
@@ -118,7 +118,7 @@ def seven_bits(network: Network) -> Found:
     return drop(network.right, network.decide(scheme))
 
 
-def per_tensor(network: Network) -> Found:
+def per_tensor(network: Network) -> Result:
     """One scale for each weight instead of one for each output channel."""
     from secateur.quantization.weights import WeightRule
 
@@ -127,18 +127,18 @@ def per_tensor(network: Network) -> Found:
     return drop(network.right, network.decide(scheme))
 
 
-def depthwise(network: Network) -> Found:
+def depthwise(network: Network) -> Result:
     """Milliseconds of a 3x3 depthwise int8 layer at 28x28, by width, FBGEMM and ONNX Runtime."""
     torch.set_num_threads(1)
     return {str(width): _depthwise(width) for width in WIDTHS}
 
 
-def _depthwise(width: int) -> Found:
+def _depthwise(width: int) -> Result:
     image = np.random.default_rng(0).integers(0, 256, (1, width, 28, 28), np.uint8)
     layer = Layer("conv", width, width, width, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
     graph = layer_graph(layer, "int8", 1)
-    rivals = {"fbgemm": _Fbgemm(width), "onnxruntime": OnnxRuntime(graph.SerializeToString(), 1)}
-    turns = latencies(rivals, image, 5, 60)
+    runtimes = {"fbgemm": _Fbgemm(width), "onnxruntime": OnnxRuntime(graph.SerializeToString(), 1)}
+    turns = latencies(runtimes, image, 5, 60)
     return {name: float(samples.min()) for name, samples in turns.items()}
 
 
@@ -166,7 +166,7 @@ class _Fbgemm:
         return images
 
 
-def retraining(network: Network) -> Found:
+def retraining(network: Network) -> Result:
     """Half the channels gone in one round, then three epochs: fine-tuned, rewound, drawn anew."""
     result = {}
     for how in RETRAIN:
@@ -181,7 +181,7 @@ def retraining(network: Network) -> Found:
     return result
 
 
-CELLS: dict[str, Callable[[Network], Found]] = {
+CELLS: dict[str, Callable[[Network], Result]] = {
     "test-time flips": test_time_flips,
     "unshuffled split": unshuffled_split,
     "one batch of 50": one_batch,
@@ -221,7 +221,7 @@ zero is a gain. [docs/differences.md](../../docs/differences.md) says what it me
 """
 
 
-def said_of(name: str, result: Found) -> list[list[str]]:
+def rows_of(name: str, result: Result) -> list[list[str]]:
     """Lines of the table for one cell: what, top-1, points lost."""
     if name == "unshuffled split":
         counts = result["images_of_each_class"]
@@ -252,11 +252,11 @@ def said_of(name: str, result: Found) -> list[list[str]]:
     return lines
 
 
-def accuracy(result: Found) -> list[str]:
+def accuracy(result: Result) -> list[str]:
     """Top-1 and points lost."""
-    lost, low, high = result["drop_points"]
+    drop_points, low, high = result["drop_points"]
     top1 = result["top1_percent"][0]
-    return [fixed(top1), f"{signed(lost)} [{signed(low)}, {signed(high)}]"]
+    return [fixed(top1), f"{signed(drop_points)} [{signed(low)}, {signed(high)}]"]
 
 
 def report(options: argparse.Namespace) -> None:
@@ -264,15 +264,15 @@ def report(options: argparse.Namespace) -> None:
     records = read(options.out / "measured.jsonl")
     lines = [HEAD]
     for recipe in dict.fromkeys(record["recipe"] for record in records):
-        ours = [record for record in records if record["recipe"] == recipe]
-        first = ours[0]
+        selected = [record for record in records if record["recipe"] == recipe]
+        first = selected[0]
         lines += [f"## `{recipe}`, {first['geometry']}, seed {first['seed']}", ""]
         rows = [["float reference", fixed(first["reference_percent"]), "–"]]
-        for record in ours:
-            rows += said_of(record["cell"], record["found"])
+        for record in selected:
+            rows += rows_of(record["cell"], record["found"])
         lines += [*table(["What is changed", "Top-1, %", "Points lost, or else"], rows), ""]
         versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-        commits = ", ".join(sorted({record["commit"] for record in ours}))
+        commits = ", ".join(sorted({record["commit"] for record in selected}))
         lines += [f"{first['processor']}; {versions}; commit {commits}.", ""]
     (options.out / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 

@@ -38,7 +38,7 @@ def _study_rows() -> Iterator[list[str]]:
 
 def _peer_rows() -> Iterator[list[str]]:
     for network in peers.networks(peers.read(peers.FOLDER)):
-        fastest, peer = network.fastest("ours"), network.fastest("int8")
+        fastest, peer = network.fastest("secateur"), network.fastest("int8")
         drop = network.drop(fastest) if fastest else None
         if fastest is None or peer is None or drop is None:
             continue

@@ -156,8 +156,8 @@ def run_accuracy(options: argparse.Namespace) -> None:
         for key in all_rows():
             cell = {"network": network, "float": digest, "calibration": options.calibration}
             cell |= {"images": options.images, "row": key}
-            wanted = options.again is not None and (not options.again or key in options.again)
-            if wanted or not is_there(options.out, cell):
+            is_missing = options.again is not None and (not options.again or key in options.again)
+            if is_missing or not is_there(options.out, cell):
                 about = {
                     "recipe": options.recipe,
                     "sets": options.set or [],

@@ -177,13 +177,13 @@ def measure(
 
 def run(options: argparse.Namespace) -> None:
     """Make every cell that is not there."""
-    there = read(options.out)
+    existing = read(options.out)
     with tempfile.TemporaryDirectory() as folder:
         subject = None
         for name, changes in CELLS.items():
             cell = {"recipe": options.recipe, "cell": name, "images": options.images}
             skipped = options.cells and not any(part in name for part in options.cells)
-            if skipped or any(cell.items() <= record.items() for record in there):
+            if skipped or any(cell.items() <= record.items() for record in existing):
                 continue
             subject = subject or Subject(options, Path(folder))
             result = measure(subject, changes, options)

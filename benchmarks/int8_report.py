@@ -112,39 +112,41 @@ def drop_aim(network: str, drop: Interval) -> str:
 
 
 def faster_verdicts(record: Record) -> Iterator[str]:
-    """Whether ours is as fast as the peers, or by how much not."""
+    """Whether Secateur is as fast as the peers, or by how much not."""
     samples = milliseconds(record)
-    for pair, of_row, of_other in pairs(samples, lambda key: float(np.median(samples[key]))):
-        result = ratio_of_medians(samples[of_other], samples[of_row])
+    for pair, own, peer in pairs(samples, lambda key: float(np.median(samples[key]))):
+        result = ratio_of_medians(samples[peer], samples[own])
         slower = f"slower by {100 / result.value - 100:.1f} %"
         how = "at least as fast" if result.value >= 1 else slower
         shown = "" if not result.low <= 1 <= result.high else ", no difference shown"
-        yield f"- {pair}: {how}{shown} (theirs / ours {ratio_text(result)})."
+        yield f"- {pair}: {how}{shown} (peer / Secateur {ratio_text(result)})."
 
 
 def accuracy_verdicts(records: Mapping[str, Record]) -> Iterator[str]:
-    """Whether ours is as accurate as the peers, or by how much not."""
+    """Whether Secateur is as accurate as the peers, or by how much not."""
     right = unpack(records)
-    for pair, of_row, of_other in pairs(right, lambda key: -float(right[key].mean())):
-        result = in_points(paired_drop(right[of_other], right[of_row]))
+    for pair, own, peer in pairs(right, lambda key: -float(right[key].mean())):
+        result = in_points(paired_drop(right[peer], right[own]))
         worse = f"less accurate by {fixed(result.value)} points"
         how = "at least as accurate" if result.value <= 0 else worse
         shown = "" if not result.low <= 0 <= result.high else ", no difference shown"
-        yield f"- {pair}: {how}{shown} (theirs minus ours {drop_text(result)} points)."
+        yield f"- {pair}: {how}{shown} (peer minus Secateur {drop_text(result)} points)."
 
 
-def pairs(there: Mapping[str, Any], cost: Callable[[str], float]) -> Iterator[tuple[str, str, str]]:
-    """Which row of ours meets which peer, said and by key: each runtime, then the best of each."""
+def pairs(
+    measured: Mapping[str, Any], cost: Callable[[str], float]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the compared pairs of rows, title and keys: on each runtime, then the best of each."""
     rows = all_rows()
-    couples = [("ours-onnxruntime", "quantize_static"), ("ours-openvino", "nncf")]
-    for of_row, of_other in couples:
-        if {of_row, of_other} <= there.keys():
-            yield f"{rows[of_row].title} against {rows[of_other].title}", of_row, of_other
-    sides = [[key for key in side if key in there] for side in zip(*couples, strict=True)]
+    row_pairs = [("ours-onnxruntime", "quantize_static"), ("ours-openvino", "nncf")]
+    for own, peer in row_pairs:
+        if {own, peer} <= measured.keys():
+            yield f"{rows[own].title} against {rows[peer].title}", own, peer
+    sides = [[key for key in side if key in measured] for side in zip(*row_pairs, strict=True)]
     if all(sides):
-        of_row, of_other = (min(side, key=cost) for side in sides)
-        pair = f"the better of ours ({rows[of_row].title}) against the better peer"
-        yield f"{pair} ({rows[of_other].title})", of_row, of_other
+        own, peer = (min(side, key=cost) for side in sides)
+        pair = f"the better of Secateur ({rows[own].title}) against the better peer"
+        yield f"{pair} ({rows[peer].title})", own, peer
 
 
 HEAD = """# int8 beside fp32, and beside the int8 of others
@@ -155,9 +157,9 @@ which these commands append:
     python -m benchmarks int8 time --out results/int8/latency.jsonl
     python -m benchmarks int8 accuracy RECIPE --data DIR --out results/int8/accuracy.jsonl
 
-The float file is as PyTorch exports it, batch-norms folded, channel shuffles kept; ours is made
-from it as `secateur run` does: shuffles folded into the weights, depthwise layers padded to whole
-blocks, weights free of saturation. Peers get the same float file and the same
+The float file is as PyTorch exports it, batch-norms folded, channel shuffles kept. Secateur's
+file is made from it as `secateur run` does: shuffles folded into the weights, depthwise layers
+padded to whole blocks, weights free of saturation. Peers get the same float file and the same
 calibration images. `quantize_static` is ONNX Runtime's
 own, after its preprocessing, opened with default session options; its second row has what its
 manual advises on AVX2 without VNNI. NNCF quantizes the OpenVINO model, on all calibration images.

@@ -168,7 +168,7 @@ PEERS = {
 # ---- Secateur's own rows
 
 
-def make_ours(float_path: Path, images: Array, out: Path) -> None:
+def make_secateur(float_path: Path, images: Array, out: Path) -> None:
     """Export and quantize as ``secateur run`` does by default: shuffles folded, blocks whole."""
     straight = out.with_name("straight.onnx")
     write_model(straighten(read_model(float_path)), straight)
@@ -187,8 +187,8 @@ def own_file(made_before: Path | None, float_path: Path, images: Array, folder: 
     """Secateur's file: ``made_before``, or a new one."""
     if made_before is not None:
         return [made_before]
-    made = folder / "ours.onnx"
-    make_ours(float_path, images, made)
+    made = folder / "secateur.onnx"
+    make_secateur(float_path, images, made)
     return [made]
 
 
@@ -196,8 +196,8 @@ def all_rows(made_before: Path | None = None) -> dict[str, Row]:
     """Every row in the tables' order; ``made_before`` is Secateur's int8 file, if there is one."""
     make = partial(own_file, made_before)
     own_rows = {
-        "ours-onnxruntime": Row("**ours**, ONNX Runtime", "onnxruntime", make, OnnxRuntime),
-        "ours-openvino": Row("**ours**, OpenVINO", "openvino", make, OpenVino),
+        "ours-onnxruntime": Row("**Secateur**, ONNX Runtime", "onnxruntime", make, OnnxRuntime),
+        "ours-openvino": Row("**Secateur**, OpenVINO", "openvino", make, OpenVino),
     }
     shipped = Row("fp32, shuffles folded, ONNX Runtime", "onnxruntime", straightened, OnnxRuntime)
     return FLOAT | {"fp32-straight": shipped} | own_rows | PEERS

@@ -56,7 +56,7 @@ One image at 224x224, torchvision's own strides, the weights of the recipe's tra
 retrained network. Rungs take turns in one process; each turn rests, then runs the image
 {SETTLE + 1} times and counts the last. Each rung's factor is the one before it divided by it, of
 medians, with a 95 % bootstrap interval over whole turns; the factors of all rungs multiply to the
-whole. The packed file decodes to the int8 file bit for bit, so its time is the same. Accuracy is of
+total. The packed file decodes to the int8 file bit for bit, so its time is the same. Accuracy is of
 the files that ship, in the recipe's own geometry, on all test images. *No worse than 0.5 points* is
 a one-sided test at 95 % on the same images, the seed at hand.
 
@@ -83,16 +83,16 @@ def ladder_table(record: Record) -> Iterator[str]:
     for rung, title in RUNGS.items():
         typical = spread(turns[rung])
         took = [fixed(typical.value, 3), f"{fixed(typical.low, 3)} to {fixed(typical.high, 3)}"]
-        step = whole = step_bytes = NONE
+        step = total = step_bytes = NONE
         if before is not None:
-            whole = ratio_text(ratio_of_medians(turns["eager"], turns[rung]))
+            total = ratio_text(ratio_of_medians(turns["eager"], turns[rung]))
             step_bytes = times(bytes_[before] / bytes_[rung])
             if rung == "packed":
                 step = "same"
             else:
                 step = ratio_text(ratio_of_medians(turns[before], turns[rung]))
         all_bytes = times(bytes_["eager"] / bytes_[rung])
-        rows.append([title, *took, step, whole, size(bytes_[rung]), step_bytes, all_bytes])
+        rows.append([title, *took, step, total, size(bytes_[rung]), step_bytes, all_bytes])
         before = rung
     header = ["Rung", "Median, ms", "p10 to p90", "This step", "All so far"]
     yield from table([*header, "Bytes", "This step", "All so far"], rows)
@@ -111,19 +111,19 @@ def fastest(record: Record) -> str:
 def accuracy_line(record: Record, rung: str) -> str:
     """What the way up to a rung cost."""
     right = rights(record)
-    base, ours = right["reference"], right[SHIPS[rung]]
-    result = proportion(int(ours.sum()), ours.size)
+    base, shipped = right["reference"], right[SHIPS[rung]]
+    result = proportion(int(shipped.sum()), shipped.size)
     was = proportion(int(base.sum()), base.size)
-    drop = in_points(paired_drop(base, ours))
-    verdict = no_worse(base, ours, MARGIN)
+    drop = in_points(paired_drop(base, shipped))
+    verdict = no_worse(base, shipped, MARGIN)
     answer = "yes" if verdict.holds else "no"
     return (
-        f"Accuracy of *{rung}* ({record['geometry']}, n = {ours.size:,} test images): "
+        f"Accuracy of *{rung}* ({record['geometry']}, n = {shipped.size:,} test images): "
         f"{fixed(100 * was.value)} → {fixed(100 * result.value)} "
         f"[{fixed(100 * result.low)}, {fixed(100 * result.high)}] %, "
         f"{drop_text(drop)} points lost, McNemar "
-        f"p = {significant(mcnemar(base, ours), 2)}. No worse than {fixed(100 * MARGIN, 1)} points "
-        f"at 95 %: **{answer}** (bound {signed(100 * verdict.bound)})."
+        f"p = {significant(mcnemar(base, shipped), 2)}. "
+        f"No worse than {fixed(100 * MARGIN, 1)} points at 95 %: **{answer}** (bound {signed(100 * verdict.bound)})."
     )
 
 
@@ -132,10 +132,10 @@ def aim_line(record: Record) -> str:
     rung, aim, right = fastest(record), AIMS[record["network"]], rights(record)
     turns = samples(record)
     result = ratio_of_medians(turns["eager"], turns[rung])
-    lost = paired_drop(right["reference"], right[SHIPS[rung]]).value
+    drop = paired_drop(right["reference"], right[SHIPS[rung]]).value
     text = f"Aim: {times(aim)} over eager fp32 at no more than {fixed(100 * MARGIN, 1)} points lost"
-    which = f"the fastest rung is *{rung}*, {ratio_text(result)}, {signed(100 * lost)} points lost"
-    if result.value >= aim and lost <= MARGIN:
+    which = f"the fastest rung is *{rung}*, {ratio_text(result)}, {signed(100 * drop)} points lost"
+    if result.value >= aim and drop <= MARGIN:
         return f"{text}: **reached**: {which}."
     operators = record["operators"]
     parts = [

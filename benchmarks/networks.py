@@ -70,10 +70,10 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return network.eval(), torch.randn(2, *size)
 
 
-def _difference(expected: Any, found: Any) -> float:
+def _difference(expected: Any, actual: Any) -> float:
     """Largest difference of the first outputs, over the largest output."""
     first, second = (each if isinstance(each, Tensor) else next(iter(each)) for each in
-                     (expected, found))  # fmt: skip
+                     (expected, actual))  # fmt: skip
     if first.shape != second.shape:
         raise ValueError(f"output of shape {tuple(second.shape)}, expected {tuple(first.shape)}")
     return float((first - second).abs().max() / first.abs().max())
@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> None:
     """Measure what is missing, and write the page."""
     path, table = Path(arguments[0]), Path(arguments[1])
     names = arguments[2:] or list(listed())
-    there = records(path)
+    existing = records(path)
     import timm  # noqa: F401  once, before the processes
     import torch_pruning  # noqa: F401
     import torchvision  # noqa: F401
@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> None:
         "versions": environment.versions(),
         "commit": environment.commit(),
     }
-    for count, name in enumerate(name for name in names if name not in there):
+    for count, name in enumerate(name for name in names if name not in existing):
         record = {"network": name, "secateur": apart(by_secateur, name)}
         record |= {"torch_pruning": apart(by_torch_pruning, name), **facts}
         with path.open("a") as file:

@@ -56,24 +56,24 @@ def left(record: Mapping[str, Any]) -> float | None:
 
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Counts over all networks."""
-    ours = [record["secateur"] for record in rows.values()]
-    theirs = [record["torch_pruning"] for record in rows.values()]
-    done = [record for record in ours if "failure" not in record]
+    secateur = [record["secateur"] for record in rows.values()]
+    torch_pruning = [record["torch_pruning"] for record in rows.values()]
+    done = [record for record in secateur if "failure" not in record]
     shares = [left(record) for record in done]
-    both = [(left(a), left(b)) for a, b in zip(ours, theirs, strict=True)]
+    both = [(left(a), left(b)) for a, b in zip(secateur, torch_pruning, strict=True)]
     further = sum(a is not None and b is not None and b < a - 0.01 for a, b in both)
     facts = (
         ("networks", len(rows), len(rows)),
         ("run and return the same shape after the removal", len(done),
-         sum("failure" not in record for record in theirs)),
+         sum("failure" not in record for record in torch_pruning)),
         ("below 0.45 of the parameters", sum(share < REDUCED for share in shares),
-         sum((left(record) or 1) < REDUCED for record in theirs)),
+         sum((left(record) or 1) < REDUCED for record in torch_pruning)),
         ("nothing removed", sum(share == 1 for share in shares),
-         sum(left(record) == 1 for record in theirs)),
+         sum(left(record) == 1 for record in torch_pruning)),
         ("differ from the masked network by more than 1e-6",
          sum(record["error"] > EXACT for record in done), "not compared"),
-        ("fail or are refused", len(ours) - len(done),
-         sum("failure" in record for record in theirs)),
+        ("fail or are refused", len(secateur) - len(done),
+         sum("failure" in record for record in torch_pruning)),
         ("removes at least 0.01 of the parameters more than the other",
          sum(a is not None and (b is None or a < b - 0.01) for a, b in both), further),
     )  # fmt: skip
@@ -88,21 +88,21 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _row(name: str, record: Mapping[str, Any]) -> str:
-    ours, theirs = record["secateur"], record["torch_pruning"]
-    other = left(theirs)
-    peer = f"crashes: {_short(theirs['failure'])}" if other is None else f"{other:.2f}"
-    if "failure" in ours:
-        return f"| {name} | | | | | | | {peer} | fails: {_short(ours['failure'])} |"
-    (before, _), (macs, fewer) = ours["parameters"], ours["macs"]
-    stays = "; ".join(
+    secateur, torch_pruning = record["secateur"], record["torch_pruning"]
+    other = left(torch_pruning)
+    peer = f"crashes: {_short(torch_pruning['failure'])}" if other is None else f"{other:.2f}"
+    if "failure" in secateur:
+        return f"| {name} | | | | | | | {peer} | fails: {_short(secateur['failure'])} |"
+    (before, _), (macs, fewer) = secateur["parameters"], secateur["macs"]
+    protected = "; ".join(
         f"{count} layers (`{first}`): {_short(reason)}"
-        for reason, (count, first) in ours["protected"].items()
+        for reason, (count, first) in secateur["protected"].items()
         if reason != "they are the network's output"
     )
     return (
-        f"| {name} | {before:,} | {left(ours):.2f} | {macs / 1e6:,.0f} M | "
-        f"{fewer / macs:.2f} | {ours['error']:.0e} | {ours['seconds']:.1f} | {peer} | "
-        f"{stays or 'nothing'} |"
+        f"| {name} | {before:,} | {left(secateur):.2f} | {macs / 1e6:,.0f} M | "
+        f"{fewer / macs:.2f} | {secateur['error']:.0e} | {secateur['seconds']:.1f} | {peer} | "
+        f"{protected or 'nothing'} |"
     )
 
 

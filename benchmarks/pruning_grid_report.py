@@ -64,17 +64,17 @@ def cell(result: dict[int, dict[str, Any]]) -> str:
 
 
 def difference(
-    ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]
+    first: dict[int, dict[str, Any]], second: dict[int, dict[str, Any]]
 ) -> tuple[float, float, float, int] | None:
-    """Mean of ``ours`` minus ``theirs`` over shared seeds, in points, with its 95 % interval.
+    """Mean of ``first`` minus ``second`` over shared seeds, in points, with its 95 % interval.
 
     Each image's difference is averaged over the seeds first; the interval is Student's over the
     images. It says how sure the difference is for these trainings, not for all that could be.
     """
-    shared = sorted(ours.keys() & others.keys())
+    shared = sorted(first.keys() & second.keys())
     if not shared:
         return None
-    each = np.mean([right(ours[seed]) - right(others[seed]) for seed in shared], axis=0)
+    each = np.mean([right(first[seed]) - right(second[seed]) for seed in shared], axis=0)
     error = each.std(ddof=1) / len(each) ** 0.5
     reach = float(stats.t.ppf(0.975, len(each) - 1)) * error
     mean = float(each.mean())

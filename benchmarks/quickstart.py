@@ -36,20 +36,23 @@ def section(folder: Path) -> str:
 
 
 def _says(name: str, records: list[Record]) -> str:
-    spent = {str(r.at["stage"]): r.value for r in records if r.metric == "seconds"}
+    seconds_of = {str(r.at["stage"]): r.value for r in records if r.metric == "seconds"}
     epochs: dict[str, float] = {}
     for record in records:
         if record.metric == "epoch_seconds":
             stage = str(record.at["stage"])
             epochs[stage] = epochs.get(stage, 0) + record.value
     # A resumed stage's own clock starts with its last process; its epochs remember the others.
-    spent = {stage: max(seconds, epochs.get(stage, 0)) for stage, seconds in spent.items()}
+    seconds_of = {
+        stage: max(seconds, epochs.get(stage, 0)) for stage, seconds in seconds_of.items()
+    }
     bench = next(r for r in records if r.metric == "latency_ms")
     return (
         f"**`secateur run {name}`** ([report]({name}/report.md)): {bench.network} on "
         f"{bench.dataset}, {bench.geometry}, seed {bench.seed}. "
-        f"Reference trained in {numbers.duration(spent['train'])}, whole chain "
-        f"{numbers.duration(sum(spent.values()))}. {bench.processor}; {bench.runtime}, batch 1, "
+        f"Reference trained in {numbers.duration(seconds_of['train'])}, whole chain "
+        f"{numbers.duration(sum(seconds_of.values()))}. {bench.processor}; {bench.runtime}, "
+        "batch 1, "
         f"{bench.threads} threads, n = {bench.n}; torch {bench.versions['torch']}."
     )
 

@@ -42,18 +42,18 @@ def trained(name: str, stem: str, epochs: int) -> torch.nn.Module:
     config = Train(epochs=epochs, learning_rate=0.1)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint.safetensors"
-        held = images.spread(500)
-        return train(network, images, held, PREPARE, config, seed=0, checkpoint=checkpoint)[0]
+        validation = images.spread(500)
+        return train(network, images, validation, PREPARE, config, seed=0, checkpoint=checkpoint)[0]
 
 
 def scan(
     network: torch.nn.Module, prunable: Prunable, images: Images, naive: bool
 ) -> tuple[float, float, list[ScanPoint]]:
     """Seconds by the clock and of the processor, and points, of one scan from nothing."""
-    clock, worked = time.perf_counter(), time.process_time()
+    start, worked = time.perf_counter(), time.process_time()
     engine = EagerEngine(network) if naive else None
     points = scan_layers(network, prunable, [], LEVELS, images, PREPARE, engine=engine)
-    return time.perf_counter() - clock, time.process_time() - worked, points
+    return time.perf_counter() - start, time.process_time() - worked, points
 
 
 def compare(name: str, stem: str, epochs: int, count: int) -> dict[str, object]:
@@ -70,7 +70,7 @@ def compare(name: str, stem: str, epochs: int, count: int) -> dict[str, object]:
     scan(network, prunable, images.spread(250), naive=True)  # warm up both
     scan(network, prunable, images.spread(250), naive=False)
     before, loop, after = (scan(network, prunable, images, naive) for naive in (False, True, False))
-    ours, worked = ((before[i] + after[i]) / 2 for i in range(2))
+    seconds, worked = ((before[i] + after[i]) / 2 for i in range(2))
     apart = [abs(a.correct - b.correct) for a, b in zip(before[2], loop[2], strict=True)]
     return {
         "network": name,
@@ -78,8 +78,8 @@ def compare(name: str, stem: str, epochs: int, count: int) -> dict[str, object]:
         "points": len(apart),
         "images": len(images),
         "naive_seconds": round(loop[0], 2),
-        "scan_seconds": round(ours, 2),
-        "ratio": round(loop[0] / ours, 2),
+        "scan_seconds": round(seconds, 2),
+        "ratio": round(loop[0] / seconds, 2),
         "naive_processor_seconds": round(loop[1], 2),
         "scan_processor_seconds": round(worked, 2),
         "processor_ratio": round(loop[1] / worked, 2),

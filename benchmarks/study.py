@@ -45,10 +45,10 @@ def groups(cells: Cells, dataset: str = DATASET) -> dict[str, Group]:
     return {network: group for network, group in result.items() if group is not None}
 
 
-def shown(found: list[Group]) -> Group | None:
+def shown(candidates: list[Group]) -> Group | None:
     """The group of the preset ``accurate`` trained longest, else the first; None of none."""
-    accurate = [group for group in found if group.setting.preset == "accurate"]
-    return max(accurate, key=all_epochs, default=next(iter(found), None))
+    accurate = [group for group in candidates if group.setting.preset == "accurate"]
+    return max(accurate, key=all_epochs, default=next(iter(candidates), None))
 
 
 def all_epochs(group: Group) -> int:
@@ -63,7 +63,7 @@ def epochs(group: Group) -> int:
 
 
 def cell_text(entry: Entry) -> str:
-    """The number with its bounds and seeds, without how many where that is said elsewhere."""
+    """The number with its bounds and seeds, without their number if it is stated elsewhere."""
     return f"{entry.text} {entry.note}".strip()
 
 
@@ -110,10 +110,10 @@ def draw(cells: Cells, path: Path) -> None:
     axes = figure.subplots()
     for network, group in groups(cells).items():
         color, variants = COLORS[network], ("reference", "pruned", "quantized", "packed")
-        ours = [(mean(group, v, "size_bytes").value, accuracy(group, v)) for v in variants]
-        sizes = [size for size, _ in ours]
-        values = [entry.value for _, entry in ours]
-        reach = [[e.value - e.low for _, e in ours], [e.high - e.value for _, e in ours]]
+        points = [(mean(group, v, "size_bytes").value, accuracy(group, v)) for v in variants]
+        sizes = [size for size, _ in points]
+        values = [entry.value for _, entry in points]
+        reach = [[e.value - e.low for _, e in points], [e.high - e.value for _, e in points]]
         axes.errorbar(
             sizes, values, reach, color=color, marker="o", label=TITLES[network], capsize=2
         )

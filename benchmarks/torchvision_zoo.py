@@ -180,9 +180,9 @@ def measure(name: str) -> dict[str, Any]:
 def run(path: Path, names: list[str]) -> None:
     """Measure what is not yet in the file."""
     lines = path.read_text().splitlines() if path.exists() else []
-    there = {json.loads(line)["network"] for line in lines}
+    existing = {json.loads(line)["network"] for line in lines}
     with torch.device("meta"):
-        sizes = {name: _size(name) for name in names if name not in there}
+        sizes = {name: _size(name) for name in names if name not in existing}
     for name in sorted(sizes, key=sizes.__getitem__):
         try:
             record = measure(name)
@@ -245,16 +245,16 @@ def table(path: Path) -> str:
 
 
 def _row(record: dict[str, Any]) -> str:
-    whole = "they are the network's output"
+    output_reason = "they are the network's output"
     kinds: dict[str, list[str]] = {}
     for reason, layers in record["protected"].items():
-        if reason != whole:
+        if reason != output_reason:
             kinds.setdefault(_short(reason), []).extend(layers)
-    stays = [
+    protected = [
         f"{len(layers)} layer{'s' * (len(layers) > 1)} (`{layers[0]}` ...): {reason}"
         for reason, layers in kinds.items()
     ]
-    stays += [f"not followed: {operation}" for operation in record["unfollowed"]]
+    protected += [f"not followed: {operation}" for operation in record["unfollowed"]]
     return " | ".join(
         (
             f"| {record['network']}",
@@ -265,7 +265,7 @@ def _row(record: dict[str, Any]) -> str:
             str(record["groups"]),
             *(f"{record[key]:.0e}" for key in ("error_float32", "error_float64", "onnx_error")),
             f"{record['plan_seconds']:.1f}",
-            f"{'; '.join(stays) or 'nothing'} |",
+            f"{'; '.join(protected) or 'nothing'} |",
         )
     )
 

@@ -75,31 +75,35 @@ class Case:
 
     def by_latency(self, target: float, precision: Precision) -> tuple[dict[str, int], float]:
         """Widths by measured layers, and the milliseconds they predict."""
-        clock = LayerTimer(precision, self.threads)
-        whole = NetworkTimer(self.shape, precision, self.threads)
+        layer_timer = LayerTimer(precision, self.threads)
+        network_timer = NetworkTimer(self.shape, precision, self.threads)
         model, prunable, scores = self.model, self.prunable, self.scores
         try:
-            result = reach_latency(model, prunable, scores, self.plan, target, 8, clock, whole)
+            result = reach_latency(
+                model, prunable, scores, self.plan, target, 8, layer_timer, network_timer
+            )
         finally:
-            clock.save()
+            layer_timer.save()
         return result.widths, result.predicted
 
     def kept(self, widths: Mapping[str, int]) -> float:
         """Product over all layers of the share of importance that stays."""
-        lost = 0.0
+        loss = 0.0
         for group in self.prunable.groups:
             layers = len(list(group.makers()))
-            lost += layers * losses(self.scores[group.name], group.steps)[widths[group.name]]
-        return float(np.exp(-lost))
+            loss += layers * losses(self.scores[group.name], group.steps)[widths[group.name]]
+        return float(np.exp(-loss))
 
     def by_kept(self, kept: float, precision: Precision) -> tuple[dict[str, int], float]:
         """Widths of least latency that keep as much importance, and what they predict, in ms."""
-        clock = LayerTimer(precision, self.threads)
-        whole = NetworkTimer(self.shape, precision, self.threads)
-        milliseconds, yardstick = whole.time(whole.load(self.model), clock.reference)
-        full = milliseconds / yardstick
+        layer_timer = LayerTimer(precision, self.threads)
+        network_timer = NetworkTimer(self.shape, precision, self.threads)
+        milliseconds, reference = network_timer.time(
+            network_timer.load(self.model), layer_timer.reference
+        )
+        full = milliseconds / reference
         geometry = Geometry(self.model, self.prunable)
-        choice = Choice(self.prunable, self.scores, geometry, 8, clock, full)
+        choice = Choice(self.prunable, self.scores, geometry, 8, layer_timer, full)
         low, high, best = 0.0, 1.0, choice.within(full)
         for _ in range(10):
             middle = (low + high) / 2
@@ -108,8 +112,8 @@ class Case:
                 best, high = widths, middle
             else:
                 low = middle
-        clock.save()
-        return best, choice.latency(best) * yardstick
+        layer_timer.save()
+        return best, choice.latency(best) * reference
 
     def arms(self, targets: Sequence[float]) -> Iterator[Arm]:
         """Every arm with its widths and, where layers predicted it, its milliseconds."""
@@ -143,8 +147,10 @@ def measure(case: Case, repeats: int, targets: Sequence[float]) -> None:
         }
     runtimes: dict[str, Runtime] = {}
     for precision in PRECISIONS:
-        clock = NetworkTimer(case.shape, precision, case.threads)
-        runtimes |= {f"{arm}|{precision}": clock.load(network) for arm, network in networks.items()}
+        network_timer = NetworkTimer(case.shape, precision, case.threads)
+        runtimes |= {
+            f"{arm}|{precision}": network_timer.load(network) for arm, network in networks.items()
+        }
     image = np.random.default_rng(0).standard_normal((1, *case.shape)).astype(np.float32)
     for key, samples in latencies(runtimes, image, 20, repeats).items():
         arm, precision = key.split("|")

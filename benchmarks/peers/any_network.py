@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.common.isolation import apart
 from benchmarks.common.records import Record
-from benchmarks.peers.measure import make_and_judge, take_turns
+from benchmarks.peers.measure import make_and_evaluate, take_turns
 from benchmarks.peers.row import RowInput
 from benchmarks.peers.rows import ROWS
 from benchmarks.peers.torch_pruning_row import pruned_to_macs, save_whole
@@ -112,7 +112,7 @@ def _judge(compressed: Compressed, key: str) -> Record:
     source = compressed.source("reference" if row.kind == "ours" else row.network)
     folder.mkdir(parents=True, exist_ok=True)
     test = compressed.problem.test()
-    record, opens = make_and_judge(key, source, test, folder, compressed.threads)
+    record, opens = make_and_evaluate(key, source, test, folder, compressed.threads)
     note = source.network.with_suffix(".txt")  # of Torch-Pruning's training
     record["training"] = note.read_text(encoding="utf-8") if note.exists() else ""
     return record | {"opens": os.path.relpath(opens, compressed.folder)}

@@ -120,10 +120,10 @@ def row_inputs(study: Study, keys: list[str], side: int | None = None) -> Iterat
                 made[which] = study.source(which, Path(root) / which, side)
             except Exception as error:  # Torch-Pruning's, say; the other networks go on
                 made[which] = {"error": in_one_line(error)}
-        ours = [key for key in keys if ROWS[key].kind == "ours"]
-        files = study.files if ours and side is None else {}
+        own = [key for key in keys if ROWS[key].kind == "secateur"]
+        files = study.files if own and side is None else {}
         result = {key: made[ROWS[key].network] for key in keys}
-        for key in ours:
+        for key in own:
             if isinstance(result[key], RowInput):
                 result[key] = replace(result[key], files=files)
         yield result
@@ -132,20 +132,20 @@ def row_inputs(study: Study, keys: list[str], side: int | None = None) -> Iterat
 # ---- accuracy
 
 
-def judge(study: Study, key: str, source: RowInput | Record, test: data.Images) -> Record:
+def accuracy(study: Study, key: str, source: RowInput | Record, test: data.Images) -> Record:
     """Bytes of one row, and on which test images it is right; or its error."""
     if isinstance(source, dict):
         return source
-    return apart(_judge, key, source, test, study.threads)
+    return apart(_accuracy, key, source, test, study.threads)
 
 
-def _judge(key: str, source: RowInput, test: data.Images, threads: int) -> Record:
+def _accuracy(key: str, source: RowInput, test: data.Images, threads: int) -> Record:
     with tempfile.TemporaryDirectory() as folder:
-        record, _ = make_and_judge(key, source, test, Path(folder), threads)
+        record, _ = make_and_evaluate(key, source, test, Path(folder), threads)
     return record
 
 
-def make_and_judge(
+def make_and_evaluate(
     key: str, source: RowInput, test: data.Images, folder: Path, threads: int
 ) -> tuple[Record, Path]:
     """Bytes of one row, and on which test images it is right; and the file that it opens.
@@ -191,8 +191,8 @@ def time_rows(study: Study, keys: list[str], notes: dict[str, Record], repeats: 
             folder = Path(root) / key
             folder.mkdir()
             say(f"latency: {key}")
-            mine = replace(source[key], notes=notes.get(key, {}))
-            result[key] = apart(_try, key, mine, image, folder, study.threads)
+            row_input = replace(source[key], notes=notes.get(key, {}))
+            result[key] = apart(_try, key, row_input, image, folder, study.threads)
             if "error" not in result[key]:
                 files[key] = Path(result[key].pop("opens"))
         return result | take_turns(files, image, study.threads, repeats)

@@ -74,8 +74,8 @@ def nncf_controlled(source: RowInput, folder: Path) -> RowOutput:
         max_drop=MAX_DROP,
         subset_size=len(source.images),
     )
-    whole = openvino.Core().read_model(nncf_quantize(source.onnx, source.images, folder)[0])
-    return _saved(done, folder, sorted(_rounded(whole) - _rounded(done)))
+    quantized = openvino.Core().read_model(nncf_quantize(source.onnx, source.images, folder)[0])
+    return _saved(done, folder, sorted(_rounded(quantized) - _rounded(done)))
 
 
 def _labeled(images: Images, source: RowInput) -> list[tuple[Array, int]]:
@@ -112,29 +112,29 @@ def _saved(model: Any, folder: Path, kept_float: list[str]) -> RowOutput:
 # ---- Secateur's own
 
 
-def ours_unpruned(source: RowInput, folder: Path) -> RowOutput:
+def secateur_unpruned(source: RowInput, folder: Path) -> RowOutput:
     """The reference network as ``secateur quantize`` makes it, the search for a price left out."""
-    return _ours(source, source.files.get("reference"), folder)
+    return _quantized(source, source.files.get("reference"), folder)
 
 
-def ours_pruned_int8(source: RowInput, folder: Path) -> RowOutput:
+def secateur_pruned_int8(source: RowInput, folder: Path) -> RowOutput:
     """The file of the recipe, or one like it at another resolution."""
     if "quantized" in source.files:
-        return _there(source.files["quantized"])
-    return _ours(source, None, folder)
+        return _single_file(source.files["quantized"])
+    return _quantized(source, None, folder)
 
 
-def ours_pruned_float(source: RowInput, folder: Path) -> RowOutput:
+def secateur_pruned_float(source: RowInput, folder: Path) -> RowOutput:
     """The pruned network, retrained."""
-    return _there(source.files.get("pruned") or _export(source, folder))
+    return _single_file(source.files.get("pruned") or _export(source, folder))
 
 
-def ours_packed(source: RowInput, folder: Path) -> RowOutput:
+def secateur_packed(source: RowInput, folder: Path) -> RowOutput:
     """The small file, which unpacks to the quantized one bit for bit."""
-    return _there(source.files["packed"])
+    return _single_file(source.files["packed"])
 
 
-def _there(path: Path) -> RowOutput:
+def _single_file(path: Path) -> RowOutput:
     return RowOutput(path, [path])
 
 
@@ -144,7 +144,7 @@ def _export(source: RowInput, folder: Path) -> Path:
     return path
 
 
-def _ours(source: RowInput, float_path: Path | None, folder: Path) -> RowOutput:
+def _quantized(source: RowInput, float_path: Path | None, folder: Path) -> RowOutput:
     """Quantize a float file; validation is asked only where it means something."""
     config = source.quantize.model_copy(update={"price": 0.0, "epochs": 0})
     some = source.validation.spread(VALIDATED_ON)
@@ -156,9 +156,9 @@ def _ours(source: RowInput, float_path: Path | None, folder: Path) -> RowOutput:
     graph = read_model(float_path or _export(source, folder))
     images = torch.from_numpy(source.images)
     done = quantize_graph(graph, images, config, Resources(validation))
-    path = folder / "ours.onnx"
+    path = folder / "secateur.onnx"
     write_qdq(done.model, done.scheme, path)
-    return _there(path)
+    return _single_file(path)
 
 
 class Packed:

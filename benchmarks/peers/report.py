@@ -27,7 +27,7 @@ from secateur.statistics import (
 WARMUP = 20
 """Turns that did not count."""
 BASE = "eager"
-LOST = 0.5
+MAX_DROP = 0.5
 """Points of top-1 that may be lost where speeds are compared."""
 EAGER_AIM = {"mobilenet_v2": 12.0, "shufflenet_v2_x1_0": 10.0, "alexnet": 30.0}
 """How many times faster than eager fp32 is aimed at."""
@@ -114,11 +114,13 @@ class Network:
         )
 
     def holds(self, key: str) -> bool:
-        """Whether it is shown, one-sided at 95 %, that a row loses no more than ``LOST``."""
+        """Whether it is shown, one-sided at 95 %, that a row loses no more than ``MAX_DROP``."""
         base, right = self.right(BASE), self.right(key)
-        return base is not None and right is not None and no_worse(base, right, LOST / 100).holds
+        return (
+            base is not None and right is not None and no_worse(base, right, MAX_DROP / 100).holds
+        )
 
-    def fastest(self, kind: str, allowed: float = LOST) -> str | None:
+    def fastest(self, kind: str, allowed: float = MAX_DROP) -> str | None:
         """The fastest row of a kind among those that lost at most so many points."""
         medians = {}
         for key in self.keys:
@@ -139,7 +141,7 @@ def named(key: str) -> str:
 
 
 def accuracy_cells(network: Network, key: str) -> list[str]:
-    """Bytes, top-1, drop, and whether at most ``LOST`` points are lost at 95 %."""
+    """Bytes, top-1, drop, and whether at most ``MAX_DROP`` points are lost at 95 %."""
     record, right = network.rows.get(key, {}), network.right(key)
     if right is None:
         return [NONE, failure(record), NONE, NONE]
@@ -175,7 +177,7 @@ def network_table(network: Network) -> Iterator[str]:
     """A line for each row."""
     peer = network.fastest("int8")
     header = ["Row", "Bytes", "Top-1, %", "Drop, points"]
-    header += [f"No worse than {LOST} points at 95 %", "Median, ms (p10 to p90)"]
+    header += [f"No worse than {MAX_DROP} points at 95 %", "Median, ms (p10 to p90)"]
     header += ["eager fp32 / it", "best int8 peer / it"]
     body = [
         [named(key), *accuracy_cells(network, key), *time_cells(network, key, peer)]
@@ -193,23 +195,23 @@ def verdicts(network: Network) -> Iterator[str]:
         yield "- Accuracy alone: no time was measured."
         return
     fastest_own, peer, name = (
-        network.fastest("ours"),
+        network.fastest("secateur"),
         network.fastest("int8"),
         network.about["network"],
     )
     if fastest_own is None:
-        yield f"- No row of Secateur with a time lost at most {LOST} points: both aims missed."
+        yield f"- No row of Secateur with a time lost at most {MAX_DROP} points: both aims missed."
         return
     drop = network.drop(fastest_own)
     assert drop is not None
     shown = "shown" if network.holds(fastest_own) else "not shown"
     yield (
-        f"- The fastest of Secateur that lost at most {LOST} points is {named(fastest_own)}: "
+        f"- The fastest of Secateur that lost at most {MAX_DROP} points is {named(fastest_own)}: "
         f"{drop_text(drop)} points, {shown} at 95 %."
     )
     yield verdict(network, "eager fp32", BASE, fastest_own, EAGER_AIM[name])
     if peer is None:
-        yield f"- No unpruned int8 peer with a time lost at most {LOST} points."
+        yield f"- No unpruned int8 peer with a time lost at most {MAX_DROP} points."
     else:
         opponent = f"the best unpruned int8 peer, {named(peer)}"
         yield verdict(network, opponent, peer, fastest_own, PEER_AIM[name])
@@ -266,7 +268,7 @@ def summary(result: list[Network]) -> list[str]:
     """The fastest of Secateur beside the fastest int8 of others, a row a network that was timed."""
     rows = []
     for network in result:
-        fastest_own, peer = network.fastest("ours"), network.fastest("int8")
+        fastest_own, peer = network.fastest("secateur"), network.fastest("int8")
         drop = network.drop(fastest_own) if fastest_own else None
         if fastest_own is None or peer is None or drop is None:
             continue

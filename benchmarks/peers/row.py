@@ -32,7 +32,7 @@ class RowInput:
         quantize: How Secateur quantizes, where it does so anew.
         files: For Secateur's own rows, what it has made already: ``reference``, ``pruned``,
             ``quantized`` and ``packed``. Empty where they must be made anew.
-        notes: What the row recorded at the recipe's own geometry, where this is another; else None.
+        notes: Notes of the row at the recipe's own geometry, if this is another; else None.
     """
 
     network: Path
@@ -59,7 +59,7 @@ class RowOutput:
     Attributes:
         opens: The file that its runtime opens.
         ships: All files somebody would have to copy; their bytes count.
-        notes: Anything worth recording.
+        notes: Notes for the record, plain data.
     """
 
     opens: Path
@@ -77,7 +77,7 @@ class Row:
         network: Whose: ``reference``, ``pruned`` (by Secateur) or ``torch-pruning``.
         make: From what is given and an empty folder to files.
         open: Makes a file ready to run with so many threads.
-        kind: ``float``, ``int8``, ``pruned`` or ``ours``.
+        kind: ``float``, ``int8``, ``pruned`` or ``secateur``.
         raw: Takes pixels, uint8 (N, C, H, W), instead of what was prepared.
         timed_as: Another row, whose time is this one's as well.
     """

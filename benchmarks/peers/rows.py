@@ -75,23 +75,23 @@ ROWS = {
     ),
     "ours-unpruned": Row(
         "**Secateur** int8, unpruned",
-        "onnxruntime", "reference", onnx_rows.ours_unpruned, onnx_runtime, "ours",
+        "onnxruntime", "reference", onnx_rows.secateur_unpruned, onnx_runtime, "secateur",
     ),
     "ours-pruned": Row(
         "**Secateur** pruned, fp32",
-        "onnxruntime", "pruned", onnx_rows.ours_pruned_float, onnx_runtime, "ours",
+        "onnxruntime", "pruned", onnx_rows.secateur_pruned_float, onnx_runtime, "secateur",
     ),
     "ours-int8": Row(
         "**Secateur** pruned and int8",
-        "onnxruntime", "pruned", onnx_rows.ours_pruned_int8, onnx_runtime, "ours",
+        "onnxruntime", "pruned", onnx_rows.secateur_pruned_int8, onnx_runtime, "secateur",
     ),
     "ours-int8-openvino": Row(
         "**Secateur** pruned and int8, the same file",
-        "openvino", "pruned", onnx_rows.ours_pruned_int8, runtimes.OpenVino, "ours",
+        "openvino", "pruned", onnx_rows.secateur_pruned_int8, runtimes.OpenVino, "secateur",
     ),
     "ours-packed": Row(
         "**Secateur** packed (`.sec`)",
-        "onnxruntime", "pruned", onnx_rows.ours_packed, onnx_rows.Packed, "ours",
+        "onnxruntime", "pruned", onnx_rows.secateur_packed, onnx_rows.Packed, "secateur",
         raw=True, timed_as="ours-int8",
     ),
 }  # fmt: skip

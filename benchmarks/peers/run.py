@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common.records import Record, append, is_there, read
-from benchmarks.peers.measure import Study, judge, row_inputs, time_rows
+from benchmarks.peers.measure import Study, accuracy, row_inputs, time_rows
 from benchmarks.peers.report import write_report
 from benchmarks.peers.rows import PACKAGES, ROWS
 from secateur import data
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         run_latency(options, study, cell, about)
 
 
-def wanted(options: argparse.Namespace, cell: Record) -> bool:
+def is_missing(options: argparse.Namespace, cell: Record) -> bool:
     """Whether a row is to be measured now."""
     return cell["row"] in options.rows and (
         cell["row"] in options.again or not is_there(options.out, cell)
@@ -52,13 +52,13 @@ def wanted(options: argparse.Namespace, cell: Record) -> bool:
 
 def run_accuracy(options: argparse.Namespace, study: Study, cell: Record, about: Record) -> None:
     """One record a row."""
-    keys = [key for key in ROWS if wanted(options, cell | {"row": key})]
+    keys = [key for key in ROWS if is_missing(options, cell | {"row": key})]
     if not keys:
         return
     test = data.load(study.chain.recipe.data.name, options.data, train=False).spread(options.images)
     with row_inputs(study, keys) as inputs:
         for key in keys:
-            result = judge(study, key, inputs[key], test)
+            result = accuracy(study, key, inputs[key], test)
             right = result.get("error", "ok")
             say(f"{key}: {right}")
             append(options.out, cell | {"row": key} | result | about, PACKAGES)
@@ -67,7 +67,7 @@ def run_accuracy(options: argparse.Namespace, study: Study, cell: Record, about:
 def run_latency(options: argparse.Namespace, study: Study, cell: Record, about: Record) -> None:
     """One record for all rows, which take turns."""
     cell = cell | {"row": LATENCY, "repeats": options.repeats, "threads": options.threads}
-    if not wanted(options, cell):
+    if not is_missing(options, cell):
         return
     same = {key: cell[key] for key in ("recipe_id", "calibration", "images")}
     before = [record for record in read(options.out) if same.items() <= record.items()]

@@ -133,11 +133,11 @@ def outcome(kind: str, name: str, data: bytes) -> str:
         AssertionError: Another network than the right one came of damage that the hash must show.
     """
     try:
-        found = unpack(data)
-        same = found.onnx == quantized(name)
+        unpacked = unpack(data)
+        same = unpacked.onnx == quantized(name)
         assert same or kind == "network", "another network"
         if not same:
-            classifier = Classifier(found.onnx, found.about, 1)
+            classifier = Classifier(unpacked.onnx, unpacked.about, 1)
             side = classifier.prepare.resolution
             scores = classifier(np.zeros((2, classifier.channels, side, side), np.uint8))
             assert scores.shape == (2, len(classifier.classes))
@@ -156,7 +156,7 @@ def fuzz(
 
     Returns:
         Counts by kind and outcome, the slowest file in seconds, and the growth of the process's
-        peak memory in MiB, both with the network they were found on.
+        peak memory in MiB, both with the network concerned.
     """
     rng, seen, slowest = random.Random(seed), Counter[str](), 0.0
     for name in names:
@@ -216,10 +216,10 @@ def main() -> None:
         options.processes, mp_context=get_context("spawn"), max_tasks_per_child=1
     )
     with pool:
-        for found in pool.map(fuzz, parts, range(len(parts))):
-            seen.update(found["seen"])
-            slowest = max(slowest, found["slowest_seconds"])
-            grown = max(grown, found["grown_mebibytes"])
+        for result in pool.map(fuzz, parts, range(len(parts))):
+            seen.update(result["seen"])
+            slowest = max(slowest, result["slowest_seconds"])
+            grown = max(grown, result["grown_mebibytes"])
             print(f"{sum(seen.values()):,} files, {time.monotonic() - start:.0f} s", flush=True)
     record = {
         "files": sum(seen.values()),

@@ -54,10 +54,10 @@ def outputs(network, images):
 
 
 def assert_same(masked, removed, images, within=1e-9):
-    expected, found = outputs(masked, images), outputs(removed, images)
+    expected, actual = outputs(masked, images), outputs(removed, images)
     scale = expected.abs().max()
     assert expected.std(0).max() > 1e-4 * scale  # else equality would say nothing
-    assert (expected - found).abs().max() <= within * scale
+    assert (expected - actual).abs().max() <= within * scale
 
 
 def shuffled(x, groups):
@@ -113,8 +113,8 @@ class CrossStage(nn.Module):
         self.out = conv(channels, channels, 1)
 
     def forward(self, x):
-        stays, goes = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
-        return self.out(torch.cat([stays, goes + self.b(self.a(goes).relu())], 1)).relu()
+        first, second = x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]
+        return self.out(torch.cat([first, second + self.b(self.a(second).relu())], 1)).relu()
 
 
 class Selective(nn.Module):

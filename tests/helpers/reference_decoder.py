@@ -1,6 +1,6 @@
 """A decoder of .sec files written from docs/format.md alone: plain Python, slow, few checks.
 
-It shares no line with secateur.artifact, so that the page is held against the code.
+It shares no line with secateur.artifact, so that it tests the documentation of the format.
 """
 
 import hashlib
@@ -78,11 +78,11 @@ def matrix(coder, bank, gaps, rows, columns):
     (count,) = coder.bit_list([31])
     skipped = dense(coder, gaps, 1, count)
     values = dense(coder, bank, 1, count)
-    found, at = [0] * (rows * columns), -1
+    values, at = [0] * (rows * columns), -1
     for gap, value in zip(skipped, values, strict=True):
         at += gap + 1
-        found[at] = value
-    return found
+        values[at] = value
+    return values
 
 
 def dense(coder, bank, rows, columns):

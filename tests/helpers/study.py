@@ -38,13 +38,13 @@ def a_cell(
     images: int = IMAGES,
 ) -> Path:
     """Write one cell and return its folder."""
-    said = load_recipe(recipe, list(overrides), seed)
+    loaded = load_recipe(recipe, list(overrides), seed)
     kind = "overfit-" if overfitting else ""
     folder = out / "cells" / (name or f"{kind}{recipe}-{seed}")
     folder.mkdir(parents=True)
-    (folder / "recipe.toml").write_text(said.to_toml(), encoding="utf-8")
+    (folder / "recipe.toml").write_text(loaded.to_toml(), encoding="utf-8")
     right = decisions(OVERFITTED if overfitting else ACCURACY, seed, images)
-    common = {"recipe": said, "processor": processor, "commit": commit}
+    common = {"recipe": loaded, "processor": processor, "commit": commit}
     if overfitting:
         records = list(_overfitting(right, common))
     else:
