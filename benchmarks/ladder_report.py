@@ -123,7 +123,8 @@ def accuracy_line(record: Record, rung: str) -> str:
         f"[{fixed(100 * result.low)}, {fixed(100 * result.high)}] %, "
         f"{drop_text(drop)} points lost, McNemar "
         f"p = {significant(mcnemar(base, shipped), 2)}. "
-        f"No worse than {fixed(100 * MARGIN, 1)} points at 95 %: **{answer}** (bound {signed(100 * verdict.bound)})."
+        f"No worse than {fixed(100 * MARGIN, 1)} points at 95 %: "
+        f"**{answer}** (bound {signed(100 * verdict.bound)})."
     )
 
 

@@ -1,4 +1,4 @@
-"""Imports go down only: the code agrees with the layers that docs/architecture.md lists."""
+"""The layers of docs/architecture.md are those of the code, and functions fit on a screen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 import secateur
 
 PACKAGE = Path(secateur.__file__).parent
-DOCUMENT = Path(__file__).parents[1] / "docs" / "architecture.md"
+ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "architecture.md"
 
 
 def documented_layers() -> dict[str, list[set[str]]]:
@@ -71,3 +72,44 @@ def test_imports_go_down_only(package: str) -> None:
 def test_module_names_are_unique() -> None:
     names = [path.name for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
     assert sorted(names) == sorted(set(names))
+
+
+MOST_LINES = 60
+"""Lines of a function with its signature and docstring, so that it fits on a screen."""
+
+DOCUMENTED_OPTIONS = {"compression/api.compress", "pruning/removal.plan_removal",
+                      "quantization/quantize.quantize"}  # fmt: skip
+"""Public functions with many options, each documented; the limit applies to their statements."""
+
+
+def functions(folder: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function below a folder, by module and name."""
+    for path in folder.rglob("*.py"):
+        module = path.relative_to(folder).with_suffix("").as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{module}.{node.name}", node
+
+
+def lines(node: ast.FunctionDef | ast.AsyncFunctionDef, statements_only: bool) -> int:
+    """Lines of a function; with ``statements_only`` without signature and docstring."""
+    first = node.lineno
+    if statements_only:
+        documented = ast.get_docstring(node) is not None
+        first = node.body[1 if documented else 0].lineno
+    return (node.end_lineno or first) - first + 1
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, ROOT / "benchmarks", ROOT / "tools"])
+def test_functions_fit_on_a_screen(folder: Path) -> None:
+    long = {
+        name: count
+        for name, node in functions(folder)
+        if (count := lines(node, statements_only=name in DOCUMENTED_OPTIONS)) > MOST_LINES
+    }
+    assert long == {}
+
+
+def test_the_exceptions_are_long() -> None:
+    length = {name: lines(node, statements_only=False) for name, node in functions(PACKAGE)}
+    assert {name for name in DOCUMENTED_OPTIONS if length[name] <= MOST_LINES} == set()

@@ -16,63 +16,74 @@ MISSED = 3
 """Exit code if the goal is missed or the test is inconclusive."""
 
 
+NetworkArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[NETWORK]",
+        help="torchvision:NAME, timm:NAME, file.py:function (runs that file), weights of "
+        "--network, net.onnx or program.pt2 (quantized and packed only), or recipe.toml of an "
+        "earlier run. Default: the trained network in the package, on the excerpt of "
+        "FashionMNIST in it.",
+    ),
+]
+Description = Annotated[
+    str, typer.Option("--network", metavar="NAME", help="The network of a file of weights.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help=".safetensors, .pt or .pth; runs no code."),
+]
+Images = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Folder of images, by class.")
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option("--max-drop", metavar="POINTS", help="Accuracy that may be lost. Default: 1."),
+]
+Target = Annotated[str | None, typer.Option("--target", help="latency (default), size or macs.")]
+Latency = Annotated[
+    str | None, typer.Option("--latency", metavar="TIME", help="Goal for one image, e.g. 2ms.")
+]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="BYTES", help="Goal for net.sec, e.g. 300kB.")
+]
+Within = Annotated[
+    str | None, typer.Option("--within", metavar="TIME", help="Time limit, e.g. 30m.")
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", help="Fine-tuning of each candidate.", min=0)
+]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", metavar="PIXELS", help="Side of the input.", min=1)
+]
+Resize = Annotated[
+    int | None,
+    typer.Option("--resize", metavar="PIXELS", help="Shorter side before the crop.", min=1),
+]
+OutFolder = Annotated[
+    Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that receives everything.")
+]
+
+
 @app.command("compress", rich_help_panel="Your own network")
 def compress(
-    network: Annotated[
-        str,
-        typer.Argument(
-            metavar="[NETWORK]",
-            help="torchvision:NAME, timm:NAME, file.py:function (runs that file), weights of "
-            "--network, net.onnx or program.pt2 (quantized and packed only), or recipe.toml of an "
-            "earlier run. Default: the trained network in the package, on the excerpt of "
-            "FashionMNIST in it.",
-        ),
-    ] = "",
-    description: Annotated[
-        str, typer.Option("--network", metavar="NAME", help="The network of a file of weights.")
-    ] = "",
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", metavar="FILE", help=".safetensors, .pt or .pth; runs no code."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Folder of images, by class.")
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option("--max-drop", metavar="POINTS", help="Accuracy that may be lost. Default: 1."),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", help="latency (default), size or macs.")
-    ] = None,
-    latency: Annotated[
-        str | None, typer.Option("--latency", metavar="TIME", help="Goal for one image, e.g. 2ms.")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="BYTES", help="Goal for net.sec, e.g. 300kB.")
-    ] = None,
-    within: Annotated[
-        str | None, typer.Option("--within", metavar="TIME", help="Time limit, e.g. 30m.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Fine-tuning of each candidate.", min=0)
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", metavar="PIXELS", help="Side of the input.", min=1)
-    ] = None,
-    resize: Annotated[
-        int | None,
-        typer.Option("--resize", metavar="PIXELS", help="Shorter side before the crop.", min=1),
-    ] = None,
-    mean: Annotated[
-        str, typer.Option("--mean", help="Per channel, in [0, 1], e.g. 0.5,0.5,0.5.")
-    ] = "",
-    std: Annotated[str, typer.Option("--std", help="Likewise.")] = "",
+    network: NetworkArgument = "",
+    description: Description = "",
+    weights: Weights = None,
+    data: Images = None,
+    max_drop: MaxDrop = None,
+    target: Target = None,
+    latency: Latency = None,
+    size: Size = None,
+    within: Within = None,
+    epochs: Epochs = None,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     threads: options.Threads = 2,
     seed: options.Seed = None,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that receives everything.")
-    ] = Path("compressed"),
+    out: OutFolder = Path("compressed"),
     device: options.Device = "auto",
 ) -> None:
     """Compress a trained network under a limit on the accuracy it may lose, and test the result.
@@ -96,8 +107,8 @@ def compress(
     arguments = Arguments(
         network=network, description=description, weights=weights, data=data, max_drop=max_drop,
         target=target, latency=latency, size=size, within=within, epochs=epochs,
-        image_size=image_size, resize=resize, mean=mean, std=std, threads=threads, seed=seed,
-        device=device,
+        image_size=image_size, resize=resize, mean=mean or "", std=std or "", threads=threads,
+        seed=seed, device=device,
     )  # fmt: skip
     with options.resumable():
         result = compress_command(arguments, out)

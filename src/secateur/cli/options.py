@@ -52,6 +52,14 @@ UNPACKED_LIMIT = 2**28
 Limit = Annotated[
     int, typer.Option("--limit", metavar="BYTES", help="Size of the largest ONNX file.", min=1)
 ]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", metavar="A,B,C", help="Mean of each channel, in [0, 1]."),
+]
+Std = Annotated[
+    str | None,
+    typer.Option("--std", metavar="A,B,C", help="Deviation of each channel, in [0, 1]."),
+]
 Threads = Annotated[int, typer.Option("--threads", help="Threads inside one operator.", min=1)]
 
 

@@ -14,46 +14,50 @@ from secateur.errors import DataError, RecipeError
 
 app = typer.Typer()
 
-Numbers = Annotated[str | None, typer.Option(metavar="A,B,C", help="For each channel, in [0, 1].")]
+Source = Annotated[
+    str, typer.Argument(metavar="[RECIPE|FILE.onnx]", help="A recipe, or a float classifier.")
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Folder with a folder of images for each class; of a file also images.npy, "
+        "prepared float32 (N, C, H, W). Default for a recipe: $SECATEUR_DATA, or a download.",
+    ),
+]
+OutPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="PATH",
+        help="Of a file the file to write, FILE-int8.onnx by default; of a recipe the folder.",
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option("--size", metavar="R", help="Image side, if the file leaves it open.", min=1),
+]
+Classes = Annotated[
+    Path | None, typer.Option("--classes", metavar="FILE", help="Class names, a line each.")
+]
 
 
 @app.command(rich_help_panel="The chain")
 def quantize(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="[RECIPE|FILE.onnx]", help="A recipe, or a float classifier."),
-    ] = "quickstart",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="DIR",
-            help="Folder with a folder of images for each class; of a file also images.npy, "
-            "prepared float32 (N, C, H, W). Default for a recipe: $SECATEUR_DATA, or a download.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="PATH",
-            help="Of a file the file to write, FILE-int8.onnx by default; of a recipe the folder.",
-        ),
-    ] = None,
+    source: Source = "quickstart",
+    data: Images = None,
+    out: OutPath = None,
     device: options.Device = "auto",
     seed: options.Seed = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
-    mean: Numbers = None,
-    std: Numbers = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", metavar="R", help="Image side, if the file leaves it open.", min=1),
-    ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option("--classes", metavar="FILE", help="Class names, a line each, to store."),
-    ] = None,
-) -> None:  # fmt: skip
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: Size = None,
+    classes: Classes = None,
+) -> None:
     """Quantize any float ONNX classifier to int8 without training, or a recipe's pruned network.
 
     Cost: a minute for ResNet-18 and 512 images on two cores; seconds for a trained recipe.

@@ -9,7 +9,7 @@ large one; otherwise the plan is rejected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -61,40 +61,63 @@ def realize_widths(
     """
     wide = dict(widths)
     for name, width in wide.items():
-        group = prunable.group(name)
-        if not 1 <= width <= group.steps:
-            raise NetworkError(
-                "nothing would be left of a layer" if width < 1 else "a layer cannot grow",
-                where=name,
-                expected=f"1 to {group.steps} left",
-                found=width,
-            )
+        _check_width(prunable.group(name), width)
     large = units_of(prunable.graph)
     while True:
         try:
             return realize_exactly(model, prunable, large, wide, scores)
-        except WidthsRejected as finding:
-            stuck = [finding.group] if finding.group in wide else None
-            balanced = [name for name in wide if prunable.group(name).balanced]
-            if stuck is None:
-                alone = partial(_fails_alone, model, prunable, large, scores)
-                stuck = [name for name in balanced if alone(name, wide[name])]
-            for name in stuck:
-                group = prunable.group(name)
-                if wide[name] == group.steps:  # full width, and channels still cannot be assigned
-                    raise
-                stride = group.stride(round_to)
-                wide[name] = min(group.steps, (wide[name] // stride + 1) * stride)
-                if name not in balanced or (wide[name] == group.steps and not allow_full):
-                    raise
-            if not stuck:
-                if not allow_full or all(wide[name] == prunable.group(name).steps for name in wide):
-                    raise
-                # The combination of widths fails: widen every group by an eighth until it works.
-                for name in wide:
-                    group = prunable.group(name)
-                    more = max(group.stride(round_to), group.steps // 8)
-                    wide[name] = min(group.steps, wide[name] + more)
+        except WidthsRejected as rejected:
+            if rejected.group in wide:
+                failing = [rejected.group]
+            else:
+                fails = partial(_fails_alone, model, prunable, large, scores)
+                failing = [
+                    name
+                    for name in wide
+                    if prunable.group(name).balanced and fails(name, wide[name])
+                ]
+            if not _widen(prunable, wide, failing, round_to, allow_full):
+                raise
+
+
+def _check_width(group: Group, width: int) -> None:
+    if not 1 <= width <= group.steps:
+        raise NetworkError(
+            "nothing would be left of a layer" if width < 1 else "a layer cannot grow",
+            where=group.name,
+            expected=f"1 to {group.steps} left",
+            found=width,
+        )
+
+
+def _widen(
+    prunable: Prunable,
+    wide: dict[str, int],
+    failing: Sequence[str],
+    round_to: int,
+    allow_full: bool,
+) -> bool:
+    """Widen the failing groups in place, or all if only their combination fails.
+
+    Returns:
+        Whether there are other widths to try.
+    """
+    for name in failing:
+        group = prunable.group(name)
+        if wide[name] == group.steps:  # full width, and channels still cannot be assigned
+            return False
+        stride = group.stride(round_to)
+        wide[name] = min(group.steps, (wide[name] // stride + 1) * stride)
+        if not group.balanced or (wide[name] == group.steps and not allow_full):
+            return False
+    if not failing:
+        if not allow_full or all(wide[name] == prunable.group(name).steps for name in wide):
+            return False
+        for name in wide:
+            group = prunable.group(name)
+            more = max(group.stride(round_to), group.steps // 8)
+            wide[name] = min(group.steps, wide[name] + more)
+    return True
 
 
 def _fails_alone(
