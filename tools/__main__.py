@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("check_wheel", "excerpt", "publish", "small_resnet")
+NAMES = ("check_wheel", "excerpt", "publish", "small_resnet", "structure")
 """Modules of this package with ``main(arguments)``."""
 
 
