@@ -45,9 +45,8 @@ def _peer_rows() -> Iterator[list[str]]:
         to_eager, to_peer = network.ratio(peers.BASE, fastest), network.ratio(peer, fastest)
         if to_eager is None or to_peer is None:
             continue
-        name = network.about["network"].removesuffix("_x1_0")
         yield [
-            f"{TITLES[name]}, {TITLES[network.about['data']]}, at 224x224",
+            f"{TITLES[network.about['network']]}, {TITLES[network.about['data']]}, at 224x224",
             drop_text(drop),
             numbers.size(network.rows[fastest]["bytes"]),
             f"{numbers.times(to_eager.value)} than eager PyTorch, "

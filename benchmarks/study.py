@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "results" / "study"
 DATASET = "fashionmnist"
 KEPT = ("recipe.toml", "records.jsonl", "right.safetensors", "demonstration.jsonl", "net.sec")
-COLORS = {"mobilenet_v2": "#2f8f6b", "shufflenet_v2": "#c0702a", "alexnet": "#5b6fb0"}
+COLORS = {"mobilenet_v2": "#2f8f6b", "shufflenet_v2_x1_0": "#c0702a", "alexnet": "#5b6fb0"}
 
 
 def publish(out: Path) -> None:

@@ -34,7 +34,7 @@ def test_the_grid_is_what_the_tables_need() -> None:
     assert len(names) == 3 * 2 * 2
     assert names[0] == "mobilenet_v2-cifar10-quick-seed0"
     assert "alexnet-fashionmnist-quick-seed1" in names
-    overfit = cells(["shufflenet_v2"], seeds=1, tables=(5,))
+    overfit = cells(["shufflenet_v2_x1_0"], seeds=1, tables=(5,))
     made = [(cell.recipe.data.images, cell.recipe.data.label_noise) for cell in overfit]
     assert made == [(0, 0.0), (5000, 0.0), (5000, 0.2), (5000, 0.4)]
     assert all(cell.overfit for cell in overfit)
@@ -178,11 +178,11 @@ def test_the_plan_knows_what_is_done_and_forecasts_the_rest(
 
 def test_a_cell_without_its_like_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(forecast, "_seconds_per_image", lambda *_: 0.001)
-    (cell,) = cells(["shufflenet_v2"], ["fashionmnist"], tables=(1,))
+    (cell,) = cells(["shufflenet_v2_x1_0"], ["fashionmnist"], tables=(1,))
     recipe = cell.recipe
     epochs = recipe.train.epochs + recipe.prune.rounds * recipe.prune.epochs
     assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(48 * epochs)
-    every, some, *_ = cells(["shufflenet_v2"], ["fashionmnist"], tables=(5,))
+    every, some, *_ = cells(["shufflenet_v2_x1_0"], ["fashionmnist"], tables=(5,))
     for cell, images in ((every, 48), (some, 5)):
         epochs = cell.recipe.train.epochs + 3 * cell.recipe.prune.epochs
         assert forecast.forecast([cell], tmp_path)(cell) == pytest.approx(images * epochs)
@@ -198,7 +198,7 @@ def test_the_estimate_counts_the_teacher_and_the_cheaper_start(
 
     monkeypatch.setattr(forecast, "_seconds_per_image", seconds)
     sets = ["train.start.fraction=0.25", "prune.teacher=reference"]
-    (cell,) = cells(["shufflenet_v2"], ["cifar10"], "accurate", tables=(1,), sets=sets)
+    (cell,) = cells(["shufflenet_v2_x1_0"], ["cifar10"], "accurate", tables=(1,), sets=sets)
     recipe = cell.recipe
     reference = recipe.train.epochs * (0.25 * 0.002 + 0.75 * 0.005)
     retraining = recipe.prune.epochs * (0.25 * 0.001 + 0.75 * 0.004)

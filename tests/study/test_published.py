@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 from importlib import resources
+from itertools import product
 
 import pytest
 
+from secateur.recipe import load_recipe
 from secateur.study.published import (
     DATASETS,
     NETWORKS,
@@ -17,6 +19,7 @@ from secateur.study.published import (
     contradictions,
     published_recipe,
     published_rows,
+    recipe_name,
     thresholds,
 )
 
@@ -77,7 +80,7 @@ def test_contradictions_are_those_that_are_known() -> None:
         ("paper", (1,), "cifar10", "mobilenet_v2", "compression_rate"),
         ("report", (2,), "cifar10", "mobilenet_v2", "compression_rate"),
         ("report", (2,), "fashionmnist", "mobilenet_v2", "compression_rate"),
-        ("report", (2, 4), "cifar10", "shufflenet_v2", "reference_accuracy"),
+        ("report", (2, 4), "cifar10", "shufflenet_v2_x1_0", "reference_accuracy"),
         ("paper", (3,), "cifar10", "alexnet", "quantized_size"),
         ("paper", (3,), "fashionmnist", "alexnet", "quantized_size"),
         ("report", (4,), "cifar10", "alexnet", "quantized_size"),
@@ -136,3 +139,10 @@ def test_a_size_of_what_pruning_leaves_is_no_contradiction() -> None:
     # 2.15 MB may be a byte for each of 2.2M, and for each of the 2.1M that are left.
     rows = changed(1, "pruned", parameters="2.1M", compression_rate="1")
     assert contradictions(rows + changed(3, "quantized", size_mb="2.15")) == []
+
+
+def test_networks_have_one_name_and_recipes_omit_the_width() -> None:
+    for network, dataset in product(NETWORKS, DATASETS):
+        name = recipe_name(network, dataset, "paper")
+        assert "_x1_0" not in name
+        assert load_recipe(name).network.name == network

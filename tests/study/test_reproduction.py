@@ -401,7 +401,7 @@ def drawn_points(figure: Sensitivity) -> dict[str, list[dict]]:
 
 def test_a_figure_has_one_curve_for_each_network(cells: Cells) -> None:
     one, two, three, four = draw_sensitivity(cells)
-    assert [curve.network for curve in two.curves] == ["mobilenet_v2", "shufflenet_v2"]
+    assert [curve.network for curve in two.curves] == ["mobilenet_v2", "shufflenet_v2_x1_0"]
     assert two.curves == four.curves
     assert one.curves == three.curves == ()
     assert two.networks_without == ["AlexNet"]

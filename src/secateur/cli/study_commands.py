@@ -21,7 +21,7 @@ Networks = Annotated[
     list[str] | None,
     typer.Option(
         "--network",
-        help="mobilenet_v2, shufflenet_v2 or alexnet; repeatable. Default: all three.",
+        help="mobilenet_v2, shufflenet_v2_x1_0 or alexnet; repeatable. Default: all three.",
     ),
 ]
 Preset = Annotated[str, typer.Option("--preset", help="quick, fast or paper.")]
@@ -72,7 +72,7 @@ def reproduce(
     Examples:
         secateur reproduce --plan
 
-        secateur reproduce --dataset fashionmnist --network shufflenet_v2 --seeds 3 --data ~/data
+        secateur reproduce --dataset fashionmnist --network alexnet --seeds 3 --data ~/data
 
         secateur reproduce --tables 5,6 --preset fast --device cuda
     """

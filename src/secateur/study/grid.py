@@ -29,7 +29,7 @@ from secateur.store import Store, save_tensors, write_text
 from secateur.study.cells import DEMONSTRATION
 from secateur.study.demonstration import scan_without_masks
 from secateur.study.overfit import run_overfit
-from secateur.study.published import DATASETS, NETWORKS
+from secateur.study.published import DATASETS, NETWORKS, recipe_name
 from secateur.training.cpu import keep_freed_memory
 
 NOISES = (0.0, 0.2, 0.4)
@@ -93,7 +93,7 @@ def cells(
     for seed, network in product(range(seeds), networks):
         if numbers & CHAIN_TABLES:
             for dataset in datasets:
-                recipe = load_recipe(f"{network}-{dataset}-{preset}", sets, seed)
+                recipe = load_recipe(recipe_name(network, dataset, preset), sets, seed)
                 listed.append(Cell(f"{recipe.name}-seed{seed}", recipe))
         if numbers & OVERFIT_TABLES and "fashionmnist" in datasets:
             listed += _overfit_cells(network, preset, seed, sets or [])
@@ -101,9 +101,11 @@ def cells(
 
 
 def _overfit_cells(network: str, preset: str, seed: int, sets: list[str]) -> Iterator[Cell]:
-    every, some = (f"overfit-{network}-fashionmnist-{size}" for size in ("full", preset))
+    every, some = (
+        f"overfit-{recipe_name(network, 'fashionmnist', size)}" for size in ("full", preset)
+    )
     if some not in builtin_recipes():
-        some = f"overfit-{network}-fashionmnist-quick"
+        some = f"overfit-{recipe_name(network, 'fashionmnist', 'quick')}"
     for name, noise in [(every, 0.0), *((some, noise) for noise in NOISES)]:
         recipe = load_recipe(name, [f"data.label_noise={noise}", *sets], seed)
         yield Cell(f"{name}-noise{round(100 * noise)}-seed{seed}", recipe, overfit=True)

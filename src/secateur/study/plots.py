@@ -23,7 +23,7 @@ FIGURES = ((1, "paper", "cifar10"), (2, "paper", "fashionmnist"),
            (3, "report", "cifar10"), (4, "report", "fashionmnist"))  # fmt: skip
 """Number of the figure, source and data set."""
 
-COLORS = {"mobilenet_v2": CURVE, "shufflenet_v2": MARK, "alexnet": THIRD}
+COLORS = {"mobilenet_v2": CURVE, "shufflenet_v2_x1_0": MARK, "alexnet": THIRD}
 
 
 class Sensitivity(NamedTuple):

@@ -21,10 +21,10 @@ from secateur.recipe import Recipe, load_recipe
 
 SOURCES = ("paper", "report")
 DATASETS = ("cifar10", "fashionmnist")
-NETWORKS = ("mobilenet_v2", "shufflenet_v2", "alexnet")
+NETWORKS = ("mobilenet_v2", "shufflenet_v2_x1_0", "alexnet")
 TITLES = {
     "mobilenet_v2": "MobileNetV2",
-    "shufflenet_v2": "ShuffleNetV2",
+    "shufflenet_v2_x1_0": "ShuffleNetV2",
     "alexnet": "AlexNet",
     **{name: FACTS[name].title for name in DATASETS},
 }
@@ -215,7 +215,20 @@ def row_of(
 @functools.cache
 def published_recipe(dataset: str, network: str) -> Recipe:
     """The built-in recipe that follows the publication; its geometry is the published one."""
-    return load_recipe(f"{network}-{dataset}-paper")
+    return load_recipe(recipe_name(network, dataset, "paper"))
+
+
+def recipe_name(network: str, dataset: str, preset: str) -> str:
+    """The name of a built-in recipe.
+
+    Networks have torchvision's names. Names of recipes, and of the folders of their runs and cells,
+    omit the width ``_x1_0``: stored results have them, so that they do not change.
+
+    Example:
+        >>> recipe_name("shufflenet_v2_x1_0", "cifar10", "paper")
+        'shufflenet_v2-cifar10-paper'
+    """
+    return f"{network.removesuffix('_x1_0')}-{dataset}-{preset}"
 
 
 # ---- contradictions, computed from printed numbers

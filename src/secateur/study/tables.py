@@ -20,6 +20,7 @@ from secateur.study.published import (
     PublishedRow,
     contradictions,
     published_recipe,
+    recipe_name,
     row_of,
 )
 
@@ -48,7 +49,7 @@ def groups_of(
     Args:
         cells: All cells.
         dataset: Published name.
-        network: Published name, for example ``shufflenet_v2``.
+        network: Published name, for example ``shufflenet_v2_x1_0``.
         overfitting: Whether to return overfitting groups, with their references.
     """
     recipe = published_recipe(dataset, network)
@@ -78,7 +79,7 @@ def label_of(setting: Setting, network: str) -> str:
 
 def _is_changed(setting: Setting, network: str) -> bool:
     """Whether the recipe differs from the built-in one of its preset."""
-    name = f"{network}-{setting.dataset}-{setting.preset}"
+    name = recipe_name(network, setting.dataset, setting.preset)
     return name in builtin_recipes() and without_seed(load_recipe(name)) != setting.recipe
 
 
