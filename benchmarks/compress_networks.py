@@ -143,12 +143,14 @@ def write_images(data: Path, target: Path, per_class: int) -> None:
     """Write an excerpt of CIFAR-10, as many images of each class, as PNG files."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for part, count in {"train": per_class, "test": per_class // 2}.items():
-        images = load("cifar10", data, train=part == "train")
+    for part, first, count in (
+        ("train", 0, per_class), ("val", per_class, per_class // 2), ("test", 0, per_class // 2),
+    ):  # fmt: skip
+        images = load("cifar10", data, train=part != "test")
         for label, name in enumerate(images.classes):
             folder = partial / part / name
             folder.mkdir(parents=True)
-            for index in torch.where(images.labels == label)[0][:count].tolist():
+            for index in torch.where(images.labels == label)[0][first : first + count].tolist():
                 pixels = images.pixels[index].permute(1, 2, 0).numpy()
                 Image.fromarray(pixels).save(folder / f"{index:05}.png")
     partial.rename(target)

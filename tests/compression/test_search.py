@@ -111,6 +111,14 @@ def test_bisection_ends_just_above_the_width_that_is_needed(
     assert len(search.tried) <= 11
 
 
+def test_the_first_width_is_the_one_at_which_methods_were_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, search, _ = searched(monkeypatch, worse_below(0.2))
+    pruned = [one.candidate.kept for one in search.tried if one.candidate.removal]
+    assert pruned[0] == searching.TRIAL_KEPT
+
+
 def test_ships_the_quantized_network_where_pruning_never_helps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

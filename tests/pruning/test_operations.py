@@ -155,6 +155,12 @@ def test_standardized_weights_are_made_plain() -> None:
     assert_same(masked, removed, batch(3, 8, 8), 1e-12)
 
 
+@torch.no_grad()
+def test_standardized_weights_are_recognized_where_gradients_are_off() -> None:
+    network = nn.Sequential(conv(3, 4), nn.ReLU(), Standardized(4, 4, 1), conv(4, 6), tail(6, 2))
+    assert [group.name for group in found(network).groups] == ["0", "2", "3"]
+
+
 def test_weights_that_depend_on_the_input_stay_with_what_they_read() -> None:
     class Dynamic(nn.Conv2d):
         def forward(self, x):

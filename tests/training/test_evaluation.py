@@ -16,6 +16,7 @@ from secateur.training.evaluation import (
     correct_and_loss,
     correctness,
     evaluate,
+    leave_gradients,
     scorer,
 )
 
@@ -58,3 +59,10 @@ def test_losses_are_those_of_each_image() -> None:
     by_hand = -scores.log_softmax(1)[torch.arange(11), IMAGES.labels]
     assert np.allclose(losses, by_hand.detach().numpy())
     assert (right == expected()).all()
+
+
+@torch.no_grad()
+def test_gradients_are_left_where_the_caller_has_turned_them_off() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    leave_gradients(network, IMAGES, prepare, batch=4)
+    assert network[1].weight.grad is not None

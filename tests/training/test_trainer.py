@@ -67,6 +67,13 @@ def test_learns(tmp_path: Path) -> None:
     assert (scores.argmax(1) == images.labels).all()
 
 
+def test_learns_where_the_caller_has_turned_gradients_off(tmp_path: Path) -> None:
+    fresh = _network()
+    with torch.no_grad():
+        trained = _train(_network(), tmp_path)
+    assert not _equal(trained, fresh)
+
+
 @pytest.mark.parametrize("kill_at", [1, 5, 6, 9])
 @pytest.mark.parametrize(
     ("ema", "shards", "optimizer"),

@@ -36,6 +36,7 @@ from secateur.quantization.validation import ValidationSet
 from secateur.recipe import content_id
 from secateur.runtimes import Runtime, open_file
 from secateur.store import Stage, Store, save_tensors, write_bytes, write_json, write_text
+from secateur.training.batch_norm import follow_batches
 from secateur.training.checkpoint import remove_checkpoints
 from secateur.training.evaluation import correct, leave_gradients, scorer
 from secateur.training.loop import train
@@ -166,6 +167,7 @@ class Stages:
             return bool(reasons[-1])
 
         teacher = Teacher(problem.network, problem.prepare, tune.distill) if tune.distill else None
+        follow_batches(network)
         checkpoint = folder / "checkpoint.safetensors"
         label = f"fine-tune at {removal.kept:.2f} of {removal.objective}"
         config, network = tune.to_train(network, epochs), self.place(network)

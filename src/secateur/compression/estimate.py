@@ -109,6 +109,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+@torch.enable_grad()
 def measure_step(problem: Problem) -> tuple[float, float]:
     """Measure the seconds of training and inference of one image, on a copy of the network."""
     network = copy.deepcopy(problem.network)

@@ -230,7 +230,9 @@ class Search:
         low, high = self.settings.smallest, 1.0
         first = len(self.tried)
         while len(self.tried) - first < self.settings.tries and high / low >= CLOSE:
-            kept = round(math.sqrt(low * high), 3)
+            # The methods were compared at TRIAL_KEPT; with little time it may be the only try.
+            at_trial = len(self.tried) == first and low < TRIAL_KEPT
+            kept = TRIAL_KEPT if at_trial else round(math.sqrt(low * high), 3)
             measured = self._try_kept(kept, method, quantized)
             if measured is None:
                 break

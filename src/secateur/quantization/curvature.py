@@ -32,6 +32,7 @@ _PROBED = 256
 _PROBE_BITS = 4
 
 
+@torch.enable_grad()
 def output_curvature(
     model: onnx.ModelProto, images: Tensor, seed: int = 0
 ) -> dict[str, npt.NDArray[np.float32]]:

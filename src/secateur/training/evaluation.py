@@ -94,6 +94,7 @@ def _inference(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
+@torch.enable_grad()
 def leave_gradients(
     network: nn.Module, images: Images, prepare: Prepare, batch: int = BATCH
 ) -> None:

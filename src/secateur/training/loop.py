@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from secateur import recipe
@@ -34,6 +35,7 @@ def _reached(right: int | None, config: recipe.Train, images: int) -> bool:
     return 100 * right >= config.until * images
 
 
+@torch.enable_grad()
 def train(
     network: nn.Module,
     training: Images,

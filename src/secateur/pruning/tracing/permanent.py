@@ -117,7 +117,8 @@ def standardized_weight(layer: nn.Module) -> Tensor | None:
         return None
     computed = arguments["weight"]
     if computed.requires_grad:
-        (dependence,) = torch.autograd.grad(computed.sum(), images, allow_unused=True)
+        ones = torch.ones_like(computed)
+        (dependence,) = torch.autograd.grad(computed, images, ones, allow_unused=True)
         if dependence is not None:
             return None
     return computed.detach() if computed.shape == weight.shape else None
