@@ -31,7 +31,7 @@ from torch import nn
 
 from benchmarks.common import records
 from benchmarks.compress_tables import COMPRESSED, MAX_DROP, PEERS, TIMES, newest, page
-from benchmarks.peers.any_network import KEYS, Compressed, in_turns, judge
+from benchmarks.peers.any_network import KEYS, Compressed, evaluate, in_turns
 from benchmarks.peers.rows import PACKAGES as PEER_PACKAGES
 from secateur import recipe
 from secateur.compression.settings import parse_quantity
@@ -246,7 +246,7 @@ def measure_peers(out: Path, networks: Sequence[Network], threads: int, seconds:
         for key in KEYS:
             cell = {"network": network.name, "row": key}
             if not succeeded(out / PEERS, cell):
-                result = judge(opened(out, network, threads, seconds), key)
+                result = evaluate(opened(out, network, threads, seconds), key)
                 say(f"{network.name}, {key}: {result.get('error', 'done')}")
                 records.append(out / PEERS, cell | result, (*PACKAGES, *PEER_PACKAGES))
 

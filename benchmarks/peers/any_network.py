@@ -101,15 +101,15 @@ class Compressed:
         return made
 
 
-def judge(compressed: Compressed, key: str) -> Record:
+def evaluate(compressed: Compressed, key: str) -> Record:
     """Bytes of a row, on which test images it is right, and the file to open; or its error."""
-    return apart(_judge, replace(compressed), key)
+    return apart(_evaluate, replace(compressed), key)
 
 
-def _judge(compressed: Compressed, key: str) -> Record:
+def _evaluate(compressed: Compressed, key: str) -> Record:
     torch.set_num_threads(compressed.threads)
     row, folder = ROWS[key], compressed.folder / key
-    source = compressed.source("reference" if row.kind == "ours" else row.network)
+    source = compressed.source("reference" if row.kind == "secateur" else row.network)
     folder.mkdir(parents=True, exist_ok=True)
     test = compressed.problem.test()
     record, opens = make_and_evaluate(key, source, test, folder, compressed.threads)
@@ -123,7 +123,7 @@ def in_turns(compressed: Compressed, rows: Sequence[Record], repeats: int) -> di
 
     Args:
         compressed: Whose network.
-        rows: Newest records of :func:`judge`, each with its ``row``.
+        rows: Newest records of :func:`evaluate`, each with its ``row``.
         repeats: Turns that count.
     """
     torch.set_num_threads(compressed.threads)
@@ -162,7 +162,7 @@ def prune_and_train(compressed: Compressed, path: Path) -> None:
             stop=lambda _: time.monotonic() - start > compressed.training_seconds,
         )  # fmt: skip
     counted = macs(smaller, problem.input_shape) / 1e6
-    note = f"{counted:.1f} M MACs, ours {int(shipped['macs']) / 1e6:.1f} M"
+    note = f"{counted:.1f} M MACs, Secateur {int(shipped['macs']) / 1e6:.1f} M"
     note += f"; {len(history)} of {epochs} epochs"
     path.with_suffix(".txt").write_text(note, encoding="utf-8")
     save_whole(smaller.to(memory_format=torch.contiguous_format).eval(), path)
