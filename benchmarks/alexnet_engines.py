@@ -1,9 +1,9 @@
-"""AlexNet in int8 on each of PyTorch's quantized engines, beside float: which one is slower?
+"""AlexNet in int8 on each of PyTorch's quantized engines, compared with float.
 
 Run: python -m benchmarks alexnet_engines measure
      python -m benchmarks alexnet_engines report
-Writes results/differences/alexnet_engines.jsonl and ALEXNET_ENGINES.md. The report's int8 AlexNet
-is 1.6 times slower than its float one. Weights are random: times do not depend on them.
+Writes results/differences/alexnet_engines.jsonl and ALEXNET_ENGINES.md. In the published report,
+int8 AlexNet is 1.6 times slower than float. Weights are random, which does not affect latency.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _integers(weight: Tensor) -> Tensor:
 
 
 def times(side: int, threads: int, batch: int, engine: str) -> dict[str, Any]:
-    """Milliseconds of float, static and dynamic AlexNet on one engine, taking turns."""
+    """Milliseconds of float, static and dynamic AlexNet on one engine, in turns."""
     torch.set_num_threads(threads)
     config = Network(name="alexnet", resolution=side)
     network = build_network(config, 3, 10).eval().to(memory_format=torch.channels_last)
@@ -112,7 +112,7 @@ def times(side: int, threads: int, batch: int, engine: str) -> dict[str, Any]:
 
 
 def measure() -> None:
-    """Measure what is not recorded yet, each engine in a process of its own."""
+    """Measure missing records, each engine in a separate process."""
     path = FOLDER / "alexnet_engines.jsonl"
     for side in SIDES:
         for threads in THREADS:

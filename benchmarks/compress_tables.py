@@ -76,13 +76,13 @@ def estimate(value: dict[str, Any]) -> str:
 # ---- beside the best peer
 
 COMPARED = [
-    "Network", "Best peer", "Ours minus peer, points", "Bytes, peer / ours", "Time, peer / ours",
+    "Network", "Best peer", "Own minus peer, points", "Bytes, peer / own", "Time, peer / own",
     "At least as good",
 ]  # fmt: skip
 
 
 def best_peer(network: Network) -> str | None:
-    """The fastest of others within the allowed loss; where none is, the most accurate."""
+    """The fastest peer within the allowed loss, or the most accurate one."""
     fastest = [network.fastest(kind, MAX_DROP) for kind in ("int8", "pruned")]
     medians = {
         key: float(np.median(samples))
@@ -100,7 +100,7 @@ def best_peer(network: Network) -> str | None:
 
 
 def compared(name: str, network: Network, row: Record) -> list[str]:
-    """Ours beside the best peer: better or equal in all three, or by how much not."""
+    """Compare Secateur with the best peer in accuracy, bytes and time."""
     peer = best_peer(network)
     mine = network.fastest("ours", 100.0) or "ours-int8"
     theirs, ours = network.right(peer) if peer else None, network.right(mine)

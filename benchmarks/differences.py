@@ -1,9 +1,9 @@
-"""Each way in which a study can come to other numbers, measured alone on one trained network.
+"""Measures causes of differing results one by one on a trained network.
 
 Run: python -m benchmarks differences measure RECIPE --data DIR --out results/differences
      python -m benchmarks differences report --out results/differences
 
-A cell that is in measured.jsonl is not made again. docs/differences.md reads the table.
+Cells in measured.jsonl are skipped. docs/differences.md explains the table.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from secateur.training.evaluation import correct, correctness
 Result = dict[str, Any]
 DRAWS = 5
 WIDTHS = (56, 58, 64, 112, 116, 128)
-"""ShuffleNetV2's first two depthwise widths, 58 and 116, between whole blocks."""
+"""Widths around ShuffleNetV2's first two depthwise widths, 58 and 116."""
 RETRAIN = ("finetune", "rewind", "reinit")
 RETRAIN_EPOCHS = 3
 
 
 def drop(reference: npt.NDArray[np.bool_], result: npt.NDArray[np.bool_]) -> Result:
-    """Points lost on the same images, and the accuracy that is left."""
+    """Paired drop in points, and the accuracy."""
     points = [100 * bound for bound in paired_drop(reference, result)]
     accuracy = [100 * bound for bound in proportion(int(result.sum()), result.size)]
     return {"top1_percent": accuracy, "drop_points": points, "images": result.size}
 
 
 class Network:
-    """One recipe's trained reference, its test images, and what it decides of them."""
+    """A recipe's trained reference, the test images, and its decisions."""
 
     def __init__(self, pipeline: Chain) -> None:
         self.pipeline = pipeline
@@ -69,11 +69,11 @@ class Network:
 
     @property
     def graph(self) -> Any:
-        """The float graph that ships, of the reference."""
+        """The exported float graph of the reference."""
         return read_model(self.pipeline.file("reference"))
 
     def decide(self, scheme: Scheme) -> npt.NDArray[np.bool_]:
-        """Which test images the network gets right under a scheme."""
+        """Whether the network with a scheme classifies each test image correctly."""
         return correct(Simulated(self.graph, scheme), self.test, self.pipeline.prepare)
 
 
@@ -109,7 +109,7 @@ def one_batch(network: Network) -> Result:
 
 
 def seven_bits(network: Network) -> Result:
-    """Activations on 128 levels, as torch.ao's fbgemm configuration has them, instead of 256."""
+    """Activations with 128 levels, as in torch.ao's fbgemm configuration, instead of 256."""
     ranges = network.ranges(512, 0)
     scheme = make_scheme(network.graph, ranges)
     for group in scheme.placement.groups:
@@ -143,7 +143,7 @@ def _depthwise(width: int) -> Result:
 
 
 class _Fbgemm:
-    """PyTorch's eager int8 depthwise convolution; quantized once, outside the clock."""
+    """PyTorch's eager int8 depthwise convolution; quantization is not timed."""
 
     name, version = "fbgemm", torch.__version__
 
@@ -167,7 +167,7 @@ class _Fbgemm:
 
 
 def retraining(network: Network) -> Result:
-    """Half the channels gone in one round, then three epochs: fine-tuned, rewound, drawn anew."""
+    """Remove half of the channels, then three epochs: fine-tuned, rewound, re-initialized."""
     result = {}
     for how in RETRAIN:
         recipe, prune = network.pipeline.recipe, network.pipeline.recipe.prune
@@ -193,7 +193,7 @@ CELLS: dict[str, Callable[[Network], Result]] = {
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measure what is not there yet of one recipe."""
+    """Measure missing cells of one recipe."""
     recipe = load_recipe(options.recipe, options.set)
     path, network = options.out / "measured.jsonl", None
     for name in options.cells or CELLS:
@@ -211,18 +211,19 @@ def measure(options: argparse.Namespace) -> None:
         append(path, cell | about | {"found": CELLS[name](network)}, ())
 
 
-HEAD = """# What alone makes numbers differ
+HEAD = """# Causes of differing results
 
 Made by `python -m benchmarks differences report --out results/differences` from `measured.jsonl`
 beside it, which `python -m benchmarks differences measure RECIPE --data DIR --out
-results/differences` appends. One trained network a section; each line changes one thing. Points
-lost are of the float reference on the same test images, with Agresti and Min's 95 % interval; below
-zero is a gain. [docs/differences.md](../../docs/differences.md) says what it means.
+results/differences` appends. One section for each trained network; each line changes one thing.
+Points lost are relative to the float reference on the same test images, with Agresti and Min's 95 %
+interval; negative values are gains. [docs/differences.md](../../docs/differences.md) discusses the
+causes.
 """
 
 
 def rows_of(name: str, result: Result) -> list[list[str]]:
-    """Lines of the table for one cell: what, top-1, points lost."""
+    """Rows of the table for one cell: change, top-1, points lost."""
     if name == "unshuffled split":
         counts = result["images_of_each_class"]
         text = f"{min(counts):,} to {max(counts):,} images a class, {result['even']:,.0f} if even"
@@ -278,7 +279,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what is asked."""
+    """Measure, or write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     measuring = commands.add_parser("measure", help=measure.__doc__)

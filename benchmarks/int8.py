@@ -1,12 +1,12 @@
-"""Our int8 beside fp32 and the int8 of others: latency, accuracy, and the tables of both.
+"""Secateur's int8 compared with fp32 and with int8 of other tools: latency and accuracy.
 
 Run: python -m benchmarks int8 time --out results/int8/latency.jsonl
      python -m benchmarks int8 accuracy RECIPE --data DIR --out results/int8/accuracy.jsonl
      python -m benchmarks int8 report --out results/int8
-A record that is there is not made again without --again. Latency: all rows of a network take turns
-in one run, one record for each network; weights do not matter for it and are random. Accuracy: one
-record for each row, of the recipe's reference network, trained first or found under --runs. Report
-reads both files in its folder and writes README.md beside them.
+Existing records are skipped without --again. Latency: all rows of a network are timed in turns, one
+record for each network, with random weights. Accuracy: one record for each row, of the recipe's
+reference network under --runs, trained if missing. Report reads both files and writes README.md
+beside them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PACKAGES = ("openvino", "nncf")
 
 
 def untrained(name: str, side: int) -> nn.Module:
-    """A network of random weights whose batch-norms have seen noise."""
+    """A network with random weights and batch-norm statistics of noise."""
     config = recipe.Network.model_validate({"name": name, "resolution": side})
     model = build_network(config, 3, 10, 0)
     for module in model.modules():
@@ -60,7 +60,7 @@ def untrained(name: str, side: int) -> nn.Module:
 
 
 def make_and_try(key: str, float_path: Path, images: Array, folder: Path, threads: int) -> Record:
-    """Make a row's files and run one image, so that what crashes does it here."""
+    """Make a row's files and run one image, to detect crashes."""
     row = all_rows()[key]
     with silent():
         files = row.make(float_path, images, folder)
@@ -104,7 +104,7 @@ def run_time(options: argparse.Namespace) -> None:
 def load(
     float_path: Path, options: argparse.Namespace, train: bool
 ) -> tuple[data.Images, data.Preparation]:
-    """Images as a float file's metadata wants them: test, or those to calibrate on."""
+    """Images prepared as in a float file's metadata: test or calibration images."""
     proto = onnx.load(float_path, load_external_data=False)
     about = {entry.key: entry.value for entry in proto.metadata_props}
     mean, std = tuple(json.loads(about["mean"])), tuple(json.loads(about["std"]))
@@ -117,7 +117,7 @@ def load(
 
 
 def decide(key: str, options: argparse.Namespace) -> Record:
-    """Make one row's files, and what they decide on every test image."""
+    """Make one row's files, and compute its decisions on every test image."""
     row = all_rows(options.own)[key]
     chosen, prepare = load(options.float, options, train=True)
     test, _ = load(options.float, options, train=False)
@@ -167,7 +167,7 @@ def run_accuracy(options: argparse.Namespace) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     timing = commands.add_parser("time", help=run_time.__doc__)
@@ -175,7 +175,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     timing.add_argument("--repeats", type=int, default=200)
     timing.add_argument("--resolution", type=int, default=224)
     timing.add_argument("--calibration", type=int, default=8, help="noise images")
-    timing.add_argument("--again", action="store_const", const=True, help="even if it is there")
+    timing.add_argument("--again", action="store_const", const=True, help="even if it exists")
     timing.set_defaults(run=run_time)
     judging = commands.add_parser("accuracy", help=run_accuracy.__doc__)
     judging.add_argument("recipe", help="whose reference network is quantized")
@@ -184,7 +184,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     judging.add_argument("--data", type=Path, help="folder of the data set")
     judging.add_argument("--calibration", type=int, default=512, help="training images")
     judging.add_argument("--images", type=int, default=0, help="test images; 0 for all")
-    judging.add_argument("--own", type=Path, help="our int8 file, instead of making one")
+    judging.add_argument("--own", type=Path, help="Secateur's int8 file, instead of a new one")
     judging.add_argument("--again", nargs="*", metavar="ROW", help="these rows, or all")
     judging.set_defaults(run=run_accuracy)
     reporting = commands.add_parser("report", help=write_report.__doc__)
@@ -197,6 +197,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what is asked."""
+    """Run one of the commands."""
     options = parse(arguments)
     options.run(options)

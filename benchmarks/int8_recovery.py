@@ -1,9 +1,9 @@
-"""What each way of quantizing costs one trained network: ranges, equalization, rounding, training.
+"""Loss of accuracy by options of quantization: ranges, equalization, rounding, training.
 
 Run: python -m benchmarks int8_recovery RECIPE --data DIR --out results/int8/recovery.jsonl
      python -m benchmarks int8_recovery report --out results/int8/recovery.jsonl
-The recipe's reference network is trained first, or found under --runs; nothing is pruned. A cell
-whose record is there is not made again. Nothing is chosen by the test images: every cell is shown.
+The recipe's reference network is under --runs, trained if missing; it is not pruned. Recorded cells
+are skipped. Nothing is chosen by the test images: all cells are shown.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 
 PARITY = ("8 bits, the default", "4-bit weights, training")
-"""Cells whose file is run beside its simulation on every test image, which takes long."""
+"""Cells whose file is compared with its simulation on all test images, which is slow."""
 
 
 class Subject:
-    """A trained network as a float file, with the images that it is judged by."""
+    """A trained network as a float file, with its test images."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.recipe = load_recipe(options.recipe, options.set)
@@ -97,12 +97,12 @@ class Subject:
         self.float_right = self.right(self.path)
 
     def right(self, path: Path) -> np.ndarray:
-        """Whether a file is right, image by image of the test set."""
+        """Whether a file classifies each test image correctly."""
         runtime = OnnxRuntime(path, self.threads)
         return correct(scorer(runtime), self.test, self.prepare)
 
     def calibration(self, count: int) -> torch.Tensor:
-        """The images that ``secateur quantize`` takes."""
+        """The calibration images of ``secateur quantize``."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
         order = torch.randperm(len(self.training), generator=generator)[:count]
         return self.prepare(self.training.take(order).pixels).contiguous()
@@ -117,7 +117,7 @@ def scan(subject: Subject, config: recipe.Quantize, validation: ValidationSet) -
 
 
 def trained(subject: Subject, done: Quantized, config: recipe.Quantize, images: int) -> Any:
-    """The scheme after quantization-aware training on so many training images."""
+    """The scheme after quantization-aware training on a number of training images."""
     network = Trainable(
         done.model, make_scheme(done.model, done.ranges, done.rules), done.rules
     ).to(memory_format=torch.channels_last)
@@ -138,7 +138,7 @@ def trained(subject: Subject, done: Quantized, config: recipe.Quantize, images: 
 def measure(
     subject: Subject, changes: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Quantize in one way, and tell what it cost."""
+    """Quantize with one set of options, and measure the loss."""
     config = recipe.Quantize.model_validate(changes)
     validation = ValidationSet(subject.validation.spread(config.scan_images), subject.prepare)
     start = time.monotonic()
@@ -176,7 +176,7 @@ def measure(
 
 
 def run(options: argparse.Namespace) -> None:
-    """Make every cell that is not there."""
+    """Measure missing cells."""
     existing = read(options.out)
     with tempfile.TemporaryDirectory() as folder:
         subject = None
@@ -206,13 +206,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, none where there is no file."""
+    """The records of a file; empty if it does not exist."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-HEAD = """# What each way of quantizing costs
+HEAD = """# Loss of accuracy by options of quantization
 
 Made by `python -m benchmarks int8_recovery report --out results/int8/recovery.jsonl` from the
 records beside it, which this command appends for each network:
@@ -222,11 +222,11 @@ records beside it, which this command appends for each network:
 The reference network of the recipe, not pruned, as one float file; its batch-norms are folded.
 Activations are uint8 per tensor, weights int8 per channel and free of saturation unless the row
 says otherwise; {calibration} training images calibrate. Drop: float minus quantized, in points, on
-the same test images, with its 95 % interval (Agresti and Min) and McNemar's exact p. Parity: images
-on which the file under ONNX Runtime decides as its simulation in PyTorch; *margin* is the largest
-by which it differs, in logits, beside the median margin of all images. Seconds: calibration,
-rounding and training, without the tests. The default corrects biases where that has less
-cross-entropy on validation. Nothing was chosen by these numbers.
+the same test images, with its 95 % interval (Agresti and Min) and McNemar's exact p. Parity:
+fraction of images with the same decision of the file in ONNX Runtime and its simulation in PyTorch;
+*margin* is the largest margin of a different decision, in logits, with the median margin of all
+images. Seconds: calibration, rounding and training, without the tests. The default corrects biases
+if that has a lower cross-entropy on validation. Nothing was chosen by these numbers.
 """
 
 
@@ -258,7 +258,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def row(record: dict[str, Any]) -> str:
-    """One cell as a row of the table."""
+    """The table row of one cell."""
     parity = record["parity"]
     agreement = margin = NONE
     if parity is not None:
@@ -283,7 +283,7 @@ def row(record: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what is asked."""
+    """Measure, or write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", help="a recipe, or `report`")
     parser.add_argument("--data", type=Path)

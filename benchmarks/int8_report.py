@@ -1,4 +1,4 @@
-"""The tables of ``benchmarks.int8`` and what they say of its aims, from its records."""
+"""The tables and goals of ``benchmarks.int8``, from its records."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from secateur.report.numbers import NONE, fixed, probability, size, times
 from secateur.statistics import Interval, mcnemar, paired_drop, proportion, ratio_of_medians, spread
 
 WARMUP = 20
-"""Uncounted turns before a timing."""
+"""Untimed turns."""
 FASTER = {"mobilenet_v2": 2.2, "shufflenet_v2_x1_0": 1.8, "alexnet": 3.5}
-"""What is aimed at: how many times faster than fp32 on ONNX Runtime."""
+"""Goal: speed-up over fp32 in ONNX Runtime."""
 DROP = {"mobilenet_v2": 0.2, "shufflenet_v2_x1_0": 0.2, "alexnet": 0.1}
-"""What is aimed at: points of top-1 that may be lost, at most."""
+"""Goal: largest loss of top-1 in points."""
 # ---- report: numbers
 
 
 def milliseconds(record: Record) -> dict[str, npt.NDArray[np.float64]]:
-    """The samples of each row that ran."""
+    """The samples of each successful row."""
     rows = record["rows"].items()
     return {key: np.array(row["milliseconds"]) for key, row in rows if "milliseconds" in row}
 
 
 def unpack(records: Mapping[str, Record]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Whether each row that ran is right, image by image."""
+    """Whether each successful row classifies each image correctly."""
     return {
         key: json_lines.unpack(record["right"], record["test_images"])
         for key, record in records.items()
@@ -43,7 +43,7 @@ def unpack(records: Mapping[str, Record]) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def decided(record: Record) -> npt.NDArray[np.uint8]:
-    """The class that a row gives each image."""
+    """The class that a row predicts for each image."""
     return np.frombuffer(zlib.decompress(base64.b64decode(record["classes"])), np.uint8)
 
 
@@ -51,14 +51,14 @@ def decided(record: Record) -> npt.NDArray[np.uint8]:
 
 
 def errors(rows: Mapping[str, Row], result: Mapping[str, Record], columns: int) -> list[list[str]]:
-    """A line of a table for each row that did not run."""
+    """A table row for each failed row."""
     failed = [(rows[key].title, made["error"]) for key, made in result.items() if "error" in made]
     blank = [NONE] * (columns - 2)
     return [[title, *blank, "failed: " + error.replace("|", "/")] for title, error in failed]
 
 
 def latency_table(record: Record) -> Iterator[str]:
-    """A row for each way to run one network."""
+    """The table of latency of one network."""
     rows, samples = all_rows(), milliseconds(record)
     body = []
     for key, turns in samples.items():
@@ -82,7 +82,7 @@ def latency_table(record: Record) -> Iterator[str]:
 
 
 def accuracy_table(network: str, records: Mapping[str, Record]) -> Iterator[str]:
-    """A row for each way to run one trained file."""
+    """The table of accuracy of one trained file."""
     rows, right = all_rows(), unpack(records)
     base = right.get("fp32-onnxruntime")
     body = []
@@ -105,14 +105,14 @@ def accuracy_table(network: str, records: Mapping[str, Record]) -> Iterator[str]
 
 
 def drop_aim(network: str, drop: Interval) -> str:
-    """Whether so small a drop was aimed at."""
+    """Whether the drop meets the goal."""
     allowed = DROP[network]
     reached = aim_text(drop.value <= allowed + 1e-9, fixed(drop.value - allowed))
     return f"{fixed(allowed, 1)}: {reached}"
 
 
 def faster_verdicts(record: Record) -> Iterator[str]:
-    """Whether Secateur is as fast as the peers, or by how much not."""
+    """Compare the latency of Secateur with the peers."""
     samples = milliseconds(record)
     for pair, own, peer in pairs(samples, lambda key: float(np.median(samples[key]))):
         result = ratio_of_medians(samples[peer], samples[own])
@@ -123,7 +123,7 @@ def faster_verdicts(record: Record) -> Iterator[str]:
 
 
 def accuracy_verdicts(records: Mapping[str, Record]) -> Iterator[str]:
-    """Whether Secateur is as accurate as the peers, or by how much not."""
+    """Compare the accuracy of Secateur with the peers."""
     right = unpack(records)
     for pair, own, peer in pairs(right, lambda key: -float(right[key].mean())):
         result = in_points(paired_drop(right[peer], right[own]))
@@ -149,7 +149,7 @@ def pairs(
         yield f"{pair} ({rows[peer].title})", own, peer
 
 
-HEAD = """# int8 beside fp32, and beside the int8 of others
+HEAD = """# int8 compared with fp32, and with int8 of other tools
 
 Made by `python -m benchmarks int8 report --out results/int8` from the records beside it,
 which these commands append:
@@ -160,20 +160,20 @@ which these commands append:
 The float file is as PyTorch exports it, batch-norms folded, channel shuffles kept. Secateur's
 file is made from it as `secateur run` does: shuffles folded into the weights, depthwise layers
 padded to whole blocks, weights free of saturation. Peers get the same float file and the same
-calibration images. `quantize_static` is ONNX Runtime's
-own, after its preprocessing, opened with default session options; its second row has what its
-manual advises on AVX2 without VNNI. NNCF quantizes the OpenVINO model, on all calibration images.
-OpenVINO runs in fp32 or int8 arithmetic, tuned for latency, its batch fixed when it compiles.
-Files are what the row opens. Every interval is at 95 %.
+calibration images. `quantize_static` is ONNX Runtime's own, after its preprocessing, with default
+session options; its second row uses the options that its manual advises on AVX2 without VNNI. NNCF
+quantizes the OpenVINO model with all calibration images. OpenVINO runs in fp32 or int8, tuned for
+latency, with a fixed batch size. Sizes are those of the files that a row opens. All intervals are
+at 95 %.
 """
 
 LATENCY = """## Latency
 
-One image, random weights (time does not depend on them), batch-norms that have seen noise,
-calibrated on noise. The rows of one network take turns in one process, so that slow moments of the
-machine are shared; each turn runs the image twice and counts the second, because OpenVINO's threads
-spin for a millisecond into the next turn. Ratios are of medians, above 1 where int8 is faster,
-with a bootstrap interval over whole turns. The aim is on ONNX Runtime.
+One image, random weights (which do not affect latency), batch-norm statistics and calibration from
+noise. The rows of one network are timed in turns in one process, so that slow periods of the
+machine affect all; each turn runs the image twice and counts the second, because OpenVINO's threads
+spin for a millisecond into the next turn. Ratios are of medians, above 1 if int8 is faster, with a
+bootstrap interval over turns. The goal applies to ONNX Runtime.
 """
 
 ACCURACY = """## Accuracy
@@ -185,7 +185,7 @@ agrees with fp32 on ONNX Runtime.
 
 
 def latency_section(records: list[Record]) -> Iterator[str]:
-    """Everything about time."""
+    """The section on latency."""
     newest = {(r["network"], r["resolution"], r["threads"]): r for r in records}
     for (network, side, threads), record in newest.items():
         n = max((len(turns) for turns in milliseconds(record).values()), default=0)
@@ -196,7 +196,7 @@ def latency_section(records: list[Record]) -> Iterator[str]:
 
 
 def accuracy_section(records: list[Record]) -> Iterator[str]:
-    """Everything about accuracy."""
+    """The section on accuracy."""
     files: dict[tuple[str, str, int, int], dict[str, Record]] = {}
     for r in records:
         cell = (r["network"], r["float"], r["calibration"], r["images"])

@@ -1,7 +1,8 @@
-"""What others make of the same float file and the same calibration images.
+"""Quantization by other tools, of the same float file and calibration images.
 
 A row turns a float ONNX file and normalized images into files on disk, and opens them as a user of
-that tool would. Its tools are imported where they are used: without one, its row alone fails.
+that tool would. Tools are imported where they are used, so that a missing tool fails its own row
+only.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class Row:
     """One way to run a network.
 
     Attributes:
-        title: As the tables say it.
+        title: Title in tables.
         engine: The runtime it runs on, ``onnxruntime`` or ``openvino``.
         make: Writes its files.
-        open: Makes a file ready to run with so many threads.
+        open: Opens a file with a number of threads.
     """
 
     title: str
@@ -57,7 +58,7 @@ class PlainOnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # No part of speed or result: its threads must not spin into another row's turn.
+        # Threads must not spin into another row's turn.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
@@ -72,8 +73,8 @@ class PlainOnnxRuntime:
 class OpenVino:
     """OpenVINO on the CPU, tuned for the latency of one request.
 
-    The network is compiled for each batch size it meets: an open batch costs OpenVINO up to half
-    its time again, and somebody who asks for latency fixes the shape.
+    The network is compiled for each batch size: an open batch size costs OpenVINO up to half of its
+    time, and users who need low latency fix the shape.
     """
 
     name = "openvino"
@@ -147,7 +148,7 @@ FLOAT = {
     "fp32-onnxruntime": Row("fp32, ONNX Runtime", "onnxruntime", as_it_is, OnnxRuntime),
     "fp32-openvino": Row("fp32, OpenVINO", "openvino", as_it_is, OpenVino),
 }
-"""What int8 is measured against, on each runtime."""
+"""The fp32 baselines on each runtime."""
 
 PEERS = {
     "quantize_static": Row(
@@ -162,14 +163,14 @@ PEERS = {
     ),
     "nncf": Row("NNCF, defaults", "openvino", nncf_quantize, OpenVino),
 }
-"""The int8 of others."""
+"""Int8 of other tools."""
 
 
 # ---- Secateur's own rows
 
 
 def make_secateur(float_path: Path, images: Array, out: Path) -> None:
-    """Export and quantize as ``secateur run`` does by default: shuffles folded, blocks whole."""
+    """Export and quantize as ``secateur run`` does by default."""
     straight = out.with_name("straight.onnx")
     write_model(straighten(read_model(float_path)), straight)
     done = quantize_graph(read_model(straight), torch.from_numpy(images), recipe.Quantize())

@@ -1,12 +1,12 @@
-"""Where a speed-up comes from: eager PyTorch, runtime, folding, pruning, int8, packing.
+"""Parts of a speed-up: runtime, folding, pruning, int8, packing.
 
 Run: python -m benchmarks ladder measure RECIPE --data DIR --out results/ladder/measured.jsonl
      python -m benchmarks ladder report --out results/ladder
 
-Weights are those of the recipe's trained and pruned networks, made first or found under --runs.
-Time is at 224x224 with torchvision's own strides, whatever side they were trained at: convolutions
-and a pooled classifier take any. Accuracy is of the files that ship, on all test images. A cell
-that is there is not made again without --again.
+Weights are those of the recipe's trained and pruned networks under --runs, made if missing. Time is
+measured at 224x224 with torchvision's own strides, whatever resolution they were trained at.
+Accuracy is that of the recipe's files on all test images. Existing cells are skipped without
+--again.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from secateur.store import Stage, Store
 
 SIDE = 224
 CALIBRATION = 64
-"""Training images, resized; time depends on none of them, bytes on ranges hardly."""
+"""Number of resized training images for calibration."""
 WARMUP = 20
 CEILING = Layer("conv", 256, 256, 1, (56, 56), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
-"""A large 3x3 convolution: as many multiply-accumulates a second as a network can hope for."""
+"""A large 3x3 convolution, for the peak rate of multiply-accumulates."""
 MEMORY = 2**28
-"""Bytes that are read to find how fast memory is: more than any cache holds."""
+"""Bytes read to measure memory bandwidth, larger than any cache."""
 
 
 def network_at(pipeline: Chain, stage: Stage, side: int) -> nn.Module:
@@ -92,12 +92,12 @@ def at_its_price(pipeline: Chain) -> recipe.Quantize:
 
 
 def bytes_of(network: nn.Module) -> int:
-    """Of float32 weights and statistics, as a checkpoint holds them."""
+    """Bytes of float32 parameters and buffers."""
     return sum(tensor.nbytes for tensor in network.state_dict().values())
 
 
 def measure_time(pipeline: Chain, options: argparse.Namespace) -> Record:
-    """Every rung's bytes, multiply-accumulates and times, and what the machine could do."""
+    """Bytes, multiply-accumulates and times of every rung, and limits of the machine."""
     shape = (pipeline.input_shape[0], SIDE, SIDE)
     dense = network_at(pipeline, pipeline.stage("train"), SIDE)
     small = network_at(pipeline, pipeline.stage("remove"), SIDE)
@@ -128,7 +128,7 @@ def count(network: nn.Module) -> int:
 
 
 def ceilings(threads: int) -> dict[str, float]:
-    """Multiply-accumulates a second in fp32 and int8, and bytes read a second, at best."""
+    """Peak multiply-accumulates per second in fp32 and int8, and peak bytes read per second."""
     done = CEILING.weights * CEILING.result[0] * CEILING.result[1]
     images = np.random.default_rng(0).integers(0, 256, (1, CEILING.inputs, *CEILING.size))
     result = {}
@@ -147,7 +147,7 @@ def ceilings(threads: int) -> dict[str, float]:
 
 
 def measure_accuracy(pipeline: Chain) -> Record:
-    """Which test images each file that ships gets right, from the recipe's own bench."""
+    """Correct test images of each file, from the recipe's ``bench`` stage."""
     right = pipeline.stage("bench").tensors("right.safetensors")
     return {
         "right": {variant: pack(result.numpy()) for variant, result in right.items()},
@@ -178,7 +178,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what is asked."""
+    """Measure, or write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     measuring = commands.add_parser("measure", help=measure.__doc__)

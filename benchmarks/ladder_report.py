@@ -35,9 +35,9 @@ from secateur.statistics import (
 )
 
 AIMS = {"mobilenet_v2": 12.0, "shufflenet_v2_x1_0": 10.0, "alexnet": 30.0}
-"""How many times faster than eager fp32 is aimed at."""
+"""Goal: speed-up over eager fp32."""
 MARGIN = 0.005
-"""Of accuracy, that may be lost on the way."""
+"""Largest loss of accuracy, a fraction."""
 RUNGS = {
     "eager": "eager PyTorch, fp32",
     "runtime": "ONNX Runtime, fp32",
@@ -46,7 +46,7 @@ RUNGS = {
     "int8": "... int8",
     "packed": "... packed",
 }
-HEAD = f"""# Where the speed and the bytes come from
+HEAD = f"""# Parts of the speed-up and of the compression
 
 Made by `python -m benchmarks ladder report --out results/ladder` from `measured.jsonl` beside it,
 which `python -m benchmarks ladder measure RECIPE --data DIR --out results/ladder/measured.jsonl`
@@ -99,17 +99,17 @@ def ladder_table(record: Record) -> Iterator[str]:
 
 
 SHIPS = {"int8": "quantized", "pruned": "pruned"}
-"""Rungs that could ship as they are, and what their accuracy is recorded as."""
+"""From rungs with final files to their variant in records."""
 
 
 def fastest(record: Record) -> str:
-    """The rung that takes least time; on small networks int8 need not."""
+    """The fastest rung, which is not always int8 for small networks."""
     turns = samples(record)
     return min(SHIPS, key=lambda rung: float(np.median(turns[rung])))
 
 
 def accuracy_line(record: Record, rung: str) -> str:
-    """What the way up to a rung cost."""
+    """The loss of accuracy at a rung."""
     right = rights(record)
     base, shipped = right["reference"], right[SHIPS[rung]]
     result = proportion(int(shipped.sum()), shipped.size)
@@ -129,7 +129,7 @@ def accuracy_line(record: Record, rung: str) -> str:
 
 
 def aim_line(record: Record) -> str:
-    """Whether the aim is reached, and where not, what the time goes into."""
+    """Whether the goal is met; if not, where the time is used."""
     rung, aim, right = fastest(record), AIMS[record["network"]], rights(record)
     turns = samples(record)
     result = ratio_of_medians(turns["eager"], turns[rung])
@@ -151,7 +151,7 @@ def aim_line(record: Record) -> str:
 
 
 def ceiling_lines(record: Record) -> Iterator[str]:
-    """How theory compares, and how much of the machine is used."""
+    """Compare with multiply-accumulates and with limits of the machine."""
     turns, top, done = samples(record), record["ceilings"], record["macs"]
     theory = done["dense"] / done["pruned"]
     measured = ratio_of_medians(turns["folded"], turns["pruned"])
@@ -175,7 +175,7 @@ def ceiling_lines(record: Record) -> Iterator[str]:
 
 
 def provenance(record: Record) -> str:
-    """Hardware, versions, commit, n and unrest."""
+    """Hardware, versions, commit, n and noise."""
     turns = samples(record)
     worst = max(noise(result) for result in turns.values())
     machine = "quiet" if worst <= QUIET else "**noisy**"

@@ -1,13 +1,13 @@
-"""Halve the networks of torchvision and timm, check what is left, and do the same by Torch-Pruning.
+"""Halves the networks of torchvision and timm by Secateur and by Torch-Pruning, and checks them.
 
 Run: python -m benchmarks networks results/networks.jsonl docs/networks.md [NETWORK ...]
 
 Each network runs in a process of its own, on one thread, with a time limit; one line of JSON is
-appended for each, and networks that are there are skipped, so that a stopped run goes on. The page
-is written at the end, and after every tenth network.
+appended for each, and recorded networks are skipped, so that an interrupted run can be resumed. The
+page is written at the end, and after every tenth network.
 
-Of each group half of the channels go, chosen at random. Weights are random; norms and biases are
-drawn so that a wrong index shows.
+Half of the channels of each group are removed at random. Weights are random; norms and biases are
+random too, so that a wrong index changes outputs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def listed() -> dict[str, str]:
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
-    """A network with lively weights, and two images of the size it is made for."""
+    """A network with random weights, and two images of its input size."""
     torch.manual_seed(0)
     if name.startswith("timm "):
         import timm
@@ -106,7 +106,7 @@ def by_secateur(name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def by_torch_pruning(name: str) -> dict[str, Any]:
-    """Prune half by Torch-Pruning as its guide says: the layer of the classes is left alone."""
+    """Prune half by Torch-Pruning as in its guide, except the last layer."""
     import torch_pruning
 
     network, images = build(name)
@@ -152,7 +152,7 @@ def _child(work: Callable[[str], dict[str, Any]], name: str, pipe: Any) -> None:
 
 
 def apart(work: Callable[[str], dict[str, Any]], name: str) -> dict[str, Any]:
-    """Do one piece of work in a process of its own."""
+    """Run one task in a separate process."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(work, name, sender))
@@ -167,13 +167,13 @@ def apart(work: Callable[[str], dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def records(path: Path) -> dict[str, dict[str, Any]]:
-    """What is measured already, by network."""
+    """Existing records by network."""
     lines = path.read_text().splitlines() if path.exists() else []
     return {record["network"]: record for record in map(json.loads, lines)}
 
 
 def main(arguments: list[str]) -> None:
-    """Measure what is missing, and write the page."""
+    """Measure missing networks, and write the page."""
     path, table = Path(arguments[0]), Path(arguments[1])
     names = arguments[2:] or list(listed())
     existing = records(path)

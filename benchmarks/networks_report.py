@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 EXACT = 1e-6
-"""Up to this a difference is rounding; a removal beyond it is wrong."""
+"""Largest difference by rounding; larger ones are errors."""
 REDUCED = 0.45
 
 
@@ -47,7 +47,7 @@ def page(records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
 
 
 def left(record: Mapping[str, Any]) -> float | None:
-    """Share of the parameters that stays, None where there is no result."""
+    """Remaining fraction of the parameters, None without a result."""
     if "failure" in record:
         return None
     before, after = record["parameters"]

@@ -1,17 +1,17 @@
-"""Accuracy against what is removed: criteria, scopes and retraining, with the controls they need.
+"""Accuracy against pruned fraction, for criteria, scopes and retraining, with controls.
 
 Run: python -m benchmarks pruning_grid NETWORK --data DIR [--threads 1]
      python -m benchmarks pruning_grid report
 
 FashionMNIST at 28x28 with each network's own strides, the geometry of the published study. A
-reference is trained for six epochs; each cell then removes channels once, until a given share of
-the multiply-accumulates is left, and retrains the smaller network for one epoch. Every cell at one
-point has the same budget of multiply-accumulates, so that the cells compare. Controls: random
-channels; the unpruned network trained for as long; the same small architecture trained from
-scratch, for that one epoch and for all seven.
+reference is trained for six epochs; each cell then removes channels once, down to a given fraction
+of the multiply-accumulates, and retrains the smaller network for one epoch. Cells at one point have
+the same multiply-accumulates, so that they are comparable. Controls: random channels; the unpruned
+network trained for as long; the same small architecture trained from scratch, for that one epoch
+and for all seven.
 
-Cells are appended to results/pruning_grid/NETWORK.jsonl as they end; those that are there are not
-run again. Each opens the test images once, when it is done; nothing is chosen by them.
+Finished cells are appended to results/pruning_grid/NETWORK.jsonl and skipped later. Each reads the
+test images once, at its end; nothing is chosen by them.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Cell:
     """One point of the grid.
 
     Attributes:
-        seed: Of the reference, and of everything after it.
-        left: Share of the multiply-accumulates that stays.
+        seed: Seed of the reference and of the cell.
+        left: Remaining fraction of the multiply-accumulates.
         arm: A name in ``ARMS``, ``dense``, ``scratch`` or ``scratch-long``.
         retrain: ``none``, ``finetune``, ``rewind`` or, from scratch, ``one-cycle``.
     """
@@ -79,7 +79,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    """All cells, the most telling first."""
+    """All cells, the most informative first."""
     for left in LEFT:
         for retrain in ("rewind", "finetune"):
             for arm in ("l2-local", "random", "l2-global"):
@@ -107,7 +107,7 @@ def cells() -> Iterator[Cell]:
 
 
 class Reference:
-    """A trained network of one seed, and what is planned from it."""
+    """A trained network of one seed, and plans for it."""
 
     def __init__(self, network: str, seed: int, data: Path, out: Path) -> None:
         sets = ["network.stem=paper", f"train.epochs={EPOCHS}"]
@@ -123,11 +123,11 @@ class Reference:
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[float, float]]]:
-        """Group to accuracy lost on validation images against the fraction removed."""
+        """From group to the loss of accuracy on validation against the fraction removed."""
         return sensitivity_curves(self.pipeline)
 
     def plan(self, left: float, arm: str) -> Plan:
-        """The plan of an arm; one from scratch has the architecture of ``l2-local``."""
+        """The plan of an arm; arms from scratch have the architecture of ``l2-local``."""
         arm = "l2-local" if arm.startswith("scratch") else arm
         if (left, arm) not in self._plans:
             how: dict[str, Any] = dict(ARMS[arm])
@@ -150,7 +150,7 @@ class Reference:
 
 
 def budget(base: recipe.Train, cell: Cell) -> recipe.Train:
-    """How a cell's network is trained."""
+    """Training configuration of a cell."""
     changes: dict[str, Any] = {"epochs": MORE}
     if cell.arm == "scratch-long":
         changes["epochs"] = EPOCHS + MORE
@@ -202,7 +202,7 @@ def run(cell: Cell, reference: Reference) -> dict[str, Any]:
 
 
 def reference_record(reference: Reference, seed: int) -> dict[str, Any]:
-    """The untouched reference on the test images."""
+    """The unpruned reference on the test images."""
     pipeline, network = reference.pipeline, reference.network
     test = load(reference.recipe.data.name, pipeline.data_root, train=False)
     right = correctness(network, test, pipeline.prepare)
@@ -225,7 +225,7 @@ def reference_record(reference: Reference, seed: int) -> dict[str, Any]:
 
 
 def grid(network: str, data: Path, out: Path) -> None:
-    """Run every cell that is not there yet."""
+    """Run all missing cells."""
     keep_freed_memory()
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{network}.jsonl"

@@ -1,4 +1,4 @@
-"""What the pruning grid says: tables, comparisons on the same images, and a figure.
+"""The report of the pruning grid: tables, paired comparisons and a figure.
 
 Run: python -m benchmarks pruning_grid report
 Reads results/pruning_grid/*.jsonl, writes README.md and accuracy.svg beside them.
@@ -68,8 +68,8 @@ def difference(
 ) -> tuple[float, float, float, int] | None:
     """Mean of ``first`` minus ``second`` over shared seeds, in points, with its 95 % interval.
 
-    Each image's difference is averaged over the seeds first; the interval is Student's over the
-    images. It says how sure the difference is for these trainings, not for all that could be.
+    Differences are averaged over seeds for each image; the interval is Student's over images. It
+    covers the variance of images, not of trainings.
     """
     shared = sorted(first.keys() & second.keys())
     if not shared:
@@ -90,12 +90,12 @@ def table(header: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 
 def points(rows: Rows) -> list[float]:
-    """Shares of the multiply-accumulates that arms were run at, falling."""
+    """Fractions of the multiply-accumulates of the arms, decreasing."""
     return sorted({row["left"] for row in rows if row["left"] < 1}, reverse=True)
 
 
 def accuracies(rows: Rows) -> Iterator[str]:
-    """The table of one network: a row for each way, a column for each point."""
+    """The table of one network: a row for each arm, a column for each point."""
     lefts = points(rows)
     ways = [(arm, retrain) for retrain in ("rewind", "finetune") for arm in ARMS]
     ways += [("scratch", "one-cycle"), ("scratch-long", "one-cycle")]
@@ -114,7 +114,7 @@ def accuracies(rows: Rows) -> Iterator[str]:
 
 
 def share(rows: Rows, left: float, arm: str) -> str:
-    """Share of the parameters that an arm keeps."""
+    """Remaining fraction of the parameters of an arm."""
     result = seeds_of(rows, left, arm, "rewind")
     return (
         f"{100 * np.mean([r['parameters_left'] for r in result.values()]):.0f} %" if result else "–"
@@ -136,7 +136,7 @@ QUESTIONS = (
 
 
 def comparisons(rows: Rows) -> Iterator[str]:
-    """Each question with the difference at every point, and a verdict."""
+    """Each question with the difference at every point, and an answer."""
     lefts = points(rows)
     body = []
     for question, arm, retrain, other, how in QUESTIONS:
@@ -153,7 +153,7 @@ def comparisons(rows: Rows) -> Iterator[str]:
 
 
 def defeats(rows: Rows) -> Iterator[str]:
-    """Where pruning is not shown to beat a control."""
+    """Cases in which pruning is not significantly better than a control."""
     for question, arm, retrain, other, how in QUESTIONS[:1] + QUESTIONS[4:]:
         where = []
         for left in points(rows):
@@ -168,7 +168,7 @@ def defeats(rows: Rows) -> Iterator[str]:
 
 
 def baseline(rows: Rows) -> str:
-    """The reference and the unpruned network trained for as long, in a sentence."""
+    """A sentence about the reference and the unpruned network with the same training."""
     text = f"Reference {cell(seeds_of(rows, 1.0, 'reference', 'none'))} %"
     for retrain in ("rewind", "finetune"):
         text += (
@@ -178,7 +178,7 @@ def baseline(rows: Rows) -> str:
 
 
 def draw(networks: dict[str, Rows]) -> None:
-    """Accuracy against what is left, a panel for each network."""
+    """Accuracy against remaining MACs, a panel for each network."""
     mpl.rcParams["svg.hashsalt"] = "secateur"
     figure = Figure(figsize=(5.2 * len(networks), 4), layout="constrained")
     axes = figure.subplots(1, len(networks), squeeze=False)[0]
@@ -208,23 +208,23 @@ def draw(networks: dict[str, Rows]) -> None:
     figure.savefig(FOLDER / "accuracy.svg", metadata={"Date": None})
 
 
-HEAD = """# Accuracy against what is removed
+HEAD = """# Accuracy against pruned fraction
 
 Made by `python -m benchmarks pruning_grid report` from the records beside it, which
 `python -m benchmarks pruning_grid NETWORK --data DIR` appends.
 
 FashionMNIST in full, 28x28, each network's own strides (the published geometry); 48,000 training
 images. Six epochs for the reference (one-cycle, peak 0.2, batch 128, flips, label smoothing 0.1);
-then channels are removed once until a share of the multiply-accumulates is left, widths free
-(`round_to` 1), and **one epoch** retrains the smaller network: `rewind` replays the schedule to
-half the peak, `finetune` keeps a hundredth of the peak. `scratch` trains the architecture of
-l2-local from new weights for the same one epoch, `scratch-long` for all seven. Every cell opened
-the 10,000 test images once, at its end, and nothing was chosen by them; the curves for
-`sensitivity` were scanned on validation images.
+then channels are removed once down to a fraction of the multiply-accumulates (`round_to` 1), and
+the smaller network is retrained for **one epoch**: `rewind` replays the schedule to half the peak,
+`finetune` keeps a hundredth of the peak. `scratch` trains the architecture of l2-local from new
+weights for the same one epoch, `scratch-long` for all seven. Every cell read the 10,000 test images
+once, at its end, and nothing was chosen by them; the curves for `sensitivity` were scanned on
+validation images.
 
 Accuracies in percent; with several seeds mean ± standard deviation (number of seeds). One accuracy
-of 10,000 images has a standard error of about 0.3 points: differences are taken image by image, and
-their intervals are over images, for the seeds at hand.
+of 10,000 images has a standard error of about 0.3 points: differences are paired by image; their
+intervals are over images, for these seeds.
 
 ![Accuracy against MACs left](accuracy.svg)
 """

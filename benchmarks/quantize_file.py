@@ -1,9 +1,9 @@
 """Quantize torchvision's ResNet-18 as an ONNX file of 45 MB: seconds, processor time and memory.
 
 Run: python -m benchmarks quantize_file [--network NAME] [--images N] [--side R] [--out FILE]
-The weights are random and its batch-norms settled, which changes neither time nor memory. The
-quantization runs in a process of its own, which reports its peak of resident memory. Says how many
-processes were running beside it. Appends one JSON record to FILE.
+Weights are random, which changes neither time nor memory. Quantization runs in a separate process,
+which reports its peak resident memory. The number of other running processes is recorded. Appends
+one JSON record to FILE.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECORDS = Path(__file__).parents[1] / "results" / "quantize_file.jsonl"
 
 
 def main(arguments: list[str]) -> None:
-    """Export the network, quantize it in another process, and record what that took."""
+    """Export the network, quantize it in another process, and record time and memory."""
     parser = argparse.ArgumentParser(prog="benchmarks quantize_file", description=__doc__)
     parser.add_argument("--network", default="resnet18")
     parser.add_argument("--images", type=int, default=512)
@@ -67,7 +67,7 @@ def write_inputs(folder: Path, name: str, images: int, side: int) -> None:
 
 
 def quantize_in(folder: Path) -> dict[str, object]:
-    """Quantize what :func:`write_inputs` wrote; seconds include the imports."""
+    """Quantize the files of :func:`write_inputs`; seconds include imports."""
     start = time.perf_counter()
     import secateur
 

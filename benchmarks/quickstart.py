@@ -1,7 +1,7 @@
-"""Runs of ``secateur run``, copied into results/.
+"""Publishes runs of ``secateur run`` under results/.
 
 Run: python -m benchmarks quickstart RUN ...
-Each RUN is a folder that `secateur run` wrote.
+Each RUN is an output folder of `secateur run`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def publish(run: Path) -> None:
 
 
 def section(folder: Path) -> str:
-    """The published run in ``folder`` as Markdown: what it is, the table, what it took."""
+    """The published run in ``folder`` as Markdown."""
     records = read_records(folder / "records.jsonl")
     rows = [[f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in row]
             for row in (HEADINGS, *summary_rows(variants_of(Findings.of(records))))]  # fmt: skip
@@ -42,7 +42,7 @@ def _says(name: str, records: list[Record]) -> str:
         if record.metric == "epoch_seconds":
             stage = str(record.at["stage"])
             epochs[stage] = epochs.get(stage, 0) + record.value
-    # A resumed stage's own clock starts with its last process; its epochs remember the others.
+    # The time of a resumed stage covers its last process only; epochs have their own times.
     seconds_of = {
         stage: max(seconds, epochs.get(stage, 0)) for stage, seconds in seconds_of.items()
     }

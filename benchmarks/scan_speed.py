@@ -1,11 +1,11 @@
-"""Time a per-layer scan against the naive loop, and hold its accuracies against the loop's.
+"""Times a per-layer scan against a naive loop, and compares the accuracies.
 
 Run: python -m benchmarks scan_speed [--images 2000] [--epochs 3] [--stem paper] [NETWORK ...]
 For each network: trained briefly on fashionmnist-mini, then every group at ten levels. The naive
 loop sets the weights of one level, evaluates every image in eager PyTorch (inference mode, channels
-last, 250 at a time, freed memory kept, as the pipeline does), and puts the weights back. The scan
-is timed before and after the loop, each time from nothing, and the mean is taken. Prints one JSON
-line per network; seconds of processor time stand beside the clock's, for machines that are shared.
+last, 250 at a time, freed memory kept, as the pipeline does), and restores the weights. The scan is
+timed before and after the loop without caches; the mean is reported. Prints one JSON line per
+network with wall-clock and processor seconds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def trained(name: str, stem: str, epochs: int) -> torch.nn.Module:
 def scan(
     network: torch.nn.Module, prunable: Prunable, images: Images, naive: bool
 ) -> tuple[float, float, list[ScanPoint]]:
-    """Seconds by the clock and of the processor, and points, of one scan from nothing."""
+    """Wall-clock seconds, processor seconds and points of one scan."""
     start, worked = time.perf_counter(), time.process_time()
     engine = EagerEngine(network) if naive else None
     points = scan_layers(network, prunable, [], LEVELS, images, PREPARE, engine=engine)
@@ -57,7 +57,7 @@ def scan(
 
 
 def compare(name: str, stem: str, epochs: int, count: int) -> dict[str, object]:
-    """Both ways on one network."""
+    """Compare scan and loop on one network."""
     network = trained(name, stem, epochs)
     prunable = find_prunable(network, torch.zeros(1, 1, 28, 28))
     images = load("fashionmnist-mini", None, train=False)
@@ -96,7 +96,7 @@ def compare(name: str, stem: str, epochs: int, count: int) -> dict[str, object]:
 
 
 def main(arguments: list[str]) -> None:
-    """Compare both on each network and print what came out."""
+    """Compare scan and loop on each network and print the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("networks", nargs="*", default=["shufflenet_v2_x1_0", "mobilenet_v2"])
     parser.add_argument("--images", type=int, default=2000)

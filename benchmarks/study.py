@@ -1,4 +1,4 @@
-"""The study: its cells, copied into results/, and its pages.
+"""Publishes the cells and pages of the study.
 
 Run: python -m benchmarks study [OUT]
 OUT is the folder of `secateur reproduce`; without it, only the pages are written.
@@ -29,7 +29,7 @@ COLORS = {"mobilenet_v2": "#2f8f6b", "shufflenet_v2_x1_0": "#c0702a", "alexnet":
 
 
 def publish(out: Path) -> None:
-    """Copy every finished cell: what its numbers are made from, and the file that ships."""
+    """Copy every finished cell: recipe, records, decisions and packed file."""
     for cell in sorted((out / "cells").iterdir()):
         if (cell / "records.jsonl").is_file():
             target = STUDY / "cells" / cell.name
@@ -40,13 +40,13 @@ def publish(out: Path) -> None:
 
 
 def groups(cells: Cells, dataset: str = DATASET) -> dict[str, Group]:
-    """By network, its cells on a data set: the most accurate recipe, else the closest."""
+    """From network to its group on a data set: the most accurate recipe, else the closest."""
     result = {network: shown(groups_of(cells, dataset, network)) for network in NETWORKS}
     return {network: group for network, group in result.items() if group is not None}
 
 
 def shown(candidates: list[Group]) -> Group | None:
-    """The group of the preset ``accurate`` trained longest, else the first; None of none."""
+    """The longest trained group of the preset ``accurate``, else the first; None if empty."""
     accurate = [group for group in candidates if group.setting.preset == "accurate"]
     return max(accurate, key=all_epochs, default=next(iter(candidates), None))
 
@@ -68,7 +68,7 @@ def cell_text(entry: Entry) -> str:
 
 
 def table(cells: Cells) -> list[str]:
-    """The outcome in a table: a row for each network and data set that has cells."""
+    """The table of results: a row for each network and data set with cells."""
     head = ["", "Reference, %", "Pruned, %", "Packed int8, %", "Drop, points", "Parameters", "Time",
             "File", "Paper: reference, int8, file"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
@@ -79,7 +79,7 @@ def table(cells: Cells) -> list[str]:
 
 
 def row(dataset: str, network: str, group: Group) -> list[str]:
-    """One row of it."""
+    """One row of the table."""
     others, quantized = (
         row_of(QUANTIZATION, "paper", dataset, network, variant)
         for variant in ("reference", "quantized")
@@ -141,7 +141,7 @@ def draw(cells: Cells, path: Path) -> None:
 
 
 def outcome_block() -> str:
-    """The study's outcome for results/README.md: the figure, the table and its setting."""
+    """The study's results for results/README.md: figure, table and conditions."""
     cells = read_cells(STUDY)
     about = next(iter(groups(cells).values())).cells[0].records[0]
     lines = [
@@ -159,10 +159,11 @@ def outcome_block() -> str:
 
 GEOMETRY = """# The same networks with another first convolution
 
-Written by `python -m benchmarks study` from the records beside it. The study has the published
-strides on FashionMNIST and a first convolution of stride 1 on CIFAR-10; here it is the other way
-round, `secateur run` with another `network.stem`. Runs are of earlier commits and other epochs than
-the study's, so that only the references are evidence here, of what the stem alone is worth.
+Written by `python -m benchmarks study` from the records beside it. The study uses the published
+strides on FashionMNIST and a first convolution of stride 1 on CIFAR-10. Here it is the other way
+round: `secateur run` with another `network.stem`. These runs are of earlier commits and other
+numbers of epochs than the study's, so that only the references are comparable; they show the effect
+of the stem.
 
 | Reference | Data set | Geometry | Epochs | Top-1, % (95 % interval) | Parameters | MACs | Commit |
 | --- | --- | --- | ---: | ---: | ---: | ---: | --- |

@@ -1,13 +1,13 @@
-"""Halve every convolutional classifier of torchvision, and check what is left.
+"""Halves all convolutional classifiers of torchvision, and checks the results.
 
 Run: python -m benchmarks torchvision_zoo results/torchvision_zoo.jsonl [NETWORK ...]
      the same with --table > docs/torchvision.md
-Appends one JSON line a network, smallest networks first, and skips those that are there.
+Appends one JSON line for each network, smallest first, and skips recorded ones.
 
-Of each group half of the channels go, chosen at random. Planned and counted at the size that
-torchvision trains at; run at a smaller size, with random weights, biases and batch-norms that have
-seen some images, so that outputs depend on inputs: ``spread`` is the standard deviation over the
-images, as a fraction of the largest output.
+Half of the channels of each group are removed at random. Plans and counts use the resolution of
+torchvision's training; networks run at a smaller one, with random weights and biases, and with
+batch-norm statistics of images, so that outputs depend on inputs: ``spread`` is the standard
+deviation over images relative to the largest output.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ def side_of(name: str) -> int:
 def small_side_of(name: str) -> int:
     """Height and width that it is run at.
 
-    Inception's second head needs all of 299 in training. VGG pools to 7x7, which ONNX can say where
-    the map is 7x7 already, or a divisor or a multiple of it.
+    Inception's auxiliary head needs 299 pixels in training. VGG pools to 7x7, which ONNX supports
+    if the map is 7x7, a divisor or a multiple.
     """
     return 299 if name == "inception_v3" else 224 if name.startswith("vgg") else 64
 
 
 def build(name: str) -> nn.Module:
-    """A network with random weights, without the minutes that torchvision spends on two of them."""
+    """A network with random weights, without torchvision's slow initialization."""
     more = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return getattr(torchvision.models, name)(**more)
 
 
 @torch.no_grad()
 def enliven(network: nn.Module, images: Tensor) -> nn.Module:
-    """Draw weights that keep a signal's size, and let batch-norms see ``images`` once."""
+    """Initialize weights that keep the variance, and set batch-norm statistics by ``images``."""
     generator = torch.Generator().manual_seed(0)
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -139,7 +139,7 @@ def exports(network: nn.Module, images: Tensor) -> float:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """All there is to say of one network."""
+    """Measure one network."""
     torch.manual_seed(0)
     side, small = side_of(name), small_side_of(name)
     images = pictures(4, small)
@@ -178,7 +178,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def run(path: Path, names: list[str]) -> None:
-    """Measure what is not yet in the file."""
+    """Measure networks that are not in the file."""
     lines = path.read_text().splitlines() if path.exists() else []
     existing = {json.loads(line)["network"] for line in lines}
     with torch.device("meta"):
@@ -186,7 +186,7 @@ def run(path: Path, names: list[str]) -> None:
     for name in sorted(sizes, key=sizes.__getitem__):
         try:
             record = measure(name)
-        except Exception as error:  # the others still count
+        except Exception as error:  # other networks continue
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             continue
         record |= {
@@ -202,13 +202,13 @@ def run(path: Path, names: list[str]) -> None:
 
 
 def _size(name: str) -> int:
-    """Parameters, from torchvision's own account: some networks cannot be built without data."""
+    """Parameters from torchvision's metadata: some networks cannot be built on the meta device."""
     weights = torchvision.models.get_model_weights(name)
     return next(iter(weights)).meta["num_params"]
 
 
 def table(path: Path) -> str:
-    """What the file says, as Markdown."""
+    """The page as Markdown."""
     records = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
@@ -271,7 +271,7 @@ def _row(record: dict[str, Any]) -> str:
 
 
 def _short(reason: str) -> str:
-    """A reason without the module it names, so that the same reason is said once."""
+    """A reason without the module's name, to merge equal reasons."""
     if "layer_norm" in reason:
         return "a layer norm mixes all of their channels"
     return reason

@@ -1,10 +1,10 @@
-"""Time a training step on the processor: plain PyTorch, torch.compile, and Secateur's paths.
+"""Times a training step on a CPU: plain PyTorch, torch.compile, and Secateur's faster layers.
 
 Run: python -m benchmarks training_speed [--busy N] [--network NAME] [--stem STEM] [--ways WAY ...]
-With --busy, N other processes compute beside it. Each arm is a process of its own, because the
-allocator and OpenMP's waiting cannot be set back; the arms take turns.
-Prints one JSON line per arm: median, 10th and 90th percentile of images per second, and images per
-second of processor time, which other work on the machine changes less.
+With --busy, N other processes run at the same time. Each arm is a separate process, because
+settings of the allocator and OpenMP cannot be reset; arms run in turns. Prints one JSON line per
+arm: median, 10th and 90th percentile of images per second, and images per second of processor time,
+which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ CASES = [
     for name in ("mobilenet_v2", "shufflenet_v2_x1_0")
 ] + [("alexnet", "paper", 64)]
 WAYS = ("plain", "compiled", "fast", "sharded")
-"""torch as it is; compiled by inductor; by faster layers; by those, in a shard for each core."""
+"""Plain torch; compiled by inductor; faster layers; faster layers with a shard for each core."""
 BATCH, STEPS, WARMUP, ROUNDS, SHARDS = 128, 6, 2, 2, 2
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""How the command waits; plain and compiled arms wait as torch does by default."""
+"""OpenMP settings of the ``secateur`` command; plain and compiled arms use torch's defaults."""
 
 
 def arm(name: str, stem: str, side: int, way: str) -> list[tuple[float, float]]:

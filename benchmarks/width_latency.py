@@ -1,9 +1,10 @@
-"""Time networks whose widths were chosen by multiply-accumulates, or by measured latency.
+"""Times networks with widths chosen by multiply-accumulates or by measured latency.
 
 Run: python -m benchmarks width_latency [--threads 2] [--repeats 200] > results/width_latency.jsonl
 Every arm of a network, fp32 and int8, is timed in one run, taking turns. Prints one JSON line for
-each arm and precision: median, 10th and 90th percentile of milliseconds for one image, what the
-layers' sum predicted, and the share of importance kept: arms compare where that is alike.
+each arm and precision: median, 10th and 90th percentile of milliseconds for one image, the
+prediction from layers, and the remaining fraction of importance; arms with similar fractions are
+comparable.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
 
 class Case:
-    """One network with what is known of its channels."""
+    """A network with its prunable channels."""
 
     def __init__(self, name: str, stem: str, side: int, channels: int, threads: int) -> None:
         config = Network(name=name, stem=stem, resolution=side)
@@ -60,7 +61,7 @@ class Case:
         self.scores: dict[str, Scores] = channel_importance(self.model, self.prunable)
 
     def plan(self, widths: Mapping[str, int]) -> Plan:
-        """What leaves, for these widths."""
+        """The plan for given widths."""
         return plan_widths(self.model, self.prunable, widths, self.scores, 1)
 
     def local(self, fraction: float, round_to: int) -> dict[str, int]:
@@ -68,13 +69,13 @@ class Case:
         return {group.name: group.width(fraction, round_to) for group in self.prunable.groups}
 
     def by_macs(self, target: float) -> dict[str, int]:
-        """Widths of the smallest common fraction, to a 256th, that reaches the target."""
+        """Widths of the smallest common fraction, in 256ths, that reaches the target."""
         costs = Costs(self.model, self.prunable, "macs")
         every = (self.local(step / 256, 8) for step in range(256))
         return next(widths for widths in every if costs.at(widths) <= target * costs.full)
 
     def by_latency(self, target: float, precision: Precision) -> tuple[dict[str, int], float]:
-        """Widths by measured layers, and the milliseconds they predict."""
+        """Widths by measured layers, and the predicted milliseconds."""
         layer_timer = LayerTimer(precision, self.threads)
         network_timer = NetworkTimer(self.shape, precision, self.threads)
         model, prunable, scores = self.model, self.prunable, self.scores
@@ -87,7 +88,7 @@ class Case:
         return result.widths, result.predicted
 
     def kept(self, widths: Mapping[str, int]) -> float:
-        """Product over all layers of the share of importance that stays."""
+        """Product over all layers of the remaining fraction of importance."""
         loss = 0.0
         for group in self.prunable.groups:
             layers = len(list(group.makers()))
@@ -95,7 +96,7 @@ class Case:
         return float(np.exp(-loss))
 
     def by_kept(self, kept: float, precision: Precision) -> tuple[dict[str, int], float]:
-        """Widths of least latency that keep as much importance, and what they predict, in ms."""
+        """The fastest widths with the same importance, and the predicted milliseconds."""
         layer_timer = LayerTimer(precision, self.threads)
         network_timer = NetworkTimer(self.shape, precision, self.threads)
         milliseconds, reference = network_timer.time(
@@ -116,7 +117,7 @@ class Case:
         return best, choice.latency(best) * reference
 
     def arms(self, targets: Sequence[float]) -> Iterator[Arm]:
-        """Every arm with its widths and, where layers predicted it, its milliseconds."""
+        """Every arm with its widths and, if predicted, its milliseconds."""
         yield "unpruned", {group.name: group.steps for group in self.prunable.groups}, None
         yield "half of every group, round_to 1", self.local(0.5, 1), None
         yield "half of every group, round_to 8", self.local(0.5, 8), None
@@ -129,12 +130,12 @@ class Case:
                 arm = f"{precision} latency {target:g}"
                 try:
                     yield arm, *self.by_latency(target, precision)
-                except NetworkError as error:  # out of reach, on this machine
+                except NetworkError as error:  # not reachable on this machine
                     print(json.dumps({"arm": arm, "error": str(error)}), flush=True)
 
 
 def measure(case: Case, repeats: int, targets: Sequence[float]) -> None:
-    """Time every arm of one network in turns, and print what came out."""
+    """Time every arm of one network in turns, and print the results."""
     networks: dict[str, nn.Module] = {}
     about: dict[str, dict[str, Any]] = {}
     for arm, widths, predicted in case.arms(targets):

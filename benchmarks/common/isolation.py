@@ -1,4 +1,4 @@
-"""Tasks in processes of their own, so that no peer that crashes stops a run."""
+"""Runs tasks in separate processes, so that a crash does not stop a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 
 def apart(task: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What ``task`` returns, from a process of its own, or its error: no peer stops the run."""
+    """Run ``task`` in a separate process; return its result or its error."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(task, *arguments).result()
-        except Exception as error:  # a peer raises what it likes
+        except Exception as error:  # a peer may raise anything
             return {"error": in_one_line(error)}
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an exception says, without the folders of this machine."""
+    """The message of an exception, without local folders."""
     message = " ".join(f"{type(error).__name__}: {error}".split())
     return re.sub(r"(/[\w.@+~-]+)+/", "", message)[:300]
 

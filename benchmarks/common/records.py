@@ -1,4 +1,4 @@
-"""Records of benchmarks: a JSON line each, and vectors of right and wrong inside one."""
+"""Records of benchmarks, one JSON line each, and encoding of boolean vectors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Record = dict[str, Any]
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file, none where there is no file."""
+    """The records of a file; empty if it does not exist."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def append(path: Path, record: Record, packages: Iterable[str]) -> None:
-    """Add one record, with where it was made; of ``packages``, those installed."""
+    """Append one record with its environment and the versions of ``packages``."""
     about = {
         "processor": environment.processor(),
         "versions": environment.versions() | _installed(packages),
@@ -42,12 +42,12 @@ def _installed(packages: Iterable[str]) -> dict[str, str]:
         try:
             installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # its row says so
+            continue  # recorded in its row
     return installed
 
 
 def is_there(path: Path, cell: Record) -> bool:
-    """Tell whether a record of this cell is in the file."""
+    """Whether the file has a record of this cell."""
     return any(cell.items() <= record.items() for record in read(path))
 
 
@@ -57,6 +57,6 @@ def pack(right: npt.NDArray[np.bool_]) -> str:
 
 
 def unpack(packed: str, images: int) -> npt.NDArray[np.bool_]:
-    """Whether each of so many images was right."""
+    """Whether each image is classified correctly."""
     bits = np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8))
     return bits[:images].astype(bool)

@@ -1,8 +1,8 @@
-"""Rows for any network that ``secateur compress`` has compressed: accuracy, files, and time.
+"""Rows for networks compressed by ``secateur compress``: accuracy, files and time.
 
-Peers get the float network that the compression started from, as many calibration images as it
-used, and its split. Torch-Pruning goes to the multiply-accumulates of the candidate that shipped,
-and trains with the same settings for the same number of epochs.
+Peers get the original float network, the same number of calibration images and the same split.
+Torch-Pruning prunes to the multiply-accumulates of the chosen candidate, and trains with the same
+settings for the same number of epochs.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Compressed:
     """A finished compression and its peers.
 
     Attributes:
-        out: What ``secateur compress`` wrote.
-        folder: Where what peers make is kept, beside ``out``.
-        threads: For every runtime.
+        out: Output folder of ``secateur compress``.
+        folder: Folder for files of peers, beside ``out``.
+        threads: Threads of every runtime.
         training_seconds: After which Torch-Pruning starts no further epoch.
     """
 
@@ -66,7 +66,7 @@ class Compressed:
 
     @cached_property
     def resolved(self) -> tuple[Inputs, Settings]:
-        """What the compression was given."""
+        """Inputs and settings of the compression."""
         return resolve(Arguments(network=str(self.out / "recipe.toml")))
 
     @cached_property
@@ -76,12 +76,12 @@ class Compressed:
 
     @cached_property
     def shipped(self) -> dict[str, str]:
-        """The line of curve.csv of the candidate that shipped."""
+        """The line of curve.csv of the chosen candidate."""
         with (self.out / "curve.csv").open(encoding="utf-8", newline="") as file:
             return next(row for row in csv.DictReader(file) if row["shipped"] == "yes")
 
     def source(self, which: str) -> RowInput:
-        """What rows of one float network are given; made once."""
+        """Inputs of the rows of one float network, made once."""
         problem, folder = self.problem, self.folder / which
         folder.mkdir(parents=True, exist_ok=True)
         module, onnx = folder / "network.pt", folder / "float.onnx"
@@ -122,9 +122,9 @@ def in_turns(compressed: Compressed, rows: Sequence[Record], repeats: int) -> di
     """By row, the milliseconds of one image, all files in one process in turns.
 
     Args:
-        compressed: Whose network.
+        compressed: A finished compression.
         rows: Newest records of :func:`evaluate`, each with its ``row``.
-        repeats: Turns that count.
+        repeats: Timed turns.
     """
     torch.set_num_threads(compressed.threads)
     files: Mapping[str, Path] = {
@@ -139,10 +139,10 @@ def in_turns(compressed: Compressed, rows: Sequence[Record], repeats: int) -> di
 
 
 def prune_and_train(compressed: Compressed, path: Path) -> None:
-    """Write Torch-Pruning's module, trained as the candidate that shipped; kept where it is there.
+    """Write Torch-Pruning's module, trained like the chosen candidate, if missing.
 
     Raises:
-        ValueError: That candidate has all channels.
+        ValueError: The chosen candidate has all channels.
     """
     shipped, (_, settings) = compressed.shipped, compressed.resolved
     if float(shipped["kept"]) == 1:

@@ -31,22 +31,22 @@ from secateur.runtimes import Runtime
 from secateur.training.evaluation import correct, scorer
 
 SIDE = 224
-"""Pixels, where time is measured."""
+"""Side in pixels for timing."""
 TIME_CALIBRATION = 32
-"""Training images that files are calibrated on for time alone."""
+"""Number of calibration images for timing."""
 WARMUP = 20
-"""Turns that do not count."""
+"""Untimed turns."""
 
 
 @dataclass
 class Study:
-    """One trained network and everything that rows are given of it.
+    """A trained network and the inputs of rows.
 
     Attributes:
         chain: The recipe's stages, on the CPU.
-        folder: Where what peers train is kept.
-        calibration: Training images to calibrate on.
-        threads: For every runtime.
+        folder: Folder for networks that peers train.
+        calibration: Number of calibration images.
+        threads: Threads of every runtime.
     """
 
     chain: Chain
@@ -64,19 +64,19 @@ class Study:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """What Secateur ships."""
+        """Secateur's files."""
         chain = self.chain
         packed = {"packed": chain.packed_file}
         return packed | {v: chain.file(v) for v in ("reference", "pruned", "quantized")}
 
     def images(self, count: int, prepare: data.Preparation) -> np.ndarray:
-        """Training images to calibrate on, float32 (count, C, R, R); the same for every row."""
+        """Calibration images, float32 (count, C, R, R); the same for every row."""
         training, _ = self.chain.parts
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
         return next(data.batches(training.take(order[:count]), prepare, count))
 
     def source(self, which: str, folder: Path, side: int | None = None) -> RowInput:
-        """What rows are given, at the recipe's own geometry or at ``side`` for time alone."""
+        """Inputs of rows, at the recipe's geometry, or at ``side`` for timing."""
         network, channels = self.network(which), self.chain.input_shape[0]
         prepare, count = self.chain.prepare, self.calibration
         if side is not None:
@@ -99,7 +99,7 @@ STAGES = {"reference": "train", "pruned": "remove"}
 
 
 def with_stem(network: nn.Module, like: nn.Module) -> nn.Module:
-    """A copy of ``network`` with the strides and first max-pool of ``like``; weights stay."""
+    """A copy of ``network`` with the strides and first max-pool of ``like``."""
     made = copy.deepcopy(network)
     for name, module in like.named_modules():
         parent, _, leaf = name.rpartition(".")
@@ -112,13 +112,13 @@ def with_stem(network: nn.Module, like: nn.Module) -> nn.Module:
 
 @contextmanager
 def row_inputs(study: Study, keys: list[str], side: int | None = None) -> Iterator[dict[str, Any]]:
-    """By row, what it is given, or the error of whatever could not be made for it."""
+    """From row to its inputs, or to the error of making them."""
     with tempfile.TemporaryDirectory() as root:
         made: dict[str, RowInput | Record] = {}
         for which in dict.fromkeys(ROWS[key].network for key in keys):
             try:
                 made[which] = study.source(which, Path(root) / which, side)
-            except Exception as error:  # Torch-Pruning's, say; the other networks go on
+            except Exception as error:  # for example of Torch-Pruning; other networks continue
                 made[which] = {"error": in_one_line(error)}
         own = [key for key in keys if ROWS[key].kind == "secateur"]
         files = study.files if own and side is None else {}
@@ -133,7 +133,7 @@ def row_inputs(study: Study, keys: list[str], side: int | None = None) -> Iterat
 
 
 def accuracy(study: Study, key: str, source: RowInput | Record, test: data.Images) -> Record:
-    """Bytes of one row, and on which test images it is right; or its error."""
+    """Bytes and correct test images of one row, or its error."""
     if isinstance(source, dict):
         return source
     return apart(_accuracy, key, source, test, study.threads)
@@ -148,9 +148,9 @@ def _accuracy(key: str, source: RowInput, test: data.Images, threads: int) -> Re
 def make_and_evaluate(
     key: str, source: RowInput, test: data.Images, folder: Path, threads: int
 ) -> tuple[Record, Path]:
-    """Bytes of one row, and on which test images it is right; and the file that it opens.
+    """Bytes and correct test images of one row, and the file that it opens.
 
-    Everything it makes is left in ``folder``.
+    All files are kept in ``folder``.
     """
     row = ROWS[key]
     torch.set_num_threads(threads)
@@ -168,16 +168,16 @@ def make_and_evaluate(
 
 
 def time_rows(study: Study, keys: list[str], notes: dict[str, Record], repeats: int) -> Record:
-    """By row, the milliseconds of one image at ``SIDE``, or its error.
+    """From row to the milliseconds of one image at ``SIDE``, or its error.
 
-    Each row's file is made, opened and tried in a process of its own first, so that what crashes
-    does it there; then this process opens all that came through, and they take turns.
+    Each row's file is first made, opened and tried in a separate process, to detect crashes. This
+    process then opens all successful rows and times them in turns.
 
     Args:
-        study: Whose network.
-        keys: Rows to time; one that is timed as another has that one's time.
-        notes: What each row recorded when its accuracy was measured.
-        repeats: Turns that count.
+        study: The trained network.
+        keys: Rows to time; rows with ``timed_as`` are skipped.
+        notes: Notes of each row from the measurement of accuracy.
+        repeats: Timed turns.
     """
     keys = [key for key in keys if not ROWS[key].timed_as]
     result: dict[str, Record] = {}

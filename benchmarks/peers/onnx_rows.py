@@ -1,4 +1,4 @@
-"""What is made of the exported float file: ONNX Runtime's int8, NNCF's, Secateur's own files."""
+"""Rows from the exported float file: int8 of ONNX Runtime, NNCF and Secateur."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from secateur.quantization.qdq import write_qdq
 from secateur.quantization.validation import ValidationSet
 
 VALIDATED_ON = 2000
-"""Validation images that whoever asks may look at."""
+"""Number of validation images for tools that need them."""
 MAX_DROP = 0.003
-"""Accuracy on them that NNCF's accuracy control may lose."""
+"""Allowed loss of NNCF's accuracy control on these images."""
 BATCH = 50
 
 
 def from_float(make: Make) -> Any:
-    """A row that needs the float file and images alone."""
+    """A row that needs the float file and images only."""
 
     def made(source: RowInput, folder: Path) -> RowOutput:
         files = make(source.onnx, source.images, folder)
@@ -37,7 +37,7 @@ def from_float(make: Make) -> Any:
 
 
 def quantize_static_per_channel(source: RowInput, folder: Path) -> RowOutput:
-    """With 7 bits of weights where its manual advises so, without VNNI."""
+    """With 7-bit weights without VNNI, as its manual advises."""
     make = onnxruntime_static(per_channel=True, reduce_range=not has_vnni())
     files = make(source.onnx, source.images, folder)
     return RowOutput(files[0], files)
@@ -47,10 +47,10 @@ def quantize_static_per_channel(source: RowInput, folder: Path) -> RowOutput:
 
 
 def nncf_controlled(source: RowInput, folder: Path) -> RowOutput:
-    """NNCF that puts layers back into float until validation loses little enough.
+    """NNCF with accuracy control, which returns layers to float until the loss is small.
 
-    At another resolution, where the network was never trained and validation says nothing, the
-    layers stay in float that did at its own.
+    At another resolution, for which the network was not trained, the same layers are in float as at
+    its own.
     """
     import nncf
     import openvino
@@ -84,7 +84,7 @@ def _labeled(images: Images, source: RowInput) -> list[tuple[Array, int]]:
 
 
 def _accuracy(network: Any, items: Any) -> tuple[float, list[float]]:
-    """The mean, and image by image whether it was right, as NNCF wants it."""
+    """Mean accuracy and correctness of each image, as NNCF requires."""
     output = network.output(0)
     right = [float(network(image)[output].argmax() == label) for image, label in items]
     return float(np.mean(right)), right
@@ -113,7 +113,7 @@ def _saved(model: Any, folder: Path, kept_float: list[str]) -> RowOutput:
 
 
 def secateur_unpruned(source: RowInput, folder: Path) -> RowOutput:
-    """The reference network as ``secateur quantize`` makes it, the search for a price left out."""
+    """The reference network quantized by ``secateur quantize``, without pricing."""
     return _quantized(source, source.files.get("reference"), folder)
 
 
@@ -145,11 +145,11 @@ def _export(source: RowInput, folder: Path) -> Path:
 
 
 def _quantized(source: RowInput, float_path: Path | None, folder: Path) -> RowOutput:
-    """Quantize a float file; validation is asked only where it means something."""
+    """Quantize a float file, with validation if it was trained at this geometry."""
     config = source.quantize.model_copy(update={"price": 0.0, "epochs": 0})
     some = source.validation.spread(VALIDATED_ON)
     validation = ValidationSet(some, source.prepare) if float_path else None
-    if validation is None:  # what else a recipe may ask for changes numbers, not time
+    if validation is None:  # other options change numbers, not latency
         config = recipe.Quantize(
             block=config.block, saturation_free=config.saturation_free, correct_bias=False
         )

@@ -1,4 +1,4 @@
-"""The tables of all peers, and what they say of the aims, all of it computed from the records."""
+"""Tables and goals of all peers, from the records."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from secateur.statistics import (
 )
 
 WARMUP = 20
-"""Turns that did not count."""
+"""Untimed turns."""
 BASE = "eager"
 MAX_DROP = 0.5
-"""Points of top-1 that may be lost where speeds are compared."""
+"""Largest loss of top-1 in points for comparisons of speed."""
 EAGER_AIM = {"mobilenet_v2": 12.0, "shufflenet_v2_x1_0": 10.0, "alexnet": 30.0}
-"""How many times faster than eager fp32 is aimed at."""
+"""Goal: speed-up over eager fp32."""
 PEER_AIM = {"mobilenet_v2": 1.8, "shufflenet_v2_x1_0": 1.8, "alexnet": 5.0}
-"""How many times faster than the best unpruned int8 of others is aimed at."""
+"""Goal: speed-up over the best unpruned int8 of other tools."""
 
 FOLDER = Path(__file__).parents[2] / "results" / "peers"
 
-HEAD = f"""# Secateur beside its peers
+HEAD = f"""# Secateur compared with other tools
 
 Made by `python -m benchmarks peers report --out results/peers` from the records beside it, which
 `python -m benchmarks peers run RECIPE` appends: one command for every row of one trained network,
 on the same data, machine and run. Peers need the dependency group `peers`, and torch.compile a C++
-compiler. A row that fails says so with its own error.
+compiler. Failed rows show their error.
 
 Accuracy is of the recipe's own geometry on its test images; top-1 has Wilson's interval, the drop
-is eager fp32 minus the row on the same images, with Agresti and Min's. Bytes are of what would be
-shipped: a state, an exported program, an ONNX file, OpenVINO's two files, a packed file. Time is
-that of one image at 224x224 with the same weights, every file made anew for it; all rows take turns
-in one process, each turn rests, runs {SETTLE + 1} times and counts the last. Ratios are of medians,
-with a bootstrap interval over whole turns. Every interval is at 95 %; *no worse* is a one-sided
-test at 95 %, of the seed at hand.
+is eager fp32 minus the row on the same images, with Agresti and Min's. Bytes are those of the
+deployed files: a state, an exported program, an ONNX file, OpenVINO's two files, a packed file.
+Time is that of one image at 224x224 with the same weights, with files made for this size; all rows
+take turns in one process, each turn rests, runs {SETTLE + 1} times and counts the last. Ratios are
+of medians, with a bootstrap interval over whole turns. Every interval is at 95 %; *no worse* is a
+one-sided test at 95 %, of the seed at hand.
 
 Every tool gets the same float network and calibration images, used as its manual asks: torch.ao
 calibrates on one batch of 50, as published, with torchvision's ReLU for ReLU6; where the processor
@@ -61,7 +61,7 @@ fraction by magnitude, and trains afterward exactly as Secateur's rounds do.
 
 @dataclass(frozen=True)
 class Network:
-    """Everything measured of one trained network.
+    """All records of one trained network.
 
     Attributes:
         rows: The newest record of accuracy of each row, by key.
@@ -73,28 +73,28 @@ class Network:
 
     @property
     def about(self) -> Record:
-        """A record that says which network this is."""
+        """A record with the network's description."""
         return next(iter(self.rows.values()), self.latency)
 
     @property
     def keys(self) -> list[str]:
-        """Rows of which anything is known, in the order of the table."""
+        """Rows with records, in the order of the table."""
         return [key for key in ROWS if key in self.rows or key in self.latency.get("rows", {})]
 
     def right(self, key: str) -> npt.NDArray[np.bool_] | None:
-        """On which test images a row is right."""
+        """Correct test images of a row."""
         record = self.rows.get(key, {})
         if "right" not in record:
             return None
         return json_lines.unpack(record["right"], record["test_images"])
 
     def drop(self, key: str) -> Interval | None:
-        """Points lost against eager fp32."""
+        """Drop in points against eager fp32."""
         base, row = self.right(BASE), self.right(key)
         return None if base is None or row is None else in_points(paired_drop(base, row))
 
     def timed(self, key: str) -> Record:
-        """What is known of a row's time."""
+        """The record of a row's time."""
         return self.latency.get("rows", {}).get(ROWS[key].timed_as or key, {})
 
     def milliseconds(self, key: str) -> npt.NDArray[np.float64] | None:
@@ -103,7 +103,7 @@ class Network:
         return None if result is None else np.array(result)
 
     def ratio(self, slow: str | None, fast: str) -> Interval | None:
-        """How many times faster one row is than another."""
+        """Speed-up of one row over another."""
         if slow is None:
             return None
         baseline, fastest_own = self.milliseconds(slow), self.milliseconds(fast)
@@ -114,14 +114,14 @@ class Network:
         )
 
     def holds(self, key: str) -> bool:
-        """Whether it is shown, one-sided at 95 %, that a row loses no more than ``MAX_DROP``."""
+        """Whether a row loses no more than ``MAX_DROP``, one-sided at 95 %."""
         base, right = self.right(BASE), self.right(key)
         return (
             base is not None and right is not None and no_worse(base, right, MAX_DROP / 100).holds
         )
 
     def fastest(self, kind: str, allowed: float = MAX_DROP) -> str | None:
-        """The fastest row of a kind among those that lost at most so many points."""
+        """The fastest row of a kind with a limited loss."""
         medians = {}
         for key in self.keys:
             samples, drop = self.milliseconds(key), self.drop(key)
@@ -133,7 +133,7 @@ class Network:
 
 
 def named(key: str) -> str:
-    """A row's title and what it runs on."""
+    """Title and engine of a row."""
     return f"{ROWS[key].title} ({ROWS[key].engine})"
 
 
@@ -141,7 +141,7 @@ def named(key: str) -> str:
 
 
 def accuracy_cells(network: Network, key: str) -> list[str]:
-    """Bytes, top-1, drop, and whether at most ``MAX_DROP`` points are lost at 95 %."""
+    """Bytes, top-1, drop, and whether the loss is at most ``MAX_DROP`` points at 95 %."""
     record, right = network.rows.get(key, {}), network.right(key)
     if right is None:
         return [NONE, failure(record), NONE, NONE]
@@ -167,14 +167,14 @@ def time_cells(network: Network, key: str, peer: str | None) -> list[str]:
 
 
 def failure(record: Record) -> str:
-    """Why there is no number."""
+    """The error of a failed row."""
     if "error" not in record:
         return NONE
     return "failed: " + record["error"].replace("|", "/").replace("`", "'")
 
 
 def network_table(network: Network) -> Iterator[str]:
-    """A line for each row."""
+    """The table of one network."""
     peer = network.fastest("int8")
     header = ["Row", "Bytes", "Top-1, %", "Drop, points"]
     header += [f"No worse than {MAX_DROP} points at 95 %", "Median, ms (p10 to p90)"]
@@ -190,7 +190,7 @@ def network_table(network: Network) -> Iterator[str]:
 
 
 def verdicts(network: Network) -> Iterator[str]:
-    """Whether the aims are reached, or by how much not."""
+    """Whether the goals are met."""
     if not network.latency:
         yield "- Accuracy alone: no time was measured."
         return
@@ -218,7 +218,7 @@ def verdicts(network: Network) -> Iterator[str]:
 
 
 def verdict(network: Network, opponent: str, slow: str, fast: str, aim: float) -> str:
-    """One aim in a line."""
+    """One goal in a line."""
     result = network.ratio(slow, fast)
     if result is None:
         return f"- Against {opponent}: no time to compare with."
@@ -230,7 +230,7 @@ def verdict(network: Network, opponent: str, slow: str, fast: str, aim: float) -
 
 
 def networks(records: list[Record]) -> list[Network]:
-    """Records by trained network, in the order they were first met, the newest of each kind."""
+    """The newest records of each trained network, in order of appearance."""
     result: dict[tuple[str, ...], dict[str, Record]] = {}
     for record in records:
         fields = ("recipe_id", "calibration", "images")
@@ -248,7 +248,7 @@ def _command(recipe: str, sets: list[str]) -> str:
 
 
 def section(network: Network) -> Iterator[str]:
-    """Everything about one trained network."""
+    """The section of one trained network."""
     about = network.about
     yield from (f"## {about['network']}, `{about['recipe']}`", "")
     yield from (f"`{_command(about['recipe'], about['sets'])}`", "")
@@ -265,7 +265,7 @@ def section(network: Network) -> Iterator[str]:
 
 
 def summary(result: list[Network]) -> list[str]:
-    """The fastest of Secateur beside the fastest int8 of others, a row a network that was timed."""
+    """A row for each timed network: Secateur's fastest file and the fastest int8 of other tools."""
     rows = []
     for network in result:
         fastest_own, peer = network.fastest("secateur"), network.fastest("int8")
@@ -284,7 +284,7 @@ def summary(result: list[Network]) -> list[str]:
             ]
         )
     header = ["Secateur's fastest", "on", "Lost, points", "Faster than eager fp32"]
-    header += ["Faster than the best int8 peer", "which is", "Files, theirs and ours"]
+    header += ["Faster than the best int8 peer", "which is", "Files: peer, Secateur"]
     return list(table(header, rows))
 
 

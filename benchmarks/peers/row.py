@@ -1,4 +1,4 @@
-"""What every row is given, and what it gives back."""
+"""Inputs and outputs of rows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from secateur.recipe import Quantize
 from secateur.runtimes import Runtime
 
 CALIBRATED_ON = 50
-"""Images that torch.ao's eager mode is calibrated on: one batch, as published."""
+"""Number of calibration images of torch.ao's eager mode: one batch, as published."""
 
 
 @dataclass(frozen=True)
 class RowInput:
-    """One trained network, in the forms that tools take, and images to look at.
+    """A trained network in the forms that tools accept, with images.
 
     Attributes:
-        network: File of the whole float module, as ``torch.save`` writes it.
+        network: File of the float module, from ``torch.save``.
         onnx: File of the float network as PyTorch exports it: batch-norms folded, shuffles kept.
-        images: To calibrate on, float32 (N, C, R, R), normalized.
-        validation: Images with labels, for a tool that asks what it loses.
-        prepare: From their pixels to what the network takes.
-        quantize: How Secateur quantizes, where it does so anew.
-        files: For Secateur's own rows, what it has made already: ``reference``, ``pruned``,
-            ``quantized`` and ``packed``. Empty where they must be made anew.
+        images: Calibration images, normalized float32 (N, C, R, R).
+        validation: Labeled images, for tools that need them.
+        prepare: Maps stored pixels to the network's input.
+        quantize: Options of Secateur's quantization.
+        files: For Secateur's rows, existing files: ``reference``, ``pruned``, ``quantized`` and
+            ``packed``. Empty if they must be made.
         notes: Notes of the row at the recipe's own geometry, if this is another; else None.
     """
 
@@ -54,11 +54,11 @@ class RowInput:
 
 @dataclass(frozen=True)
 class RowOutput:
-    """What a row made.
+    """Files of a row.
 
     Attributes:
         opens: The file that its runtime opens.
-        ships: All files somebody would have to copy; their bytes count.
+        ships: All files of a deployment; their bytes are counted.
         notes: Notes for the record, plain data.
     """
 
@@ -72,14 +72,14 @@ class Row:
     """One way to run a network.
 
     Attributes:
-        title: As the tables say it.
+        title: Title in tables.
         engine: What it runs on: ``eager``, ``torch.compile``, ``onnxruntime`` or ``openvino``.
-        network: Whose: ``reference``, ``pruned`` (by Secateur) or ``torch-pruning``.
-        make: From what is given and an empty folder to files.
-        open: Makes a file ready to run with so many threads.
+        network: ``reference``, ``pruned`` (by Secateur) or ``torch-pruning``.
+        make: From the inputs and an empty folder to files.
+        open: Opens a file with a number of threads.
         kind: ``float``, ``int8``, ``pruned`` or ``secateur``.
-        raw: Takes pixels, uint8 (N, C, H, W), instead of what was prepared.
-        timed_as: Another row, whose time is this one's as well.
+        raw: Whether the input is pixels, uint8 (N, C, H, W), not prepared images.
+        timed_as: Another row with the same latency.
     """
 
     title: str
@@ -95,6 +95,6 @@ class Row:
 def has_vnni() -> bool:
     """Whether the processor sums products of int8 without saturating 16 bits.
 
-    ONNX Runtime's and PyTorch's manuals advise a reduced range where it does not.
+    Otherwise the manuals of ONNX Runtime and PyTorch advise a reduced range.
     """
     return "vnni" in environment.processor()

@@ -21,7 +21,7 @@ PACKAGES = (
     "torch-pruning",
     "neural-compressor",
 )
-"""Whose versions stand in every record."""
+"""Packages whose versions are recorded."""
 
 onnx_runtime = runtimes.OnnxRuntime
 
@@ -95,4 +95,4 @@ ROWS = {
         raw=True, timed_as="ours-int8",
     ),
 }  # fmt: skip
-"""By key, as records name them."""
+"""Rows by their key in records."""

@@ -1,11 +1,11 @@
-"""Secateur beside its peers, on the same trained network, data and machine.
+"""Compares Secateur with other tools on the same trained network, data and machine.
 
 Run: python -m benchmarks peers run RECIPE --data DIR --runs runs --out results/peers/FILE.jsonl
      python -m benchmarks peers report --out results/peers
-``run`` makes what it needs of the recipe's chain, or finds it under --runs, then one record a row
-for accuracy and one record for the time of all rows; a record that is there is not made again.
-``--again ROW`` makes a row's accuracy anew, ``--again latency`` the time; ``--rows`` are those to
-look at, ``latency`` among them. ``report`` writes README.md from all .jsonl files in a folder.
+``run`` makes missing stages of the recipe under --runs, then one record of accuracy for each row
+and one record for the time of all rows; existing records are skipped. ``--again ROW`` repeats the
+accuracy of a row, ``--again latency`` the timing; ``--rows`` selects rows, including ``latency``.
+``report`` writes README.md from all .jsonl files in a folder.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def is_missing(options: argparse.Namespace, cell: Record) -> bool:
-    """Whether a row is to be measured now."""
+    """Whether a row must be measured."""
     return cell["row"] in options.rows and (
         cell["row"] in options.again or not is_there(options.out, cell)
     )
 
 
 def run_accuracy(options: argparse.Namespace, study: Study, cell: Record, about: Record) -> None:
-    """One record a row."""
+    """Write one record of accuracy for each row."""
     keys = [key for key in ROWS if is_missing(options, cell | {"row": key})]
     if not keys:
         return
@@ -65,7 +65,7 @@ def run_accuracy(options: argparse.Namespace, study: Study, cell: Record, about:
 
 
 def run_latency(options: argparse.Namespace, study: Study, cell: Record, about: Record) -> None:
-    """One record for all rows, which take turns."""
+    """Write one record of time for all rows, timed in turns."""
     cell = cell | {"row": LATENCY, "repeats": options.repeats, "threads": options.threads}
     if not is_missing(options, cell):
         return

@@ -1,4 +1,4 @@
-"""Torch-Pruning by magnitude, and the training after it that Secateur's own pruning gets."""
+"""Torch-Pruning by magnitude, followed by the same training as Secateur's pruning."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from secateur.training.loop import train
 SEARCHED = 8
 """Halvings in the search for a ratio."""
 LARGEST = 0.95
-"""Share of the channels that may leave a group."""
+"""Largest fraction of channels removed from a group."""
 
 
 def pruned_by_magnitude(network: nn.Module, shape: Sequence[int], ratio: float) -> nn.Module:
-    """A copy without that fraction of the channels of each group, widths multiples of 8.
+    """A copy with a fraction of the channels of each group removed, in multiples of 8.
 
-    Every group loses the same fraction, which is its default. The layer that gives the logits keeps
-    them all.
+    Every group loses the same fraction, the tool's default. The last layer is not pruned.
 
     Args:
         network: On the CPU.
@@ -44,7 +43,7 @@ def pruned_by_magnitude(network: nn.Module, shape: Sequence[int], ratio: float) 
         ignored_layers=[last],
     )
     pruner.step()
-    network(torch.zeros(2, *shape))  # a wrong removal fails here, not after minutes
+    network(torch.zeros(2, *shape))  # detects a wrong removal early
     return network
 
 
@@ -61,10 +60,10 @@ def pruned_to_macs(network: nn.Module, shape: Sequence[int], target: int) -> nn.
 
 
 def prune_and_train(chain: Chain, folder: Path) -> Path:
-    """File of the pruned module, trained as Secateur's is; found where it is there already.
+    """File of the pruned module, trained like Secateur's; made if missing.
 
-    The same epochs in all, learning rates, distillation, seed, batches and augmentation as the
-    rounds of the recipe; a killed training goes on at its last epoch.
+    Total epochs, learning rates, distillation, seed, batches and augmentation are those of the
+    recipe's rounds; an interrupted training is resumed.
     """
     path = folder / "network.pt"
     if path.exists():
@@ -95,7 +94,7 @@ def prune_and_train(chain: Chain, folder: Path) -> Path:
 
 
 def save_whole(network: nn.Module, path: Path) -> None:
-    """Write a whole module, or nothing."""
+    """Write a module atomically."""
     partial = path.with_suffix(".partial")
     torch.save(network.cpu(), partial)
     partial.rename(path)

@@ -1,7 +1,7 @@
-"""What runs inside PyTorch: eager float, torch.ao's eager int8, torchao's and Neural Compressor's.
+"""Rows inside PyTorch: eager float, torch.ao's eager int8, torchao and Neural Compressor.
 
-The compiled ones are exported at batch 1, the batch they are timed at, and decide test images one
-by one: what is timed is what was found to be that accurate.
+Compiled programs are exported at batch 1, the timed batch size, and evaluated one by one, so that
+the timed program is the evaluated one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.peers.row import CALIBRATED_ON, RowInput, RowOutput, has_vnni
 
 
 class Eager:
-    """A pickled module, called as it is, channels last."""
+    """A pickled module, channels last."""
 
     name, version = "eager", torch.__version__
 
@@ -39,9 +39,9 @@ class Eager:
 
 
 class EagerInt8(Eager):
-    """torch.ao's quantized module, built anew from the float one, with the state that ships.
+    """torch.ao's quantized module, rebuilt from the float one, with the saved state.
 
-    A quantized module that was pickled whole cannot be opened again.
+    Pickled quantized modules cannot be loaded.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
@@ -90,7 +90,7 @@ def _pickled(network: nn.Module, folder: Path) -> RowOutput:
 
 
 def torch_ao_eager(source: RowInput, folder: Path) -> RowOutput:
-    """The published route: fuse, observe one batch, convert, fbgemm's own configuration."""
+    """The published method: fuse, observe one batch, convert, with fbgemm's configuration."""
     network = _observed(source.module)
     with torch.no_grad():
         network(torch.from_numpy(source.images[:CALIBRATED_ON]))
@@ -139,10 +139,10 @@ def quantizable(network: nn.Module) -> nn.Module:
 
 
 class Plain(nn.Module):
-    """Lays a map of one pixel out anew.
+    """Changes the memory layout of a map of one pixel.
 
-    Without it the quantized mean over such a map fails: torch keeps calling it channels last, which
-    the (N, C) that comes out cannot be.
+    Without it the quantized mean over such a map fails, because the result (N, C) cannot be
+    channels last.
     """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ class Plain(nn.Module):
 
 
 def _adopt(made: nn.Module, network: nn.Module) -> None:
-    """Put the trained layers in, the first convolution and the strides of its stem included."""
+    """Copy the trained layers, including the first convolution and the strides of the stem."""
     for name, module in network.named_modules():
         parent, _, leaf = name.rpartition(".")
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.Identity)):
@@ -221,7 +221,7 @@ def _exported(converted: nn.Module, source: RowInput, folder: Path) -> RowOutput
 
 
 def _forget_unused(graph: nn.Module) -> None:
-    """Drop the float weights whose integers took their place; they would be saved as well."""
+    """Remove float weights that were replaced by integers; they would be saved too."""
     used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
     for name in {name for name, _ in graph.named_parameters()} - used:
         parent, _, leaf = name.rpartition(".")
