@@ -150,9 +150,9 @@ def files_table(files: list[Record]) -> str:
         aim, stretch = AIMS[network]
         rows += (
             f"| {name_of(record)} | **{numbers.size(size)}** | {numbers.size(STUDY[network])}, "
-            f"{numbers.times(STUDY[network] / size)} here | "
+            f"{numbers.times(STUDY[network] / size)} larger | "
             f"{numbers.size(4 * record['parameters'])}, "
-            f"{numbers.times(4 * record['parameters'] / size)} here | "
+            f"{numbers.times(4 * record['parameters'] / size)} larger | "
             f"{numbers.size(aim)}: {verdict(record, aim)} | "
             f"{numbers.size(stretch)}: {verdict(record, stretch)} |\n"
         )
