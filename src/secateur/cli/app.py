@@ -27,7 +27,7 @@ from secateur.errors import InterruptedByUserError, SecateurError
 
 app = typer.Typer(
     name="secateur",
-    help="Prunes and quantizes image classifiers, and proves what that cost.",
+    help="Prunes and quantizes image classifiers, and measures the loss of accuracy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
