@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import records
-from benchmarks.common.markdown import drop_text, in_points, ratio_text, table
+from benchmarks.common.markdown import drop_text, in_points, made_with, ratio_text, table
 from benchmarks.common.records import Record
 from benchmarks.peers.report import Network, failure, named
 from benchmarks.peers.rows import ROWS
 from secateur.report.numbers import NONE, fixed, times
 from secateur.statistics import paired_drop
 
+FOLDER = Path(__file__).parent.parent / "results" / "compress"
 COMPRESSED, PEERS, TIMES = "networks.jsonl", "peers.jsonl", "times.jsonl"
 MAX_DROP = 1.0
 """Points of accuracy that may be lost."""
@@ -40,6 +41,14 @@ def page(folder: Path) -> Iterator[str]:
     for name, network in networks.items():
         if network.keys:
             yield from ("", f"### {name}", "", *table(ROW_HEADINGS, [*peer_rows(network)]))
+
+
+def networks_block() -> str:
+    """The tables of the records under results/, and what they were made with."""
+    rows = records.read(FOLDER / COMPRESSED)
+    if not rows:
+        return "Not measured yet."
+    return "\n".join([*page(FOLDER), "", made_with([*rows, *records.read(FOLDER / TIMES)])])
 
 
 # ---- what `secateur compress` found

@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks import compress_tables as compressed
+from benchmarks.common import records
 from benchmarks.common.markdown import drop_text
 from benchmarks.common.markdown import table as markdown_table
 from benchmarks.peers import report as peers
 from benchmarks.study import STUDY, cell_text, groups
 from secateur.report import numbers
+from secateur.statistics import Interval
 from secateur.study.cells import read_cells
 from secateur.study.measured import difference, machines, mean, rate, speed_up
 from secateur.study.published import DATASETS, TITLES
+
+SHOWN = {"efficientnet_lite1": "EfficientNet-lite1", "resnet18": "ResNet-18"}
+"""Compressed networks in the README, by their names in the records."""
 
 COLUMNS = ["Network, images", "Accuracy lost, points", "File", "Faster", "Evidence"]
 
 
 def headline_block() -> str:
     """A table of loss, size, speed-up and a link to the evidence."""
-    return "\n".join(markdown_table(COLUMNS, [*_study_rows(), *_peer_rows()]))
+    return "\n".join(markdown_table(COLUMNS, [*_compressed_rows(), *_study_rows(), *_peer_rows()]))
+
+
+def _compressed_rows() -> Iterator[list[str]]:
+    """The networks of others that became smaller or faster within the allowed loss."""
+    for row in records.read(compressed.FOLDER / compressed.COMPRESSED):
+        if row.get("verdict", {}).get("status") != "met" or row["network"] not in SHOWN:
+            continue
+        before, after, packed = row["variants"]
+        drop, size = after["drop"], packed["size_bytes"]
+        eager, float32, shipped = (step["latency"]["value"] for step in row["ladder"])
+        lost = Interval(drop["value"], drop["low"], drop["high"])
+        yield [
+            f"{SHOWN[row['network']]}, CIFAR-10 at {row['size']} pixels, `secateur compress`",
+            drop_text(lost),
+            f"**{numbers.size(size)}**, {numbers.times(before['size_bytes'] / size)} smaller",
+            f"{numbers.times(float32 / shipped)} than float on ONNX Runtime, "
+            f"{numbers.times(eager / shipped)} than eager PyTorch",
+            "[compress](results/compress/README.md)",
+        ]
 
 
 def _study_rows() -> Iterator[list[str]]:
