@@ -31,7 +31,7 @@ class Record(BaseModel):
     a stage), ``unpack_seconds``. For a packed file, ``at`` names the file that it decodes to if the
     number is that file's.
 
-    Of a network made to overfit (variants ``overfitted``, and retrained from it
+    Of a network trained to overfit (variants ``overfitted``, and retrained from it
     ``overfitted-pruned``, ``overfitted-random``, ``overfitted-dense``): ``top1_percent`` and
     ``parameters`` as above, ``train_top1_percent`` (on the training images with the labels used in
     training), ``train_loss_nats``, ``test_loss_nats`` (mean cross-entropy), ``loss_gap_nats`` (test

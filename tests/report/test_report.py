@@ -415,7 +415,7 @@ def test_any_number_may_be_missing(tmp_path: Path, metric: str) -> None:
     html, md = report_of(tmp_path / "run", records)
     assert Page(html).open == []
     name = "time per stage" if metric == "seconds" else NAMES[metric]
-    assert name in md.split("What came out")[0].split("Missing:")[1]
+    assert name in md.split("## Results")[0].split("Missing:")[1]
 
 
 @pytest.mark.parametrize("metric", sorted({r.metric for r in [*training(), *scan()]}))

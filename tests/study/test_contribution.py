@@ -52,7 +52,7 @@ def test_one_sentence_counts_what_is_shown() -> None:
     won, lost = arms(9100, 9000, 9000, 8900), arms(9000, 9060, 9000, 8900, noise=0.2)
     level, lone = arms(9101, 9100, 9100, 9000, noise=0.3), group(noise=0.4, pruned=9000)
     said = verdict(Cells((won, lost, level, lone), {}))
-    assert said.startswith("Of 3 cases of a network made to overfit, pruning itself")
+    assert said.startswith("Of 3 cases of a network trained to overfit, pruning itself")
     assert "gained test accuracy in 1, cost some in 1, and did nothing" in said
     assert said.endswith("shown in 1")
     assert verdict(Cells((lone,), {})) == ""

@@ -1,4 +1,4 @@
-"""Networks made to overfit, their three arms, and what may be said of pruning."""
+"""Networks trained to overfit, their three arms, and what may be said of pruning."""
 
 from __future__ import annotations
 

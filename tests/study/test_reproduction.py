@@ -460,10 +460,10 @@ def test_masks_not_in_force_are_a_demonstration_and_called_one(tmp_path: Path) -
     assert {point.percent.value for point in shown.points} == {91.0}
     html = write_reproduction(tmp_path).read_text(encoding="utf-8")
     assert "Dashed curves are a demonstration, not a result." in html
-    assert "MobileNetV2, demonstration: masks not in force, 90 % pruned: 91.00 %" in html
+    assert "MobileNetV2, demonstration: masks not applied, 90 % pruned: 91.00 %" in html
     figure = (tmp_path / "reproduction/figures/figure-2.svg").read_text(encoding="utf-8")
     assert "stroke-dasharray" in figure
-    assert "demonstration: masks not in force" in figure
+    assert "demonstration: masks not applied" in figure
 
 
 # ---- the page
@@ -575,7 +575,7 @@ def test_higher_and_lower_need_the_whole_interval() -> None:
 def test_without_cells_the_page_says_that_nothing_is_run(tmp_path: Path) -> None:
     text = write_reproduction(tmp_path).read_text(encoding="utf-8")
     assert Page(text).open == []
-    assert "Nothing is run yet of 24 accuracies that the paper prints" in text
+    assert "None of the 24 accuracies in the paper is measured yet" in text
     assert "No cell is finished." in text
     tables = make_tables(read_cells(tmp_path))
     assert all(row[3].text == "not run" for table in tables for row in table.rows)

@@ -90,7 +90,7 @@ def compress(
 
     Cost: under 3 minutes on two cores without arguments; else the plan says, and --within limits.
 
-    Exit code: 0 if the goal is met, 3 if it is missed or the test images cannot tell; the best file
+    Exit code: 0 if the goal is met, 3 if it is missed or the test is undecided; the best file
     is kept in both cases.
 
     Examples:

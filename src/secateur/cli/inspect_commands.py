@@ -135,7 +135,7 @@ def compare(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Also write a page there.")
     ] = None,
 ) -> None:
-    """Compare what ships of several runs: accuracy, size, latency, and how the runs differ.
+    """Compare the results of several runs: accuracy, size, latency and settings.
 
     Cost: seconds.
 

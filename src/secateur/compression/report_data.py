@@ -34,7 +34,7 @@ from secateur.statistics import Interval, spread
 _STATUS: dict[Kind, Literal["met", "missed", "undecided"]] = {
     "meets": "met",
     "misses": "missed",
-    "cannot tell": "undecided",
+    "undecided": "undecided",
 }
 
 

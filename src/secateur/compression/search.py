@@ -245,14 +245,14 @@ class Search:
         """Try to keep a fraction of the network; None if the time is over."""
         epochs = self.estimate.epochs_that_fit(self.epochs, kept, self._elapsed)
         if not epochs:
-            say("time is up: the best candidate so far ships")
+            say("time is up: the best candidate so far is used")
             return None
         removal = Removal(kept=kept, objective=OBJECTIVES[self.goal.target], method=method)
         candidate = quantized.model_copy(update={"removal": removal, "epochs": epochs})
         try:
             measured = self._try(candidate, self._hopeless(epochs, kept))
         except _TimeUpError:
-            say(f"{candidate.name}: time is up; the best candidate so far ships")
+            say(f"{candidate.name}: time is up; the best candidate so far is used")
             return None
         except NetworkError as error:  # no width reaches that fraction
             say(f"{candidate.name}: {error}")

@@ -24,7 +24,7 @@ class Goal(Part):
     target: Target = Field(default="latency", description="What becomes as small as possible.")
     latency_ms: Positive | None = Field(
         default=None,
-        description="Time one image may take; the most accurate candidate within it ships.",
+        description="Limit for one image; the most accurate candidate within it is chosen.",
     )
     size_bytes: Count | None = Field(
         default=None, description="Bytes the packed file may have; likewise."

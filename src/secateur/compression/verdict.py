@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 """Confidence level of each one-sided bound."""
 
 Right = npt.NDArray[np.bool_]
-Kind = Literal["meets", "misses", "cannot tell"]
+Kind = Literal["meets", "misses", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Verdict:
 
     Attributes:
         kind: ``meets`` if the upper bound of the loss is at most ``max_drop``, ``misses`` if the
-            lower bound is above it, else ``cannot tell``.
+            lower bound is above it, else ``undecided``.
         drop: Reference minus result in percentage points, with one-sided 95 % bounds.
         max_drop: Allowed loss in percentage points.
         n: Number of test images.
@@ -44,7 +44,8 @@ class Verdict:
         value, low, high = self.drop
         allowed = f"the allowed loss of {self.max_drop:g} points"
         if self.reason:
-            return f"cannot tell: {self.reason}"
+            return f"is undecided: {self.reason}"
+        relation = "is undecided about" if self.kind == "undecided" else self.kind
         if self.kind == "meets":
             bound = f"at most {high:.2f} points are lost"
         elif self.kind == "misses":
@@ -52,7 +53,7 @@ class Verdict:
         else:
             bound = f"between {low:.2f} and {high:.2f} points are lost"
         return (
-            f"{self.kind} {allowed}: {bound}, at {100 * CONFIDENCE:g} % confidence "
+            f"{relation} {allowed}: {bound}, at {100 * CONFIDENCE:g} % confidence "
             f"on {self.n:,} test images (measured: {value:.2f})"
         )
 
@@ -74,9 +75,11 @@ def decide(reference: Right, candidate: Right, max_drop: float, classes: int) ->
     n = len(reference)
     if guesses(reference, classes):
         accuracy = 100 * float(reference.mean())
-        reason = f"the given network guesses, {accuracy:.1f} % of {classes} classes are right"
-        return Verdict("cannot tell", points, max_drop, n, reason)
-    kind: Kind = "cannot tell"
+        reason = (
+            f"the given network guesses: its accuracy is {accuracy:.1f} % for {classes} classes"
+        )
+        return Verdict("undecided", points, max_drop, n, reason)
+    kind: Kind = "undecided"
     if points.high <= max_drop:
         kind = "meets"
     elif points.low > max_drop:

@@ -221,7 +221,7 @@ def _ladder(steps: Sequence[Step]) -> Chart | None:
             },
         ],
     }
-    title = "From the start to what ships, ms per image"
+    title = "From the reference to the exported file, ms per image"
     alt = f"{title}: " + ", ".join(f"{s.name} {s.latency.value:.3g}" for s in steps) + "."
     return chart("ladder", title, alt, body, height=36 * len(steps) + 40)
 

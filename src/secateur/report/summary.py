@@ -263,7 +263,7 @@ def parity_sentence(findings: Findings) -> str:
     if record is None:
         return ""
     sentence = (
-        f"Run beside its simulation in PyTorch, the quantized file chooses the same class for "
+        f"The quantized file and its simulation in PyTorch predict the same class for "
         f"{numbers.fixed(record.value)} % of the {numbers.count(record.n)} test images"
     )
     largest, typical = (record.at.get(name) for name in ("largest_margin", "typical_margin"))
@@ -271,7 +271,7 @@ def parity_sentence(findings: Findings) -> str:
         return f"{sentence}."
     most, median = (numbers.significant(float(margin)) for margin in (largest, typical))
     return (
-        f"{sentence}; where not, it prefers its own by at most {most} logits "
+        f"{sentence}; otherwise its class leads by at most {most} logits "
         f"(median margin of all images {median})."
     )
 

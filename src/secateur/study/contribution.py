@@ -18,7 +18,7 @@ def verdict(cells: Cells) -> str:
         return ""
     won = sum(gain.low > 0 for gain in known)
     cost = sum(gain.high < 0 for gain in known)
-    cases = f"{len(known)} case{'s' * (len(known) != 1)} of a network made to overfit"
+    cases = f"{len(known)} case{'s' * (len(known) != 1)} of a network trained to overfit"
     return (
         f"Of {cases}, pruning itself, against the same network retrained as long without it, "
         f"gained test accuracy in {won}, cost some in {cost}, and did nothing that can be shown "

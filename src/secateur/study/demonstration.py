@@ -29,7 +29,7 @@ def scan_without_masks(chain: Chain) -> list[Record]:
     _, validation = chain.parts
     some, by, records = validation.spread(IMAGES), Recorder(chain.recipe, chain.stage("train")), []
     example = torch.zeros(1, *chain.input_shape, device=chain.device)
-    with progress("masks not in force", len(config.fractions)) as tick:
+    with progress("masks not applied", len(config.fractions)) as tick:
         for fraction in config.fractions:
             plan = plan_removal(network, example, fraction=fraction)
             apply_masks(network, plan)  # returns a masked copy, which is dropped: the fault

@@ -37,7 +37,7 @@ def outcome(tables: Sequence[Table]) -> Outcome:
     counted = {source: _standings(tables, source) for source in SOURCES}
     paper, report = (counted[source] for source in SOURCES)
     if all(standing == ABSENT for standing, _ in (*paper, *report)):
-        claim = f"Nothing is run yet of {len(paper)} accuracies that the paper prints"
+        claim = f"None of the {len(paper)} accuracies in the paper is measured yet"
         return Outcome(claim, ())
     changed = sum(recipe != "as published" for standing, recipe in paper if standing != ABSENT)
     proof = [

@@ -16,7 +16,7 @@ from secateur.study.cells import Cells, read_cells
 from secateur.study.contribution import contributions, verdict
 from secateur.study.formats import Table
 from secateur.study.outcome import missing, outcome, provenance
-from secateur.study.plots import Sensitivity, draw_accuracies, draw_sensitivity, say
+from secateur.study.plots import Sensitivity, describe, draw_accuracies, draw_sensitivity
 from secateur.study.published import TITLES, contradictions
 from secateur.study.tables import make_tables
 
@@ -84,7 +84,7 @@ def _values(
         "provenance": provenance(cells),
         "cells": cells.cells,
         "titles": TITLES,
-        "say": say,
+        "describe": describe,
     }
 
 

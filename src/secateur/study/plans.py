@@ -274,7 +274,7 @@ PLANS = (
     ),
     Plan(
         "overfitting",
-        "Networks made to overfit, then pruned (Table 5 of the paper, Table 6 of the report)",
+        "Networks trained to overfit, then pruned (Table 5 of the paper, Table 6 of the report)",
         OVERFITTING,
         (
             Line("reference", REFERENCE, REFERENCE),

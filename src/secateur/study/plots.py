@@ -82,7 +82,7 @@ def _sensitivity(cells: Cells, number: int, source: str, dataset: str) -> Sensit
 
 def _in_words(curve: Curve) -> str:
     first, last = curve.points[0], curve.points[-1]
-    kind = " with masks not in force, a demonstration" if curve.demonstration else ""
+    kind = " with masks not applied, a demonstration" if curve.demonstration else ""
     return (
         f"{TITLES[curve.network]}{kind} goes from {numbers.fixed(first.percent.value)} at "
         f"{numbers.percent(first.fraction)} to {numbers.fixed(last.percent.value)} at "
@@ -121,7 +121,7 @@ def _curves(curves: Sequence[Curve]) -> Iterator[Spec]:
                          "tooltip": [{"field": "words", "title": "point"}]},
         }  # fmt: skip
         if curve.demonstration:
-            words = "demonstration: masks not in force"
+            words = "demonstration: masks not applied"
             text = {"type": "text", "align": "right", "dx": -4, "dy": -8, "text": words}
             last = {"values": data["values"][-1:]}
             yield {"data": last, "mark": text, "encoding": {"x": _X, "y": _Y, "color": _COLOR}}
@@ -134,7 +134,7 @@ def _row(curve: Curve, point: Point) -> Spec:
         "y": point.percent.value,
         "low": point.percent.low,
         "high": point.percent.high,
-        "words": say(curve, point),
+        "words": describe(curve, point),
     }
 
 
@@ -162,11 +162,11 @@ def _published(source: str, dataset: str) -> Iterator[Spec]:
     }
 
 
-def say(curve: Curve, point: Point) -> str:
+def describe(curve: Curve, point: Point) -> str:
     """Describe a point in one line."""
     value, low, high = (numbers.fixed(bound) for bound in point.percent)
     seeds = f"{point.seeds} seed{'s' * (point.seeds != 1)}"
-    kind = ", demonstration: masks not in force" if curve.demonstration else ""
+    kind = ", demonstration: masks not applied" if curve.demonstration else ""
     return (
         f"{TITLES[curve.network]}{kind}, {numbers.percent(point.fraction)} pruned: "
         f"{value} % [{low}, {high}], {seeds}, {numbers.count(point.images)} validation images"
