@@ -138,6 +138,17 @@ def test_ships_the_float_network_where_rounding_loses_too_much(
     assert "auto" in methods  # a more careful quantization was tried
 
 
+@pytest.mark.parametrize(("lost", "ships"), [(0.75, "int8"), (0.95, "float")])
+def test_a_quantized_network_as_likely_as_not_to_pass_is_preferred_to_the_given_one(
+    monkeypatch: pytest.MonkeyPatch, lost: float, ships: str
+) -> None:
+    chosen, search, _ = searched(
+        monkeypatch, lambda candidate: 0.0 if candidate == Candidate() else lost
+    )
+    assert not any(search.acceptable(one) for one in search.tried if one.candidate.quantize)
+    assert chosen.candidate.name == ships
+
+
 def test_the_best_candidate_is_priced(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen, search, _ = searched(monkeypatch, worse_below(0.3))
     assert chosen.candidate.quantize is not None

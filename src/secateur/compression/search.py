@@ -23,6 +23,9 @@ from secateur.training.trainer import Epoch
 ASSURED = 0.8
 """A candidate is acceptable if the test passes with at least this probability, from validation."""
 
+EVEN = 0.5
+"""Least such probability at which a candidate is preferred to the given network in float."""
+
 METHODS = (
     Method(importance="l2", scope="local"),
     Method(importance="l2", scope="global"),
@@ -125,16 +128,19 @@ class Search:
         """Choose among the candidates tried so far.
 
         With a goal of latency or size: among candidates that meet it, the most likely to pass the
-        test. Otherwise the cheapest acceptable candidate, or the most likely to pass if none is
-        acceptable.
+        test. Otherwise the cheapest acceptable candidate; if none is acceptable, the most likely to
+        pass. The given network in float always passes and gains nothing: it is chosen only where
+        every other candidate is more likely to fail.
         """
         finished = [one for one in self.tried if one.folder is not None]
         if is_absolute(self.goal):
             within = [one for one in finished if meets_cost(one, self.goal)]
             return max(within or finished, key=self._likely_and_wide)
-        acceptable = [one for one in finished if self.acceptable(one)]
+        changed = [one for one in finished if one.candidate != Candidate()]
+        acceptable = [one for one in changed if self.acceptable(one)]
         if not acceptable:
-            return max(finished, key=self._assurance)
+            likely = [one for one in changed if self._assurance(one) >= EVEN]
+            return max(likely or finished, key=self._assurance)
         least = min(one.cost(self.goal.target) for one in acceptable)
         alike = [one for one in acceptable if one.cost(self.goal.target) <= ALIKE * least]
         return min(alike, key=lambda one: one.packed_bytes)
@@ -192,7 +198,8 @@ class Search:
         first = self._try(Candidate(quantize=config))
         if self.acceptable(first) or not self.estimate.fits(self._elapsed, self.estimate.fixed):
             return first.candidate
-        careful = config.model_copy(update={"method": "auto", "equalize": True})
+        # Equalization replaces ReLU6 by ReLU; channels with scales of their own do not need it.
+        careful = config.model_copy(update={"method": "auto", "equalize": not config.per_channel})
         second = self._try(Candidate(quantize=careful))
         return max(first, second, key=self._assurance).candidate
 
