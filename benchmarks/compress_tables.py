@@ -23,16 +23,16 @@ MAX_DROP = 1.0
 
 
 def newest(rows: list[Record], network: str) -> dict[str, Record]:
-    """By row, the last record of a network."""
+    """The last record of each row of a network."""
     return {row["row"]: row for row in rows if row["network"] == network}
 
 
 def page(folder: Path) -> Iterator[str]:
-    """Every table, as Markdown."""
+    """All tables, as Markdown."""
     compressed = {row["network"]: row for row in records.read(folder / COMPRESSED)}
-    judged, timed = records.read(folder / PEERS), records.read(folder / TIMES)
+    evaluated, timed = records.read(folder / PEERS), records.read(folder / TIMES)
     latest = {row["network"]: row for row in timed}
-    networks = {name: Network(newest(judged, name), latest.get(name, {})) for name in compressed}
+    networks = {name: Network(newest(evaluated, name), latest.get(name, {})) for name in compressed}
     yield from table(HEADINGS, [cells(row) for row in compressed.values()])
     yield ""
     yield from table(
@@ -44,14 +44,14 @@ def page(folder: Path) -> Iterator[str]:
 
 
 def networks_block() -> str:
-    """The tables of the records under results/, and what they were made with."""
+    """The tables of the records under results/, with machines and versions."""
     rows = records.read(FOLDER / COMPRESSED)
     if not rows:
         return "Not measured yet."
     return "\n".join([*page(FOLDER), "", made_with([*rows, *records.read(FOLDER / TIMES)])])
 
 
-# ---- what `secateur compress` found
+# ---- results of `secateur compress`
 
 HEADINGS = [
     "Network", "Top-1 before, %", "After", "Drop, points", "Verdict", "Bytes before",
@@ -82,7 +82,7 @@ def estimate(value: dict[str, Any]) -> str:
     return f"{fixed(value['value'])} [{fixed(value['low'])}, {fixed(value['high'])}]"
 
 
-# ---- beside the best peer
+# ---- compared with the best peer
 
 COMPARED = [
     "Network", "Best peer", "Own minus peer, points", "Bytes, peer / own", "Time, peer / own",
@@ -111,28 +111,28 @@ def best_peer(network: Network) -> str | None:
 def compared(name: str, network: Network, row: Record) -> list[str]:
     """Compare Secateur with the best peer in accuracy, bytes and time."""
     peer = best_peer(network)
-    mine = network.fastest("ours", 100.0) or "ours-int8"
-    theirs, ours = network.right(peer) if peer else None, network.right(mine)
-    if peer is None or theirs is None or ours is None or "error" in row:
+    own = network.fastest("secateur", 100.0) or "ours-int8"
+    peer_right, own_right = network.right(peer) if peer else None, network.right(own)
+    if peer is None or peer_right is None or own_right is None or "error" in row:
         return [name, "nothing to compare with", *[NONE] * 4]
-    won = in_points(paired_drop(ours, theirs))
+    gain = in_points(paired_drop(own_right, peer_right))
     smaller = network.rows[peer]["bytes"] / row["variants"][2]["size_bytes"]
-    faster = network.ratio(peer, mine)
-    short = []
-    if won.value < 0:
-        short.append(f"{fixed(-won.value)} points less accurate")
+    faster = network.ratio(peer, own)
+    lacking = []
+    if gain.value < 0:
+        lacking.append(f"{fixed(-gain.value)} points less accurate")
     if smaller < 1:
-        short.append(f"{times(1 / smaller)} as large")
+        lacking.append(f"{times(1 / smaller)} as large")
     if faster is not None and faster.value < 1:
-        short.append(f"{times(1 / faster.value)} as slow")
+        lacking.append(f"{times(1 / faster.value)} as slow")
     return [
-        name, named(peer), drop_text(won), times(smaller),
+        name, named(peer), drop_text(gain), times(smaller),
         NONE if faster is None else ratio_text(faster),
-        f"no: {', '.join(short)}" if short else "yes",
+        f"no: {', '.join(lacking)}" if lacking else "yes",
     ]  # fmt: skip
 
 
-# ---- every row
+# ---- all rows
 
 ROW_HEADINGS = ["Row", "Bytes", "Drop against eager, points", "ms", "Faster than eager", "Note"]
 
