@@ -71,6 +71,12 @@ def test_says_by_how_much_ours_is_behind(
     assert cells[-1] == words
 
 
+def test_the_faster_of_secateur_s_files_is_compared(tmp_path: Path) -> None:
+    faster = {"ours-int8-openvino": 0.5}
+    cells = verdict(write(tmp_path, WRONG | {"ours-int8-openvino": 204}, MS | faster))
+    assert cells[4] == "6.00× [6.00, 6.00]"
+
+
 def test_a_failure_is_the_row_s_text(tmp_path: Path) -> None:
     lines = write(tmp_path, WRONG, MS)
     (row,) = [line for line in lines if line.startswith("| Torch-Pruning")]
