@@ -19,7 +19,7 @@ def test_four_presets_for_each_network_and_data_set_and_overfitting() -> None:
         for network in ("mobilenet_v2", "shufflenet_v2", "alexnet")
         for dataset in ("cifar10", "fashionmnist")
         for preset in ("paper", "accurate", "fast", "quick")
-    } | {"quickstart"}
+    } | {"quickstart", "mobilenet_v2-imagenet-paper"}
     networks = ("mobilenet_v2", "shufflenet_v2", "alexnet")
     expected |= {f"overfit-{n}-fashionmnist-{size}" for n in networks for size in ("quick", "full")}
     assert set(builtin_recipes()) == expected
@@ -33,6 +33,7 @@ def test_builtin_recipe_is_what_its_name_says(name: str) -> None:
     if name != "quickstart":
         network, dataset, preset = name.removeprefix("overfit-").split("-")
         assert recipe.network.name.startswith(network)
+        dataset = dataset.replace("imagenet", "shards")
         assert (recipe.data.name, recipe.preset) == (dataset, preset.replace("full", "quick"))
 
 

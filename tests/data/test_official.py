@@ -55,7 +55,7 @@ def test_mini_is_drawn_from_the_official_set() -> None:
 
 def test_every_set_has_facts_that_fit() -> None:
     names = Data.model_fields["name"].annotation.__args__  # type: ignore[union-attr]
-    assert {*FACTS, "folder"} == set(names)
+    assert {*FACTS, "folder", "shards"} == set(names)
     for facts in FACTS.values():
         assert facts.training % len(facts.classes) == facts.test % len(facts.classes) == 0
     published = dict(CIFAR10.train_list + CIFAR10.test_list)

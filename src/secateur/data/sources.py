@@ -9,6 +9,7 @@ from secateur import recipe
 from secateur.data.dataset import DataSet
 from secateur.data.folder import load_folder
 from secateur.data.official import OfficialDataSet
+from secateur.data.streamed import ShardDataSet
 from secateur.datasets import FACTS
 from secateur.errors import DataError, RecipeError
 from secateur.imaging import PIXEL_LIMIT, Preparation
@@ -25,14 +26,14 @@ def open_data(config: recipe.Data, root: Path | None, preparation: Preparation) 
     Raises:
         DataError: Files are missing or invalid; the message names them.
     """
-    if config.name != "folder":
+    if config.name not in ("folder", "shards"):
         return OfficialDataSet(
             config.name, root, validation=config.validation, seed=config.split_seed
         )
     root = root or Path(os.environ.get("SECATEUR_DATA", ""))
     if root == Path():
-        raise DataError("no images", where="data.name = folder", remedy="give --data DIR")
-    return load_folder(
+        raise DataError("no images", where=f"data.name = {config.name}", remedy="give --data DIR")
+    return (load_folder if config.name == "folder" else ShardDataSet)(
         root,
         preparation,
         validation=config.validation,

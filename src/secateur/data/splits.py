@@ -120,11 +120,18 @@ def mislabel(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor
     return noisy
 
 
+NORMALIZED = 20_000
+"""Images that the mean and standard deviation of a streamed set are measured on."""
+
+
 def normalization(images: Images, kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in units of [0, 1].
 
-    ``half`` gives 0.5 and 0.5, an input range of [-1, 1]; ``dataset`` measures ``images``.
+    ``half`` gives 0.5 and 0.5, an input range of [-1, 1]; ``dataset`` measures ``images``, or of
+    streamed images :data:`NORMALIZED`, evenly spaced.
     """
+    if not isinstance(images.pixels, Tensor) and images.pixels.identity is not None:
+        images = images.spread(NORMALIZED)
     channels = images.pixels.shape[1]
     if kind == "half":
         return (0.5,) * channels, (0.5,) * channels

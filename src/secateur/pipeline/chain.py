@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from secateur.pruning.plan import Plan
 from secateur.pruning.surgery import rebuild
 from secateur.recipe import Part, Recipe
 from secateur.store import Stage, Store
+from secateur.training import ranks
 
 Variant = Literal["reference", "pruned", "quantized"]
 VARIANTS: tuple[Variant, ...] = ("reference", "pruned", "quantized")
@@ -41,6 +43,7 @@ class StageDefinition:
         reads: The stages that it reads, by their name in the content id.
         part_of: The goal that it belongs to, if that is not its own name.
         on_request: Whether it is made only as the goal itself, or if another stage reads it.
+        trains: Whether all processes take part in it; otherwise process 0 makes it alone.
     """
 
     name: str
@@ -49,6 +52,7 @@ class StageDefinition:
     reads: Mapping[str, str] = field(default_factory=dict)
     part_of: str = ""
     on_request: bool = False
+    trains: bool = False
 
     @property
     def goal(self) -> str:
@@ -86,7 +90,9 @@ class Chain:
         if name not in self._stages:
             definition = self._by_name[name]
             reads = {role: self.stage(other) for role, other in definition.reads.items()}
-            self._stages[name] = self.make(name, definition.key(self), reads, definition.make)
+            self._stages[name] = self.make(
+                name, definition.key(self), reads, definition.make, definition.trains
+            )
         return self._stages[name]
 
     def make(
@@ -95,14 +101,41 @@ class Chain:
         key: Mapping[str, Any],
         reads: Mapping[str, Stage],
         make: Callable[[Chain, Path], None],
+        trains: bool = False,
     ) -> Stage:
         """Return one stage, made if missing, and log it; see :meth:`secateur.store.Store.stage`."""
-        stage = self.store.stage(name, key, reads, lambda folder: make(self, folder))
+        if ranks.rank():
+            return self._follow(name, key, reads, make, trains)
+
+        def begin(folder: Path) -> None:
+            ranks.agreed(True)
+            make(self, folder)
+
+        stage = self.store.stage(name, key, reads, begin)
+        if not stage.fresh:
+            ranks.agreed(False)
+        ranks.agreed(None)  # it is there
         if stage.fresh:
             say(f"{name}: done in {stage.manifest['seconds']:.1f} s  {stage.folder}")
         else:
             say(f"{name}: in place  {stage.folder}")
         return stage
+
+    def _follow(
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        reads: Mapping[str, Stage],
+        make: Callable[[Chain, Path], None],
+        trains: bool,
+    ) -> Stage:
+        """Take part in the training of a stage that process 0 makes, and find the stage."""
+        if ranks.agreed(None) and trains:
+            with TemporaryDirectory() as unused:
+                make(self, Path(unused))
+        ranks.agreed(None)
+        finished = Store(self.store.root, find_only=True)
+        return finished.stage(name, key, reads, lambda folder: None)
 
     def stages(self, goal: str) -> Iterator[Stage]:
         """Yield each stage up to ``goal`` in order, made if missing.

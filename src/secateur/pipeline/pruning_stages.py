@@ -44,7 +44,7 @@ def round_definitions(config: recipe.Prune) -> Iterator[StageDefinition]:
             reads["teacher"] = "teacher"
         before = f"prune-{index}"
         make, key = partial(_make_round, index=index), partial(_round_key, index=index)
-        yield StageDefinition(before, make, key, reads, part_of="prune")
+        yield StageDefinition(before, make, key, reads, part_of="prune", trains=True)
 
 
 def _round_key(chain: Chain, index: int) -> dict[str, Any]:

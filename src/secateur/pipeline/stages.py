@@ -53,9 +53,11 @@ def stage_definitions(recipe: Recipe) -> list[StageDefinition]:
     taught = {"teacher": "teacher"} if recipe.train.distill else {}
     table = [
         StageDefinition("data", make_data, data_key),
-        *([StageDefinition("teacher", make_teacher, teacher_key, {"data": "data"})]
+        *([StageDefinition("teacher", make_teacher, teacher_key, {"data": "data"}, trains=True)]
           if any("teacher" in reads for reads in (taught, rounds[0].reads)) else []),
-        StageDefinition("train", make_reference, train_key, {"data": "data", **taught}),
+        StageDefinition(
+            "train", make_reference, train_key, {"data": "data", **taught}, trains=True
+        ),
         StageDefinition("scan", make_scan, scan_key, {"train": "train"}),
         *rounds,
         StageDefinition(

@@ -24,9 +24,9 @@ class Data(Part):
     changed.
     """
 
-    name: Literal["cifar10", "fashionmnist", "fashionmnist-mini", "folder"] = Field(
-        description="Data set; `folder` reads the images below --data: train/CLASS/*, val/CLASS/* "
-        "and test/CLASS/*, or CLASS/*."
+    name: Literal["cifar10", "fashionmnist", "fashionmnist-mini", "folder", "shards"] = Field(
+        description="Data set; below --data, `folder` reads train/CLASS/*, val/CLASS/* and "
+        "test/CLASS/*, or CLASS/*, and `shards` streams train-*.tar or .parquet and so on."
     )
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2,

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.data import Images
+from secateur.data.images import in_turn, parts_of
 from secateur.runtimes import Runtime
 
 BATCH = 250
@@ -40,9 +41,10 @@ def evaluate(
         prepare: Maps stored pixels to the network's input.
         batch: Batch size.
     """
-    for start in range(0, len(images), batch):
-        scores = network(prepare(images.pixels[start : start + batch]))
-        yield scores, images.labels[start : start + batch].to(scores.device)
+    parts = parts_of(len(images), batch)
+    for part, pixels in zip(parts, in_turn(images.pixels, parts), strict=True):
+        scores = network(prepare(pixels))
+        yield scores, images.labels[part].to(scores.device)
 
 
 def correct(
@@ -110,7 +112,8 @@ def leave_gradients(
     """
     network.zero_grad(set_to_none=True)
     with _inference(network):
-        for start in range(0, len(images), batch):
-            labels = images.labels[start : start + batch]
-            scores = network(prepare(images.pixels[start : start + batch]))
+        parts = parts_of(len(images), batch)
+        for part, pixels in zip(parts, in_turn(images.pixels, parts), strict=True):
+            labels = images.labels[part]
+            scores = network(prepare(pixels))
             (F.cross_entropy(scores, labels, reduction="sum") / len(images)).backward()

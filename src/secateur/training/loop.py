@@ -14,8 +14,10 @@ from secateur import recipe
 from secateur.console import progress
 from secateur.data import Images, Preparation
 from secateur.models.build import with_stem
+from secateur.training import ranks
 from secateur.training.cpu import fast_layers
 from secateur.training.evaluation import correctness
+from secateur.training.synchronized import synchronized
 from secateur.training.trainer import Epoch, Teacher, Trainer, TrainStep
 
 GLANCE = 2000
@@ -80,9 +82,13 @@ def train(
     trainer.load(checkpoint)
     steps = len(training) // min(config.batch_size, len(training))
     behind = steps * len(trainer.history)
-    with progress(label, steps * config.epochs, behind) as tick, fast_layers(*trainer.networks):
+    with (
+        progress(label, steps * config.epochs, behind) as tick,
+        fast_layers(*trainer.networks),
+        synchronized(*(trainer.networks if config.shards == 1 else ())),
+    ):
         while not _done(trainer.history, config, len(training)):
-            if stop is not None and trainer.history and stop(trainer.history):
+            if trainer.history and ranks.agreed(stop is not None and stop(trainer.history)):
                 break
             note = _epoch(trainer, training, validation, built_from, prepare, tick)
             trainer.save(checkpoint)
@@ -103,13 +109,25 @@ def _epoch(
     with _geometry_of(epoch, trainer, built_from, prepare) as prepare:
         loss, fitted = trainer.run_epoch(training, prepare, tick), None
         if config.until is not None:
-            fitted = int(correctness(trainer.average, training, prepare).sum())
+            fitted = _right(trainer.average, training, prepare)
         last = epoch == config.epochs or _reached(fitted, config, len(training))
         evaluated = validation if last else validation.spread(GLANCE)
-        right = int(correctness(trainer.average, evaluated, prepare).sum())
+        right = _right(trainer.average, evaluated, prepare)
     seconds = time.monotonic() - start
     trainer.history.append(Epoch(epoch, loss, right, len(evaluated), seconds, fitted))
     return f"epoch {epoch} loss {loss:.3f} validation {100 * right / len(evaluated):.2f} %"
+
+
+def _right(network: nn.Module, images: Images, prepare: Preparation) -> int:
+    """How many images are classified right; each process looks at its part of them."""
+    if ranks.world() == 1:
+        return int(correctness(network, images, prepare).sum())
+    own = images.take(
+        torch.arange(ranks.rank(), len(images), ranks.world()).to(images.labels.device)
+    )
+    right = torch.tensor(correctness(network, own, prepare).sum(), device=images.labels.device)
+    ranks.add_up(right)
+    return int(right)
 
 
 @contextmanager

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from secateur import recipe
 from secateur.data import Images, Preparation, augment, distort, mix
+from secateur.data.images import in_turn
 from secateur.errors import TrainingError
 from secateur.recipe import content_id
+from secateur.training import ranks
 from secateur.training.checkpoint import read_checkpoint, write_checkpoint
 from secateur.training.precision import Precision, autocast
 from secateur.training.shards import Shards
@@ -27,6 +29,7 @@ TEMPERATURE = 2.0
 TrainStep = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From the network, prepared images (N, C, R, R) and labels (N,) to the loss, a scalar tensor."""
 
+_APART = 2**40  # between the seeds of processes that train together
 _CHECK_EVERY = 50  # steps between reads of the loss, each of which synchronizes a GPU
 
 
@@ -154,7 +157,8 @@ class Trainer:
         self.network, self.config, self.seed, self.teacher = network, config, seed, teacher
         self.train_step = train_step
         self.average = copy.deepcopy(network).eval() if config.ema else network
-        self._shards = Shards(network, config.shards) if config.shards > 1 else None
+        parts = config.shards if config.shards > 1 else ranks.world()
+        self._shards = Shards(network, parts) if parts > 1 else None
         self._copies = self._shards.copies if self._shards else [network]
         parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         device = next(iter(parameters.values())).device
@@ -173,15 +177,21 @@ class Trainer:
         return self._copies if self.average is self.network else [*self._copies, self.average]
 
     def step(
-        self, images: Tensor, labels: Tensor, rate: float, pixels: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        rate: float,
+        pixels: Tensor | None = None,
+        batch: int | None = None,
     ) -> Tensor:
         """Take one step and return the loss, a scalar tensor, detached.
 
         Args:
-            images: Prepared float32, shape (N, C, R, R).
+            images: Prepared float32, shape (N, C, R, R); this process's part of the batch.
             labels: int64, shape (N,); or a probability for each class, float32 (N, classes).
             rate: Learning rate.
             pixels: Stored pixels of ``images``, for the teacher; uint8 (N, C, H, W).
+            batch: Batch size of all processes together; None for N.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -195,7 +205,7 @@ class Trainer:
             loss = loss_of(self.network, slice(None))
             loss.backward()
         else:
-            loss = self._shards.backward(loss_of, len(images))
+            loss = self._shards.backward(loss_of, batch or len(images))
         gradients = [p.grad for p in self._masked]
         if gradients:
             torch._foreach_mul_(gradients, self._kept)  # type: ignore[arg-type]
@@ -236,7 +246,9 @@ class Trainer:
         return content_id({"train": config, "seed": self.seed, "shapes": shapes})
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; an existing one becomes the preceding one."""
+        """Write a checkpoint, in process 0 only; an existing one becomes the preceding one."""
+        if ranks.rank():
+            return
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         if self.config.ema:
             tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
@@ -250,7 +262,7 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Load the newest valid checkpoint of :meth:`save`, if there is one."""
-        read = read_checkpoint(path, self.identity)
+        read = ranks.agreed(None if ranks.rank() else read_checkpoint(path, self.identity))
         if read is None:
             return
         tensors, state = read
@@ -288,20 +300,22 @@ class Trainer:
         seed = self.seed * 100_003 + epoch
         total = torch.zeros((), device=images.labels.device)
         drawing = self._shards.dropout(seed) if self._shards else nullcontext()
+        own = self._shards.own(size) if self._shards else slice(0, size)
+        parts = [order[step * size : (step + 1) * size][own] for step in range(steps)]
         with torch.random.fork_rng(), drawing:
-            torch.manual_seed(seed)  # for dropout
-            for step in range(steps):
-                chosen = order[step * size : (step + 1) * size]
-                pixels = augment(images.pixels[chosen], config.augment, generator)
+            torch.manual_seed(seed + _APART * ranks.rank())  # for dropout and distort
+            for step, pixels in enumerate(in_turn(images.pixels, parts)):
+                pixels = augment(pixels, config.augment, generator, size, own)
                 pixels = distort(pixels, config.augment)
                 pixels, labels = mix(
-                    pixels, images.labels[chosen], len(images.classes), config.augment
+                    pixels, images.labels[parts[step]], len(images.classes), config.augment
                 )
                 rate = learning_rate(config, epoch * steps + step, config.epochs * steps)
-                total += self.step(prepare(pixels), labels, rate, pixels)
+                total += self.step(prepare(pixels), labels, rate, pixels, size)
                 tick.advance()  # type: ignore[attr-defined]
                 if (step + 1) % _CHECK_EVERY == 0 or step + 1 == steps:
                     _check_finite(total, epoch)
+        ranks.equalize_buffers(*dict.fromkeys((self.network, self.average)))
         return total.item() / steps
 
 
