@@ -22,6 +22,7 @@ from secateur.console import say
 from secateur.disk import TEMPORARY, flush, replacing, write_bytes, write_json, write_text
 from secateur.errors import StoreError
 from secateur.recipe import content_id
+from secateur.remote import Remote
 
 __all__ = [
     "MANIFEST",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MANIFEST = "stage.json"
+REMOTE_STAGES = "stages"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Store:
         wait: Wait if another process makes the stage; otherwise raise an error.
         find_only: Raise an error instead of making a missing stage.
         any_threads: Reuse stages made with any number of threads.
+        remote: Object storage that shares stages with other machines; ``root`` has copies.
 
     Attributes:
         made_any: Whether any stage was made, not reused.
@@ -97,8 +100,9 @@ class Store:
         wait: bool = False,
         find_only: bool = False,
         any_threads: bool = False,
+        remote: Remote | None = None,
     ) -> None:
-        self.root, self.wait, self.find_only = root, wait, find_only
+        self.root, self.wait, self.find_only, self.remote = root, wait, find_only, remote
         self.any_threads = any_threads or find_only
         self.made_any = False
         try:
@@ -135,28 +139,37 @@ class Store:
         """
         key = {"says": dict(settings), "upstream": {k: stage.id for k, stage in upstream.items()}}
         identity = content_id({"stage": name.split("-")[0], **key})
-        folder = self._folder(name, identity, bool(upstream))
-        if (folder / MANIFEST).exists():
-            return _verified(name, identity, folder)
-        if self.find_only:
-            raise StoreError("no such stage", where=folder, remedy="make it where it was made")
-        with self._lock(folder):
-            if (folder / MANIFEST).exists():  # made by the other process
+        while True:
+            folder = self._folder(name, identity, bool(upstream))
+            if (folder / MANIFEST).exists():
+                self._share(folder, f"{name}-{identity}")
                 return _verified(name, identity, folder)
-            partial = folder.with_name(folder.name + ".partial")
-            partial.mkdir(exist_ok=True)
-            for unfinished in (partial / MANIFEST, *partial.glob(f".*{TEMPORARY}")):
-                unfinished.unlink(missing_ok=True)
-            start, threads = time.monotonic(), environment.threads()
-            make(partial)
-            facts = {"seconds": round(time.monotonic() - start, 3), "threads": threads}
-            _finish({"stage": name, "id": identity, **key}, facts, partial, folder)
-        self.made_any = True
-        return Stage(name, identity, folder, fresh=True)
+            if self.find_only:
+                raise StoreError("no such stage", where=folder, remedy="make it where it was made")
+            with self._lock(folder), self._remote_lock(folder, f"{name}-{identity}"):
+                # made meanwhile, or fetched: perhaps with another number of threads
+                chosen = self._folder(name, identity, bool(upstream))
+                if not (chosen / MANIFEST).exists() and chosen == folder:
+                    facts = self._make(folder, make)
+                    self._finish({"stage": name, "id": identity, **key}, facts, folder)
+                    self.made_any = True
+                    return Stage(name, identity, folder, fresh=True)
+
+    def _make(self, folder: Path, make: Callable[[Path], None]) -> dict[str, Any]:
+        """Let ``make`` write into the unfinished folder; return how long it took, and threads."""
+        partial = _partial(folder)
+        partial.mkdir(exist_ok=True)
+        for unfinished in (partial / MANIFEST, *partial.glob(f".*{TEMPORARY}")):
+            unfinished.unlink(missing_ok=True)
+        start, threads = time.monotonic(), environment.threads()
+        make(partial)
+        return {"seconds": round(time.monotonic() - start, 3), "threads": threads}
 
     def _folder(self, name: str, identity: str, depends_on_threads: bool) -> Path:
         """The folder of the stage for the threads of this process."""
         first, current = self.root / f"{name}-{identity}", environment.threads()
+        if _threads(first) == current:  # the usual case; listing a large store is slow
+            return first
         versions = [first, *sorted(self.root.glob(f"{first.name}-*threads"))]
         finished = {
             threads: folder
@@ -188,25 +201,65 @@ class Store:
         finally:
             lock.release()
 
+    @contextmanager
+    def _remote_lock(self, folder: Path, group: str) -> Iterator[None]:
+        """Fetch the stage, or hold its lock in the object storage; nothing where there is none."""
+        if self.remote is None or self._fetched(folder, group):
+            yield
+            return
+        with self.remote.lock(_remote_name(folder, group), self.wait):
+            self._fetched(folder, group)
+            yield
 
-def _finish(key: dict[str, Any], facts: dict[str, Any], partial: Path, folder: Path) -> None:
-    """Write the manifest, flush all files, and rename the folder."""
-    files = sorted(partial.iterdir())
-    manifest = {
-        **key,
-        "files": {file.name: _digest(file) for file in files},
-        **facts,
-        "processor": environment.processor(),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-    }
-    for file in files:
-        flush(file)
-    write_json(partial / MANIFEST, manifest | {"checksum": _checksum(manifest)})
-    if folder.exists():  # without a manifest it is not a result
-        shutil.rmtree(folder)
-    partial.replace(folder)
-    flush(folder.parent)
+    def _fetched(self, folder: Path, group: str) -> bool:
+        """Copy each version of a stage that is not here; whether there was any."""
+        assert self.remote is not None
+        names = self.remote.versions(f"{REMOTE_STAGES}/{group}")
+        for name in names:
+            copy = folder.with_name(name.rpartition("/")[2])
+            if not (copy / MANIFEST).exists():
+                self.remote.fetch(name, copy)
+        return bool(names)
+
+    def _share(self, folder: Path, group: str) -> None:
+        """Upload a stage that only this machine has."""
+        if self.remote is not None and not self.remote.has(_remote_name(folder, group)):
+            self.remote.publish(_remote_name(folder, group), folder)
+
+    def _finish(self, key: dict[str, Any], facts: dict[str, Any], folder: Path) -> None:
+        """Write the manifest, flush everything, share it, and give the folder its name."""
+        partial = _partial(folder)
+        files = sorted(partial.iterdir())
+        manifest = {
+            **key,
+            "files": {file.name: _digest(file) for file in files},
+            **facts,
+            "processor": environment.processor(),
+            "versions": environment.versions(),
+            "commit": environment.commit(),
+        }
+        for file in files:
+            flush(file)
+        write_json(partial / MANIFEST, manifest | {"checksum": _checksum(manifest)})
+        if self.remote is not None:
+            name = _remote_name(folder, f"{key['stage']}-{key['id']}")
+            if not self.remote.publish(name, partial):  # another was first: that one counts
+                shutil.rmtree(partial)
+                self.remote.fetch(name, folder)
+                return
+        if folder.exists():  # without a manifest it is no result, and in the way
+            shutil.rmtree(folder)
+        partial.replace(folder)
+        flush(folder.parent)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _remote_name(folder: Path, group: str) -> str:
+    """Name of a stage in an object storage: its versions for numbers of threads lie together."""
+    return f"{REMOTE_STAGES}/{group}/{folder.name}"
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
