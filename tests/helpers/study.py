@@ -121,3 +121,15 @@ def _overfitting(right: dict[str, np.ndarray], common: dict) -> Iterator[Record]
             ("loss_gap_nats", 0.9),
         ):
             yield a_record(common, variant, metric, value, decided.size, at=CONDITIONS)
+
+
+TIMES = ("seconds", "epoch_seconds", "latency_ms", "unpack_seconds")
+
+
+def timeless(records: list[Record]) -> list[str]:
+    """Everything but times, and the packed file, which says how long it took.
+
+    And but for the commit, which somebody may make while the tests run.
+    """
+    kept = [r for r in records if r.metric not in TIMES and r.at.get("stage") != "pack"]
+    return [record.model_copy(update={"commit": ""}).to_json() for record in kept]

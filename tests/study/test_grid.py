@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from helpers.study import timeless
 from secateur.cli import app as cli
 from secateur.errors import SecateurError
 from secateur.recipe import Network, Teacher, Train, load_recipe
@@ -17,8 +18,9 @@ from secateur.store import MANIFEST
 from secateur.study import forecast
 from secateur.study.cells import read_cells
 from secateur.study.curves import NOT_IN_FORCE, scan_points
+from secateur.study.engines import LocalEngine, Work
 from secateur.study.forecast import total_seconds
-from secateur.study.grid import Cell, cells, demonstrate, run_cell, run_cells
+from secateur.study.grid import Cell, cells, demonstrate, run_cell
 from secateur.study.reproduce import Study, study
 
 
@@ -47,18 +49,6 @@ def test_names_that_are_not_known_are_refused() -> None:
             study(device="cpu", **said)  # type: ignore[arg-type]
 
 
-TIMES = ("seconds", "epoch_seconds", "latency_ms", "unpack_seconds")
-
-
-def timeless(records: list[Record]) -> list[str]:
-    """Everything but times, and the packed file, which says how long it took.
-
-    And but for the commit, which somebody may make while the tests run.
-    """
-    kept = [r for r in records if r.metric not in TIMES and r.at.get("stage") != "pack"]
-    return [record.model_copy(update={"commit": ""}).to_json() for record in kept]
-
-
 @pytest.mark.slow
 def test_cells_run_side_by_side_alike_and_merge_by_copying(
     tiny: list[Cell], image_folder: Path, tmp_path: Path
@@ -66,8 +56,8 @@ def test_cells_run_side_by_side_alike_and_merge_by_copying(
     here, there, cell = tmp_path / "here", tmp_path / "there", tiny[0]
     twin = Cell("twin", cell.recipe)
     ended: dict[str, str | None] = {}
-    run_cells(
-        [cell, twin], here, image_folder, ["cpu", "cpu"], lambda c, e: ended.__setitem__(c.name, e)
+    LocalEngine(["cpu", "cpu"]).run(
+        [cell, twin], Work(here, image_folder), lambda c, e: ended.__setitem__(c.name, e)
     )
     assert ended == {"tiny-seed0": None, "twin": None}
     assert cell.is_done(here)
@@ -91,13 +81,13 @@ def test_cells_run_side_by_side_alike_and_merge_by_copying(
 
     shutil.copytree(one, cell.folder(tmp_path / "merged"))
     assert [c.is_done(tmp_path / "merged") for c in tiny] == [True, False]
-    merged = Study(tiny, tmp_path / "merged", ["cpu"])
+    merged = Study(tiny, tmp_path / "merged", LocalEngine(["cpu"]))
     assert merged.todo == [tiny[1]]
 
     # Measured again, all but times is as it was; what was made elsewhere cannot be.
     trained = next((there / "stages").glob(f"train-*/{MANIFEST}")).stat().st_mtime_ns
     shutil.rmtree(next((there / "stages").glob("pack-*")))  # killed when it had forgotten half
-    assert Study(tiny, there, ["cpu"]).time_again(image_folder) == []
+    assert Study(tiny, there, LocalEngine(["cpu"])).time_again(image_folder) == []
     again = read_records(two / "records.jsonl")
     assert timeless(again) == timeless(records[1])
     assert latencies_of(again) != latencies_of(records[1])
@@ -149,8 +139,8 @@ def test_a_cell_killed_after_its_recipe_changed_is_not_done(
 
 def test_one_failure_stops_no_other(tiny: list[Cell], tmp_path: Path) -> None:
     ended: dict[str, str | None] = {}
-    run_cells(
-        tiny, tmp_path, tmp_path / "missing", ["cpu"], lambda c, e: ended.__setitem__(c.name, e)
+    LocalEngine(["cpu"]).run(
+        tiny, Work(tmp_path, tmp_path / "missing"), lambda c, e: ended.__setitem__(c.name, e)
     )
     assert list(ended) == ["tiny-seed0", "tiny-seed1"]
     assert all(error and "no such image folder" in error for error in ended.values())
@@ -166,7 +156,7 @@ def test_the_plan_knows_what_is_done_and_forecasts_the_rest(
     (folder / "recipe.toml").write_text(tiny[0].recipe.to_toml())
     monkeypatch.setattr(forecast, "measured_seconds", lambda folder: 100.0)
     console = Console(file=io.StringIO(), width=150)
-    for part in Study(tiny, tmp_path, ["cpu"]).plan():
+    for part in Study(tiny, tmp_path, LocalEngine(["cpu"])).plan():
         console.print(part)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     done, todo, total = text.strip().splitlines()[1:]

@@ -21,8 +21,9 @@ from secateur.cli import (
     quantize_command,
     study_commands,
 )
+from secateur.cli.options import started_together
 from secateur.cli.signals import INTERRUPTED, exit_code, interrupt_on_signals
-from secateur.console import say
+from secateur.console import say, stderr
 from secateur.errors import InterruptedByUserError, SecateurError
 
 app = typer.Typer(
@@ -64,6 +65,8 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")  # the option may come anywhere
     interrupt_on_signals()
+    if started_together() and os.environ["RANK"] != "0":
+        stderr.quiet = True  # process 0 says it
     try:
         app()
     except InterruptedByUserError as error:

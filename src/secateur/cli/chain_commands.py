@@ -71,15 +71,26 @@ def run_chain(
     seed: int | None,
     overrides: list[str] | None,
     json: bool,
+    store: str | None = None,
+    devices: int = 1,
 ) -> None:
     """Run the chain up to ``last_stage`` and print the result."""
     options.wait_without_spinning()
+    if devices > 1 and not options.started_together():
+        from secateur.training.ranks import launch
+
+        with options.resumable():
+            launch(devices, sys.argv[1:])
+        return
     from secateur.pipeline.run import run  # importing torch is slow, and --help does not need it
 
     with options.resumable():
         result = run(
-            recipe, last_stage, data=data, out=out, device=device, seed=seed, sets=overrides
-        )
+            recipe, last_stage, data=data, out=out, device=device, seed=seed, sets=overrides,
+            storage=store,
+        )  # fmt: skip
+    if not result.records:  # this process helped another one to train
+        return
     if json:
         sys.stdout.writelines(record.to_json() + "\n" for record in result.records)
     else:
@@ -100,9 +111,11 @@ def _command(last_stage: str, summary: str, cost: str, examples: str) -> Callabl
         device: options.Device = "auto",
         seed: options.Seed = None,
         overrides: options.Overrides = None,
+        store: options.StoreUrl = None,
+        devices: options.Devices = 1,
         json: options.Json = False,
     ) -> None:
-        run_chain(last_stage, recipe, data, out, device, seed, overrides, json)
+        run_chain(last_stage, recipe, data, out, device, seed, overrides, json, store, devices)
 
     lines = "\n\n".join(f"    {line}" for line in examples.splitlines())
     command.__doc__ = f"{summary}\n\nCost: {cost}\n\nExamples:\n\n{lines}"

@@ -39,6 +39,20 @@ DataFolder = Annotated[
 OutFolder = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="Folder for stages, records and reports.")
 ]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="Object storage that shares stages between machines, e.g. s3://bucket/prefix.",
+    ),
+]
+Devices = Annotated[
+    int,
+    typer.Option(
+        "--devices", help="Processes that train together, one for each GPU; as torchrun.", min=1
+    ),
+]
 OutFile = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Replaces the recipe's seed.", min=0)]
@@ -70,6 +84,11 @@ def wait_without_spinning() -> None:
     OpenMP reads the setting when torch is imported; commands that train call this function before.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def started_together() -> bool:
+    """Whether torchrun started this process as one of several; torch is not imported for that."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
 def show(parts: Iterable[Any]) -> None:

@@ -11,9 +11,11 @@ from secateur.pipeline.stages import open_chain
 from secateur.pipeline.to_records import to_records
 from secateur.recipe import load_recipe
 from secateur.records import Record, write_records
+from secateur.remote import Remote
 from secateur.report import write_report
 from secateur.report.contents import Changes
 from secateur.store import Store, save_tensors, write_bytes, write_text
+from secateur.training import ranks
 from secateur.training.cpu import keep_freed_memory
 
 RECORDS, PACKED = "records.jsonl", "net.sec"
@@ -54,6 +56,7 @@ def run(
     device: str = "auto",
     seed: int | None = None,
     sets: list[str] | None = None,
+    storage: str | None = None,
 ) -> Run:
     """Run the stages of a recipe up to ``goal``; finished stages are not repeated.
 
@@ -66,6 +69,7 @@ def run(
         device: As in :func:`secateur.environment.choose_device`.
         seed: Replaces the recipe's seed.
         sets: ``key=value`` overrides.
+        storage: URL of an object storage that shares stages between machines, or None.
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
@@ -79,9 +83,14 @@ def run(
     """
     keep_freed_memory()
     recipe = load_recipe(name, sets, seed)
-    store = Store(out / "stages")
-    chain = open_chain(recipe, store, data, choose_device(device))
+    remote = Remote(storage) if storage else None
+    if remote is not None:
+        remote.check()
+    store = Store(out / "stages", remote=remote)
+    chain = open_chain(recipe, store, data, ranks.join(choose_device(device)))
     folder = out / f"{recipe.name}-{recipe.id}"
+    if ranks.rank():  # helps process 0 to train, and reports nothing
+        return Run(folder, [], fresh=bool([stage.fresh for stage in chain.stages(goal)]))
     records = complete(chain, folder, goal)
     packed = folder / PACKED if goal == "pack" else None
     return Run(folder, records, store.made_any, packed)

@@ -6,16 +6,12 @@ their folders.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
-from queue import Queue
 
 import torch
 
@@ -25,6 +21,7 @@ from secateur.pipeline import open_chain
 from secateur.pipeline.run import RECORDS, complete
 from secateur.recipe import Recipe, builtin_recipes, load_recipe, parse_recipe
 from secateur.records import Record, write_records
+from secateur.remote import Remote
 from secateur.store import Store, save_tensors, write_text
 from secateur.study.cells import DEMONSTRATION
 from secateur.study.demonstration import scan_without_masks
@@ -34,6 +31,7 @@ from secateur.training.cpu import keep_freed_memory
 
 NOISES = (0.0, 0.2, 0.4)
 """Fractions of wrong training labels in overfitting cells on an excerpt."""
+REMOTE_CELLS = "cells"
 CHAIN_TABLES, OVERFIT_TABLES = frozenset({1, 2, 3, 4}), frozenset({5, 6})
 
 
@@ -54,6 +52,11 @@ class Cell:
     def folder(self, out: Path) -> Path:
         """Folder of its records."""
         return out / "cells" / self.name
+
+    @property
+    def remote_name(self) -> str:
+        """Name in an object storage, which keeps the cell of each recipe."""
+        return f"{REMOTE_CELLS}/{self.name}-{self.recipe.id}"
 
     def is_done(self, out: Path) -> bool:
         """Whether its records are complete and of this recipe."""
@@ -111,7 +114,9 @@ def _overfit_cells(network: str, preset: str, seed: int, sets: list[str]) -> Ite
         yield Cell(f"{name}-noise{round(100 * noise)}-seed{seed}", recipe, overfit=True)
 
 
-def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Record]:
+def run_cell(
+    cell: Cell, out: Path, data: Path | None, device: str, storage: str | None = None
+) -> list[Record]:
     """Run one cell and write its folder; existing stages are reused.
 
     Args:
@@ -119,12 +124,23 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
         out: Output folder: ``stages/``, shared by cells, and ``cells/NAME/``.
         data: Folder with the data set's files, or None.
         device: See :func:`secateur.environment.choose_device`.
+        storage: URL of an object storage that shares stages and cells between machines, or None.
 
     Raises:
         SecateurError: One line that says what is wrong and what to try.
     """
     keep_freed_memory()
-    folder, store = cell.folder(out), _store(out, wait=True)
+    remote = Remote(storage) if storage else None
+    records = _run(cell, out, data, device, remote)
+    if remote is not None:
+        remote.publish(cell.remote_name, cell.folder(out))
+    return records
+
+
+def _run(
+    cell: Cell, out: Path, data: Path | None, device: str, remote: Remote | None
+) -> list[Record]:
+    folder, store = cell.folder(out), _store(out, wait=True, remote=remote)
     folder.mkdir(parents=True, exist_ok=True)
     # Remove records of an older recipe, which would make an interrupted cell look done.
     for stale in (RECORDS, DEMONSTRATION):
@@ -138,14 +154,16 @@ def run_cell(cell: Cell, out: Path, data: Path | None, device: str) -> list[Reco
     return complete(open_chain(cell.recipe, store, data, choose_device(device)), folder)
 
 
-def demonstrate(cell: Cell, out: Path, data: Path | None, device: str) -> None:
+def demonstrate(
+    cell: Cell, out: Path, data: Path | None, device: str, storage: str | None = None
+) -> None:
     """Scan a finished cell's network with masks that are not applied, and store the records.
 
     Arguments and errors: see :func:`run_cell`. Cells with such a scan are skipped.
     """
     path = cell.folder(out) / DEMONSTRATION
     if not path.exists():
-        store = _store(out, wait=True)
+        store = _store(out, wait=True, remote=Remote(storage) if storage else None)
         chain = open_chain(cell.recipe, store, data, choose_device(device))
         write_records(path, scan_without_masks(chain))
 
@@ -170,73 +188,10 @@ def forget_times(cell: Cell, out: Path, data: Path | None) -> bool:
     return True
 
 
-def _store(out: Path, **options: bool) -> Store:
+def _store(out: Path, wait: bool, remote: Remote | None = None) -> Store:
     """The stages shared by cells.
 
     The number of parallel cells determines the threads of each. A study continued with another
     number reuses existing stages; records name the threads of their stage.
     """
-    return Store(out / "stages", any_threads=True, **options)
-
-
-Finished = Callable[[Cell, str | None], None]
-"""Called after each cell with its error in one line, or None."""
-
-
-def run_cells(
-    todo: list[Cell],
-    out: Path,
-    data: Path | None,
-    devices: list[str],
-    finished: Finished,
-) -> None:
-    """Run cells in parallel, one process at a time on each of ``devices``.
-
-    A failed cell does not stop others; its error is passed to ``finished``. The output of a cell is
-    written to ``cells/NAME/log.txt``.
-
-    Args:
-        todo: Cells in the order of their start.
-        out: See :func:`run_cell`.
-        data: See :func:`run_cell`.
-        devices: One entry for each process: ``cpu``, ``cpu`` for two; ``cuda:0``, ``cuda:1``.
-        finished: Called when a cell ends.
-    """
-    free, threads = Queue[str](), max(1, (os.cpu_count() or 1) // len(devices))
-    for device in devices:
-        free.put(device)
-
-    def run_one(cell: Cell) -> str | None:
-        device = free.get()
-        try:
-            # A separate process isolates memory and crashes.
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                return pool.submit(_alone, cell, out, data, device, threads).result()
-        except Exception as error:  # a failed cell does not stop others
-            return f"{type(error).__name__}: {error}; see {cell.folder(out) / 'log.txt'}"
-        finally:
-            free.put(device)
-
-    with ThreadPoolExecutor(len(devices)) as threads_of_cells:
-        started = {threads_of_cells.submit(run_one, cell): cell for cell in todo}
-        try:
-            for future in as_completed(started):
-                finished(started[future], future.result())
-        except BaseException:  # Ctrl-C: start no more cells
-            threads_of_cells.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _alone(cell: Cell, out: Path, data: Path | None, device: str, threads: int) -> str | None:
-    """Run a cell in this process, with output to its log; return the error, or None."""
-    folder = cell.folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    torch.set_num_threads(threads)
-    try:
-        run_cell(cell, out, data, device)
-    except SecateurError as error:
-        return str(error)
-    return None
+    return Store(out / "stages", wait=wait, any_threads=True, remote=remote)

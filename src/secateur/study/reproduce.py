@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from secateur.console import say
+from secateur.console import progress, say
 from secateur.environment import choose_device
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, UsageError
+from secateur.remote import Remote
 from secateur.report.numbers import duration
+from secateur.study.engines import Engine, LocalEngine, Work
 from secateur.study.forecast import forecast, total_seconds
-from secateur.study.grid import Cell, cells, demonstrate, forget_times, run_cells
+from secateur.study.grid import REMOTE_CELLS, Cell, cells, demonstrate, forget_times
 from secateur.study.page import write_reproduction
 from secateur.study.published import DATASETS, NETWORKS
 
@@ -30,12 +32,14 @@ class Study:
     Attributes:
         cells: Cells in the order of execution.
         out: Output folder: ``cells/``, ``stages/`` and ``reproduction/``.
-        devices: One entry for each process that runs cells.
+        engine: Runs the cells.
+        storage: URL of an object storage that shares results between machines, or None.
     """
 
     cells: list[Cell]
     out: Path
-    devices: list[str]
+    engine: Engine
+    storage: str | None = None
 
     @property
     def todo(self) -> list[Cell]:
@@ -44,7 +48,7 @@ class Study:
 
     def plan(self) -> Iterator[Table | str]:
         """Yield the cells with their state, and an estimate of the remaining time."""
-        estimate, todo = forecast(self.cells, self.out, self.devices[0]), self.todo
+        estimate, todo = forecast(self.cells, self.out, self.engine.device), self.todo
         table, expected = Table(box=None, pad_edge=False), []
         for heading in ("cell", "recipe", "state", "about"):
             table.add_column(heading)
@@ -57,9 +61,9 @@ class Study:
                 about = "unknown" if seconds is None else duration(seconds)
             table.add_row(cell.name, cell.recipe.id, state, about)
         yield table
-        side = f"{len(self.devices)} at a time on {', '.join(sorted(set(self.devices)))}"
+        side = self.engine.describe()
         left = (
-            f"about {duration(total_seconds(expected, len(self.devices)))} left"
+            f"about {duration(total_seconds(expected, self.engine.slots))} left"
             if todo
             else "all done"
         )
@@ -71,38 +75,63 @@ class Study:
         Args:
             data: Folder with the data sets' files, or None.
         """
-        return self._run(self.todo, data, self.devices)
+        self._fetch()
+        return self._run(self.todo, data, self.engine)
 
     def time_again(self, data: Path | None) -> list[str]:
         """Measure finished cells again, one by one; return the errors, one line each.
 
         Cells that ran in parallel were timed on a busy machine. Cells of other machines are
         skipped.
+
+        Raises:
+            UsageError: The engine is not of this machine.
         """
+        if not isinstance(self.engine, LocalEngine) or self.storage:
+            raise UsageError(
+                "times are measured on one machine",
+                where="--time-again",
+                remedy="leave out --engine and --store",
+            )
         chains = [c for c in self.cells if not c.overfit and c.is_done(self.out)]
         repeated = [cell for cell in chains if forget_times(cell, self.out, data)]
         for cell in chains:
             if cell not in repeated:
                 say(f"{cell.name}: made on another machine, so its times stay")
-        return self._run(repeated, data, self.devices[:1])
+        return self._run(repeated, data, LocalEngine(self.engine.devices[:1]))
 
-    def _run(self, todo: list[Cell], data: Path | None, devices: list[str]) -> list[str]:
-        ended = dict[str, str | None]()
+    def _run(self, todo: list[Cell], data: Path | None, engine: Engine) -> list[str]:
+        errors = list[str]()
+        if not todo:
+            return errors
+        say(f"{len(todo)} cells to run; each writes {self.out / 'cells'}/NAME/log.txt")
+        with progress("cells", len(todo)) as tick:
 
-        def finished(cell: Cell, error: str | None) -> None:
-            ended[cell.name] = error
-            say(f"{len(ended)}/{len(todo)} {cell.name}: {error or 'done'}")
+            def finished(cell: Cell, error: str | None) -> None:
+                tick.advance()
+                say(f"{tick.done}/{tick.total} {cell.name}: {error or 'done'}")
+                if error:
+                    errors.append(f"{cell.name}: {error}")
 
-        if todo:
-            say(f"{len(todo)} cells to run; each writes {self.out / 'cells'}/NAME/log.txt")
-            run_cells(todo, self.out, data, devices, finished)
-        return [f"{name}: {error}" for name, error in ended.items() if error]
+            engine.run(todo, Work(self.out, data, self.storage), finished)
+        return errors
+
+    def _fetch(self) -> None:
+        """Copy cells that other machines have finished."""
+        if self.storage is None:
+            return
+        remote = Remote(self.storage)
+        remote.check()
+        there = set(remote.versions(REMOTE_CELLS))
+        for cell in self.todo:
+            if cell.remote_name in there:
+                remote.fetch(cell.remote_name, cell.folder(self.out))
 
     def demonstrate(self, data: Path | None) -> None:
         """Scan with masks that are not applied, once for each finished network and data set."""
         for cell in self.cells:
             if not cell.overfit and cell.recipe.seed == 0 and cell.is_done(self.out):
-                demonstrate(cell, self.out, data, self.devices[0])
+                demonstrate(cell, self.out, data, self.engine.device, self.storage)
 
     def report(self) -> Path:
         """Write tables, figures and pages from the finished cells."""
@@ -120,6 +149,8 @@ def study(
     device: str = "auto",
     jobs: int | None = None,
     sets: list[str] | None = None,
+    engine: Engine | None = None,
+    storage: str | None = None,
 ) -> Study:
     """Choose the cells and devices.
 
@@ -133,6 +164,8 @@ def study(
         device: See :func:`secateur.environment.choose_device`; ``auto`` uses all GPUs.
         jobs: Number of parallel cells; None for one per GPU, or one per two cores.
         sets: ``key=value`` overrides of every recipe.
+        engine: What runs the cells; None for processes of this machine.
+        storage: URL of an object storage that shares results between machines, or None.
 
     Raises:
         SecateurError: A name is unknown.
@@ -142,7 +175,7 @@ def study(
     _known("--preset", [preset], PRESETS)
     numbers = _known("--tables", [t for t in tables.split(",") if t], [str(t) for t in TABLES])
     chosen = cells(networks, datasets, preset, seeds, map(int, numbers), sets)
-    return Study(chosen, out, _devices(device, jobs))
+    return Study(chosen, out, engine or local_engine(device, jobs), storage)
 
 
 def _known(option: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
@@ -156,10 +189,11 @@ def _known(option: str, names: Iterable[str], known: Iterable[str]) -> list[str]
     return chosen or known
 
 
-def _devices(device: str, jobs: int | None) -> list[str]:
+def local_engine(device: str, jobs: int | None) -> LocalEngine:
+    """Processes of this machine, ``jobs`` at a time; None for one on each GPU, or two cores."""
     where = choose_device(device)
     if where.type != "cuda":
-        return [str(where)] * (jobs or max(1, (os.cpu_count() or 1) // 2))
+        return LocalEngine([str(where)] * (jobs or max(1, (os.cpu_count() or 1) // 2)))
     every = range(torch.cuda.device_count()) if device == "auto" else [where.index or 0]
     names = [f"cuda:{index}" for index in every]
-    return [names[index % len(names)] for index in range(jobs or len(names))]
+    return LocalEngine([names[index % len(names)] for index in range(jobs or len(names))])
