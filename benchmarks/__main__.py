@@ -9,6 +9,7 @@ from pathlib import Path
 NAMES = (
     "alexnet_engines",
     "artifact",
+    "cluster",
     "compress_networks",
     "differences",
     "int8",
