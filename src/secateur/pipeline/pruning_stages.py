@@ -26,6 +26,7 @@ from secateur.pruning.reinit import reinitialize
 from secateur.pruning.schedule import fraction_after
 from secateur.pruning.surgery import remove, shrink_state
 from secateur.store import Stage, save_tensors, write_text
+from secateur.training import ranks
 from secateur.training.evaluation import leave_gradients
 from secateur.training.trainer import Teacher
 
@@ -73,7 +74,8 @@ def _make_round(chain: Chain, folder: Path, index: int) -> None:
     config, fraction = chain.recipe.prune, fraction_of_round(chain, index)
     before = chain.stage("train" if index == 1 else f"prune-{index - 1}")
     network = chain.load_network(before)
-    plan = _plan_round(chain, network, fraction, index)
+    # One plan for all processes: latency is measured, and differs from one to the next.
+    plan = ranks.agreed(None if ranks.rank() else _plan_round(chain, network, fraction, index))
     smaller = remove(network, plan)
     masks = _mask_weights(chain, smaller, plan, fraction, before)
     masks.apply_(smaller)
