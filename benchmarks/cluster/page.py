@@ -57,7 +57,7 @@ def _grids(records: dict[str, Record]) -> Iterator[str]:
         "ShuffleNetV2 on 80 images of 16x16: 3 trainings, 6 prunings and 24 quantizations, shared "
         "among the cells. A node is a raylet with one core and a cache folder of its own. All ran "
         "on **one** core of one machine, so that more nodes cannot be faster here: the table shows "
-        "what is right, not what is fast. Records are compared, without times, with the first row's.\n"
+        "what is right, not what is fast. Records are compared without times, with the first row.\n"
     )
     rows = []
     for part, what in GRIDS.items():
