@@ -50,26 +50,3 @@ def test_a_process_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert ranks.join(torch.device("cpu")) == torch.device("cpu")
     assert (ranks.world(), ranks.rank(), ranks.agreed("x")) == (1, 0, "x")
-
-
-@pytest.mark.slow
-def test_the_command_trains_in_two_processes(
-    recipe_file: Path, image_folder: Path, tmp_path: Path
-) -> None:
-    import subprocess
-    import sys
-
-    def weights(out: str, *options: str) -> dict[str, torch.Tensor]:
-        command = [sys.executable, "-m", "secateur", "train", str(recipe_file), *options]
-        # Statistics of many pixels, and small steps, so that rounding does not grow.
-        command += ["--set", "network.resolution=64", "--set", "train.learning_rate=1e-4"]
-        command += ["--data", str(image_folder), "--out", str(tmp_path / out), "--device", "cpu"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("report: ") == 1
-        folder = next((tmp_path / out / "stages").glob("train-*"))
-        return load_file(folder / "weights.safetensors")
-
-    two, one = weights("two", "--devices", "2"), weights("one")
-    for name, value in one.items():
-        assert torch.allclose(value.double(), two[name].double(), rtol=1e-2, atol=1e-3), name
