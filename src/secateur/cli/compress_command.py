@@ -90,7 +90,7 @@ def compress(
 
     Cost: under 3 minutes on two cores without arguments; else the plan says, and --within limits.
 
-    Exit code: 0 if the goal is met, 3 if it is missed or the test is undecided; the best file
+    Exit code: 0 if the goal is met, 3 if it is missed or the test cannot tell; the best file
     is kept in both cases.
 
     Examples:
@@ -112,7 +112,7 @@ def compress(
     )  # fmt: skip
     with options.resumable():
         result = compress_command(arguments, out)
-    typer.echo(f"The result {result.verdict}.")
+    typer.echo(f"{result.verdict}.")
     typer.echo(f"It is {result.summary}.")
     say(f"files: {out}; report: {result.report}")
     if result.verdict.kind != "meets":

@@ -34,7 +34,7 @@ from secateur.statistics import Interval, spread
 _STATUS: dict[Kind, Literal["met", "missed", "undecided"]] = {
     "meets": "met",
     "misses": "missed",
-    "undecided": "undecided",
+    "cannot tell": "undecided",
 }
 
 
@@ -99,7 +99,7 @@ def _verdict(final: Final, settings: Settings) -> Verdict:
     verdict = final.verdict
     return Verdict(
         status=_STATUS[verdict.kind],
-        sentence=f"The result {verdict}",
+        sentence=str(verdict),
         proof=f"It is {final.summary}.",
         goal=str(settings.goal),
     )

@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 """Confidence level of each one-sided bound."""
 
 Right = npt.NDArray[np.bool_]
-Kind = Literal["meets", "misses", "undecided"]
+Kind = Literal["meets", "misses", "cannot tell"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Verdict:
 
     Attributes:
         kind: ``meets`` if the upper bound of the loss is at most ``max_drop``, ``misses`` if the
-            lower bound is above it, else ``undecided``.
+            lower bound is above it, else ``cannot tell``.
         drop: Reference minus result in percentage points, with one-sided 95 % bounds.
         max_drop: Allowed loss in percentage points.
         n: Number of test images.
@@ -44,16 +44,17 @@ class Verdict:
         value, low, high = self.drop
         allowed = f"the allowed loss of {self.max_drop:g} points"
         if self.reason:
-            return f"is undecided: {self.reason}"
-        relation = "is undecided about" if self.kind == "undecided" else self.kind
+            return f"The test cannot tell: {self.reason}"
+        subject = f"The result {self.kind}"
         if self.kind == "meets":
             bound = f"at most {high:.2f} points are lost"
         elif self.kind == "misses":
             bound = f"at least {low:.2f} points are lost"
         else:
+            subject = "The test cannot tell whether the result meets"
             bound = f"between {low:.2f} and {high:.2f} points are lost"
         return (
-            f"{relation} {allowed}: {bound}, at {100 * CONFIDENCE:g} % confidence "
+            f"{subject} {allowed}: {bound}, at {100 * CONFIDENCE:g} % confidence "
             f"on {self.n:,} test images (measured: {value:.2f})"
         )
 
@@ -78,8 +79,8 @@ def decide(reference: Right, candidate: Right, max_drop: float, classes: int) ->
         reason = (
             f"the given network guesses: its accuracy is {accuracy:.1f} % for {classes} classes"
         )
-        return Verdict("undecided", points, max_drop, n, reason)
-    kind: Kind = "undecided"
+        return Verdict("cannot tell", points, max_drop, n, reason)
+    kind: Kind = "cannot tell"
     if points.high <= max_drop:
         kind = "meets"
     elif points.low > max_drop:
