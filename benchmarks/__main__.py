@@ -42,7 +42,11 @@ def main(arguments: list[str]) -> None:
         sys.exit(2 if arguments else 0)
     name, *rest = arguments
     sys.argv[0] = f"{Path(sys.executable).name} -m benchmarks {name}"
-    import_module(f"benchmarks.{name}").main(rest)
+    module = import_module(f"benchmarks.{name}")
+    if {"-h", "--help"} & set(rest) and "argparse" not in vars(module):
+        print(module.__doc__)
+        return
+    module.main(rest)
 
 
 if __name__ == "__main__":
