@@ -234,6 +234,18 @@ def test_no_candidate_is_begun_that_would_exceed_the_limit(monkeypatch: pytest.M
     assert len(search.tried) == 2
 
 
+def test_methods_are_compared_only_where_a_candidate_with_all_its_epochs_still_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = estimate(1.0)
+    limit = short.verdict + short.candidate(6, searching.TRIAL_KEPT)  # of 3 for trials and 4
+    _, _, stages = searched(monkeypatch, worse_below(0.2), within=limit)
+    assert "no time to compare methods" in capsys.readouterr().err
+    assert stages.trained[0].epochs == 4
+    assert stages.trained[0].removal is not None
+    assert stages.trained[0].removal.method == searching.METHODS[0]
+
+
 def test_fewer_epochs_where_time_is_short() -> None:
     assert estimate(None).epochs_that_fit(4, 1.0, 0.0) == 4
     assert estimate(19.0).epochs_that_fit(4, 1.0, 0.0) == 2
