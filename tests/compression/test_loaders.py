@@ -56,6 +56,23 @@ def test_trains_on_the_loaders_batches(tmp_path: Path) -> None:
     assert history[-1].train_loss < history[0].train_loss
 
 
+@pytest.mark.parametrize(
+    ("label", "pixel", "message"),
+    [
+        (-1, 0.0, r"labels out of range \(test\): expected 0 to 1, found -1 to 1"),
+        (2, 0.0, r"labels out of range \(test\): expected 0 to 1, found 0 to 2"),
+        (1, float("nan"), r"images that hold NaN or infinity \(test\)"),
+        (1, float("-inf"), "images that hold NaN or infinity"),
+    ],
+)
+def test_labels_and_pixels_out_of_range_are_refused(label: int, pixel: float, message: str) -> None:
+    images, labels = torch.zeros(20, 1, 8, 8), torch.arange(20) % 2
+    labels[19], images[19, 0, 7, 7] = label, pixel
+    wrong = DataLoader(TensorDataset(images, labels), batch_size=10)
+    with pytest.raises(DataError, match=message):
+        collect(wrong, ("dark", "bright"), "test")
+
+
 def test_stops_when_told(tmp_path: Path) -> None:
     _, history = tuned(tmp_path, UserLoop(loader(100)), stop=lambda history: len(history) == 2)
     assert len(history) == 2

@@ -98,7 +98,7 @@ def collect(loader: Loader, classes: tuple[str, ...] | None, where: str) -> Imag
         where: Name of the part, for error messages.
 
     Raises:
-        DataError: The loader yields something else.
+        DataError: The loader yields something else, invalid labels, or NaN.
     """
     images, labels = [], []
     for pixels, targets in batches_of(loader, where):
@@ -109,6 +109,14 @@ def collect(loader: Loader, classes: tuple[str, ...] | None, where: str) -> Imag
     joined = torch.cat(labels)
     named = classes or getattr(getattr(loader, "dataset", None), "classes", None)
     names = tuple(map(str, named or range(int(joined.max()) + 1)))
+    least, most = int(joined.min()), int(joined.max())
+    if least < 0 or most >= len(names):
+        raise DataError(
+            "labels out of range", where=where, expected=f"0 to {len(names) - 1}",
+            found=f"{least} to {most}",
+        )  # fmt: skip
+    if not all(torch.isfinite(pixels).all() for pixels in images):
+        raise DataError("images that hold NaN or infinity", where=where)
     return Images(torch.cat(images), joined, names)
 
 
