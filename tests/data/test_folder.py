@@ -231,6 +231,31 @@ def test_files_are_decoded_once_and_again_when_they_change(
     assert not [f for f in (tmp_path / "cache").iterdir() if f.suffix not in (".u8", ".json")]
 
 
+@pytest.mark.parametrize("damage", ["pixel", "cut", "fingerprint", "no JSON"])
+def test_a_damaged_cache_is_made_again_and_that_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    root = make(tmp_path / "images", ("train", "test"))
+    before = mapped(root, tmp_path).source  # type: ignore[attr-defined]
+    expected, fingerprint = before.pixels[:].clone(), before.fingerprint
+    (stored,), (about,) = ((tmp_path / "cache").glob(pattern) for pattern in ("*.u8", "*.json"))
+    content = stored.read_bytes()
+    if damage == "pixel":
+        stored.write_bytes(content[:700] + bytes([content[700] ^ 1]) + content[701:])
+    elif damage == "cut":
+        stored.unlink()  # its mapping stays
+        stored.write_bytes(content[:-1])
+    else:
+        about.write_text('{"fingerprint": "0"}' if damage == "fingerprint" else "[" * 10_000)
+    capsys.readouterr()
+    after = mapped(root, tmp_path).source  # type: ignore[attr-defined]
+    assert "decodedagain" in "".join(capsys.readouterr().err.split())
+    assert torch.equal(after.pixels[:], expected)
+    assert after.fingerprint == fingerprint
+    mapped(root, tmp_path).source  # type: ignore[attr-defined]  # noqa: B018
+    assert "decodedagain" not in "".join(capsys.readouterr().err.split())
+
+
 def test_a_failed_decoding_leaves_no_file(tmp_path: Path) -> None:
     root = make(tmp_path / "images", ("train", "test"))
     (root / "train" / "c" / "004.jpg").write_bytes(b"no image")

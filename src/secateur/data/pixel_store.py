@@ -2,7 +2,8 @@
 
 The file holds the 8-bit squares of :meth:`secateur.imaging.Preparation.fit` in order, without a
 header. Its name is a hash of the files' paths, sizes and modification times, the labels and the
-preparation. Later runs reuse it unless a file changed.
+preparation. Later runs reuse it unless a file changed. The fingerprint of its pixels is stored next
+to it and checked whenever the file is opened; a damaged file is made again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +24,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from secateur.console import progress
+from secateur.console import progress, say
 from secateur.data.images import MappedPixels, Pixels, fingerprint_of
-from secateur.disk import replacing, write_json
-from secateur.errors import DataError
+from secateur.disk import read_bytes, replacing, write_json
+from secateur.errors import DataError, StoreError
 from secateur.imaging import PIXEL_LIMIT, Preparation, decode
 
 MEMORY_LIMIT = 2**30
@@ -134,17 +136,36 @@ def load_pixels(
     folder = cache or default_cache()
     stored, about = (folder / f"{files.key}{suffix}" for suffix in (".u8", ".json"))
     try:
-        if not (about.is_file() and stored.is_file() and stored.stat().st_size == files.nbytes):
+        result = _stored(files, stored, about)
+        if result is None:
             folder.mkdir(parents=True, exist_ok=True)
             _check_space(files, folder)
-            _write(files, stored, about)
-        fingerprint = json.loads(about.read_text(encoding="utf-8"))["fingerprint"]
-        mapped = np.memmap(stored, np.uint8, mode="c", shape=files.shape)  # copy-on-write
-    except (OSError, ValueError, KeyError) as error:
+            fingerprint = _write(files, stored, about)
+            result = _mapped(files, stored), fingerprint
+    except (OSError, ValueError) as error:
         raise DataError(
             "cannot use the cache of decoded images", where=folder, found=error
         ) from error
-    return MappedPixels(torch.from_numpy(mapped)), fingerprint
+    return result
+
+
+def _stored(files: ImageFiles, stored: Path, about: Path) -> tuple[MappedPixels, str] | None:
+    """Return the images of an earlier call; None if they are missing or damaged."""
+    if not (stored.is_file() and about.is_file()):
+        return None
+    with suppress(StoreError, ValueError, KeyError, TypeError, RecursionError):
+        fingerprint = json.loads(read_bytes(about, 2**16))["fingerprint"]
+        if stored.stat().st_size == files.nbytes:
+            pixels = _mapped(files, stored)
+            if fingerprint_of(pixels, files.labels) == fingerprint:
+                return pixels, fingerprint
+    say(f"{stored} is damaged: the images are decoded again")
+    return None
+
+
+def _mapped(files: ImageFiles, stored: Path) -> MappedPixels:
+    mapped = np.memmap(stored, np.uint8, mode="c", shape=files.shape)  # copy-on-write
+    return MappedPixels(torch.from_numpy(mapped))
 
 
 def _check_space(files: ImageFiles, folder: Path) -> None:
@@ -159,8 +180,8 @@ def _check_space(files: ImageFiles, folder: Path) -> None:
         )
 
 
-def _write(files: ImageFiles, stored: Path, about: Path) -> None:
-    """Write both files atomically."""
+def _write(files: ImageFiles, stored: Path, about: Path) -> str:
+    """Write both files atomically; return the fingerprint."""
     digest = hashlib.sha256(str(files.shape).encode())
     with replacing(stored) as temporary, temporary.open("wb") as file:
         for chunk in files.decoded():
@@ -168,3 +189,4 @@ def _write(files: ImageFiles, stored: Path, about: Path) -> None:
             digest.update(chunk.data)
     digest.update(files.labels.numpy().data)
     write_json(about, {"fingerprint": digest.hexdigest()})
+    return digest.hexdigest()
