@@ -91,6 +91,16 @@ def test_a_damaged_stage_is_refused_by_name(tmp_path: Path) -> None:
         Store(tmp_path).stage("train", {}, {}, _write("a"))  # type: ignore[arg-type]
 
 
+def test_a_cut_manifest_is_reported_and_the_stage_not_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    data = store.stage("data", {}, {}, _write("a"))  # type: ignore[arg-type]
+    train = store.stage("train", {}, {"data": data}, _write("b"))  # type: ignore[arg-type]
+    manifest = train.folder / "stage.json"
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    with pytest.raises(StoreError, match=r"damaged.*stage\.json.*delete"):
+        Store(tmp_path).stage("train", {}, {"data": data}, _write("b"))  # type: ignore[arg-type]
+
+
 def _hold(path: str, held: object, release: object) -> None:
     with FileLock(path):
         held.set()  # type: ignore[attr-defined]

@@ -178,6 +178,8 @@ class Store:
         }
         if not finished or current in finished or not depends_on_threads:
             return finished.get(current) or next(iter(finished.values()), first)
+        if _DAMAGED in finished:
+            return finished[_DAMAGED]
         if self.any_threads:
             return first if first in finished.values() else next(iter(finished.values()))
         others = ", ".join(map(str, sorted(finished)))
@@ -272,6 +274,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_DAMAGED = 0
+"""Number of threads of a stage whose manifest cannot be read."""
+
+
 def _threads(folder: Path) -> int | None:
     """The number of threads of a stored stage, or None."""
     try:
@@ -279,7 +285,7 @@ def _threads(folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        return 0  # damaged: the error is raised when it is read
+        return _DAMAGED  # the error is raised when it is read
 
 
 def _verified(name: str, identity: str, folder: Path) -> Stage:
