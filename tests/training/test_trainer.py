@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data import Images, Preparation
-from secateur.errors import TrainingError
+from secateur.errors import RecipeError, TrainingError
 from secateur.models.build import build_network
 from secateur.recipe import Augment, Network, Start, Train
 from secateur.training import loop
@@ -65,6 +65,12 @@ def test_learns(tmp_path: Path) -> None:
     images = _images(10)
     scores = network(PREPARE(images.pixels))
     assert (scores.argmax(1) == images.labels).all()
+
+
+def test_batches_too_small_for_batch_norm_are_one_line(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(RecipeError, match=r"too small for batch-norm \(train\.batch_size\)"):
+        _train(network, tmp_path, CONFIG.model_copy(update={"batch_size": 1}))
 
 
 def test_learns_where_the_caller_has_turned_gradients_off(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur import recipe
 from secateur.data import Images, Preparation, augment, distort, mix
 from secateur.data.images import in_turn
-from secateur.errors import TrainingError
+from secateur.errors import RecipeError, TrainingError
 from secateur.recipe import content_id
 from secateur.training import ranks
 from secateur.training.checkpoint import read_checkpoint, write_checkpoint
@@ -220,8 +220,17 @@ class Trainer:
     ) -> Tensor:
         if self.train_step is not None:
             return self.train_step(network, images, labels)
-        with autocast(images.device, self.config.precision):
-            scores = network(images).float()
+        try:
+            with autocast(images.device, self.config.precision):
+                scores = network(images).float()
+        except ValueError as error:
+            if "per channel" not in str(error):
+                raise
+            raise RecipeError(
+                "batches too small for batch-norm", where="train.batch_size",
+                expected="more than one value per channel", found=f"{len(images)} at once",
+                remedy="use larger batches, fewer shards, or network.batch_norm = \"identity\"",
+            ) from error  # fmt: skip
         target = self.teacher(pixels) if self.teacher and pixels is not None else None
         smoothing = self.config.label_smoothing
         loss = F.cross_entropy(scores, labels, label_smoothing=smoothing)
