@@ -1,9 +1,20 @@
+import subprocess
+import sys
 import time
 
 import numpy as np
+import onnx
 import pytest
 
-from secateur.benchmarking.timing import REST, SETTLE, SETTLE_BATCH, cold_start, latencies
+from helpers.onnx_files import graph
+from secateur.benchmarking.timing import (
+    REST,
+    SETTLE,
+    SETTLE_BATCH,
+    cold_start,
+    latencies,
+    memory_mb,
+)
 
 IMAGE = np.zeros((1, 1, 4, 4), np.float32)
 
@@ -95,6 +106,24 @@ class HeavyRuntime:
     def run(self, images):
         time.sleep(0.02)
         return images
+
+
+def test_memory_is_that_of_the_weights_and_needs_no_torch(tmp_path):
+    files = {}
+    for name, width in (("small", 4), ("large", 1_000_000)):
+        nodes = [
+            onnx.helper.make_node("Flatten", ["image"], ["flat"]),
+            onnx.helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+        ]
+        files[name] = graph(
+            nodes, tmp_path / f"{name}.onnx", inputs={"image": (1, 1, 4, 4)},
+            outputs={"logits": (1, width)}, constants={"w": np.ones((16, width), np.float32)},
+        )  # fmt: skip
+    peaks = memory_mb(files, IMAGE, 1, "onnxruntime")
+    assert 64 < peaks["large"] < 300  # 64 MB of weights, read from a file of as many
+    assert peaks["small"] < 30
+    code = "import sys, secateur.benchmarking.timing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def variants():
             size_bytes=size,
             latency=estimate(latency, 0.1, 200),
             samples_ms=tuple(generator.gamma(40, latency / 40, 200).round(4).tolist()),
+            memory_mb=size / 1e5,
             decodes_to="compressed" if name == "packed" else "",
         )
 
@@ -154,6 +155,14 @@ def test_nothing_overflows_overlaps_or_violates_axe(folder, width, scheme):
     assert accessibility_faults(page) == []
     assert page.problems == []
     assert all(url.startswith(("file:", "data:")) for url in page.requested)
+
+
+def test_each_file_has_its_latency_and_memory(folder):
+    page = (folder / "report.html").read_text()
+    costs = page[page.index('<table class="costs">') :].partition("</table>")[0]
+    assert [name in costs for name in ("reference", "compressed", "packed")] == [True, True, False]
+    assert "51.2 MB" in costs
+    assert "| reference | 1.00 (0.900 to 1.100) | 51.2 MB |" in (folder / "report.md").read_text()
 
 
 def test_a_page_of_30_candidates_and_10000_images_is_small_and_opens_fast(folder):

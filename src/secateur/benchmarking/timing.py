@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from secateur.runtimes import Runtime
+from secateur.runtimes import OpenVino, Runtime, open_file
 
 REST = 0.01
 """Seconds of pause before a turn: OpenMP threads of the previous turn spin for milliseconds."""
@@ -96,6 +97,51 @@ class Start:
     open_ms: float
     first_ms: float
     peak_bytes: int
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file on a runtime; an :class:`Openable` that does not need torch.
+
+    Attributes:
+        path: The file.
+        threads: Inside one operator.
+        runtime: One of :data:`secateur.runtimes.RUNTIMES`.
+    """
+
+    path: Path
+    threads: int
+    runtime: str
+
+    def prepare(self) -> None:
+        """Import the runtime."""
+        if self.runtime == OpenVino.name:
+            import_module("openvino")
+
+    def open(self) -> Runtime:
+        """Load it."""
+        return open_file(self.path, self.threads, self.runtime)
+
+
+def memory_mb(
+    files: Mapping[str, Path], image: npt.NDArray[np.float32], threads: int, runtime: str
+) -> dict[str, float]:
+    """Measure the peak memory of each file, opened and run in a new process.
+
+    Args:
+        files: From name to ONNX file.
+        image: float32 (1, C, R, R).
+        threads: Threads inside one operator.
+        runtime: One of :data:`secateur.runtimes.RUNTIMES`.
+
+    Returns:
+        From name to MB (10^6 bytes) without libraries; empty if the system does not report it.
+    """
+    peaks = {
+        name: cold_start(OnnxFile(path, threads, runtime), image).peak_bytes / 1e6
+        for name, path in files.items()
+    }
+    return {name: round(peak, 2) for name, peak in peaks.items() if peak > 0}
 
 
 def cold_start(network: Openable, images: npt.NDArray[np.float32], runs: int = 5) -> Start:

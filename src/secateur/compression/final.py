@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from secateur.benchmarking.timing import latencies
+from secateur.benchmarking.timing import latencies, memory_mb
 from secateur.compression.candidate import Measured
 from secateur.compression.candidate_stages import Stages, evaluate
 from secateur.compression.onnx_network import is_file
@@ -46,7 +46,7 @@ class Final:
         bytes_after: Size of the resulting ONNX file.
         packed_bytes: Size of the packed file.
         fingerprint: Fingerprint of the test images.
-        changes: Differences by layer and by image, for the report.
+        changes: Differences by layer and by image, and memory, for the report.
     """
 
     verdict: Verdict
@@ -146,8 +146,10 @@ def _measure(stages: Stages, path: Path, folder: Path) -> None:
     }
     save_tensors(folder / "scores.safetensors", tensors)
     write_json(folder / "verdict.json", facts)
+    files = {"reference": stages.reference_file, "net": path}
     changes = Changes(
         layers=layer_changes(stages.reference_file, path, bench.threads, bench.repeats),
+        memory_mb=memory_mb(files, image, bench.threads, bench.runtime),
         images=image_changes(
             tensors["labels"].numpy(),
             tensors["reference"].numpy(),

@@ -115,6 +115,7 @@ def _variants(stages: Stages, chosen: Measured, final: Final) -> tuple[Variant, 
         size_bytes=final.bytes_before,
         latency=_estimate(final.latency("reference"), len(final.samples_ms["reference"])),
         samples_ms=tuple(final.samples_ms["reference"].tolist()),
+        memory_mb=final.changes.memory_mb.get("reference"),
     )
     value, low, high = final.verdict.drop
     n = len(final.labels)
@@ -129,6 +130,7 @@ def _variants(stages: Stages, chosen: Measured, final: Final) -> tuple[Variant, 
             "size_bytes": final.bytes_after,
             "latency": _estimate(final.latency("net"), len(final.samples_ms["net"])),
             "samples_ms": tuple(final.samples_ms["net"].tolist()),
+            "memory_mb": final.changes.memory_mb.get("net"),
         }
     )
     packed = result.model_copy(

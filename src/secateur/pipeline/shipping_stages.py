@@ -13,6 +13,7 @@ from secateur.artifact.container import VERSION
 from secateur.artifact.packing import pack, unpack
 from secateur.benchmarking.cost import macs, nonzero_parameters, parameters
 from secateur.benchmarking.measurement import measure
+from secateur.benchmarking.timing import memory_mb
 from secateur.data import Images, batches
 from secateur.onnx_ir.model import read_model
 from secateur.pipeline.chain import VARIANTS, Chain, changed_fields
@@ -50,22 +51,26 @@ def make_bench(chain: Chain, folder: Path) -> None:
         }
     save_tensors(folder / "right.safetensors", {v: torch.from_numpy(r) for v, r in right.items()})
     write_json(folder / "bench.json", measured)
-    changes = _changes(chain, test, logits, measured)
+    changes = _changes(chain, files, test, logits, measured)
     write_text(folder / "changes.json", changes.model_dump_json(exclude_defaults=True))
 
 
 def _changes(
-    chain: Chain, test: Images, logits: dict[str, npt.NDArray], measured: dict[str, Any]
+    chain: Chain,
+    files: dict[str, Path],
+    test: Images,
+    logits: dict[str, npt.NDArray],
+    measured: dict[str, Any],
 ) -> Changes:
-    """Data for the report beyond the records: layers, images and every timing."""
-    labels = test.labels.numpy()
+    """Data for the report beyond the records: layers, images, every timing, and memory."""
+    labels, config = test.labels.numpy(), chain.recipe.bench
+    image = next(batches(test, chain.prepare, 1))
     before, after = logits["reference"], logits["quantized"]
     return Changes(
-        layers=layer_changes(
-            chain.file("reference"), chain.file("quantized"), chain.recipe.bench.threads
-        ),
+        layers=layer_changes(files["reference"], files["quantized"], config.threads),
         images=image_changes(labels, before, after, test.classes, test.pixels),
         samples_ms={v: of["latencies_ms"] for v, of in measured["variants"].items()},
+        memory_mb=memory_mb(files, image, config.threads, config.runtime),
     )
 
 

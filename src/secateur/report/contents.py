@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from secateur.disk import read_bytes
 from secateur.errors import StoreError
 
 VERSION = 1
@@ -56,6 +57,8 @@ class Variant(_Data):
         size_bytes: Size of the file.
         latency: Milliseconds for one image: median, 10th and 90th percentile.
         samples_ms: Every timing, in ms, for the distribution.
+        memory_mb: Peak memory of a separate process that opens the file and runs one image, without
+            libraries; MB = 10^6 bytes.
         decodes_to: The variant that this file decodes to, bit for bit.
     """
 
@@ -68,6 +71,7 @@ class Variant(_Data):
     size_bytes: float | None = None
     latency: Estimate | None = None
     samples_ms: tuple[float, ...] = ()
+    memory_mb: float | None = None
     decodes_to: str = ""
 
 
@@ -188,11 +192,13 @@ class Changes(_Data):
         layers: Layers of the reference and of the final file.
         images: Changes on the test images.
         samples_ms: From variant to every timing in ms.
+        memory_mb: From variant to its memory, as in :class:`Variant`.
     """
 
     layers: tuple[Layer, ...] = ()
     images: ImageChanges | None = None
     samples_ms: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    memory_mb: dict[str, float] = Field(default_factory=dict)
 
 
 class Step(_Data):
@@ -200,7 +206,6 @@ class Step(_Data):
 
     name: str
     latency: Estimate
-    memory_mb: float | None = None
 
 
 class Point(_Data):
@@ -317,6 +322,9 @@ class Report(_Data):
         return next((variant for variant in self.variants if variant.name == name), None)
 
 
+_MOST_BYTES = 2**30
+
+
 def read_report(path: Path) -> Report:
     """Read a ``report.json``.
 
@@ -324,8 +332,8 @@ def read_report(path: Path) -> Report:
         StoreError: The file is missing, not a report, or of a newer version.
     """
     try:
-        report = Report.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        report = Report.model_validate_json(read_bytes(path, _MOST_BYTES))
+    except (StoreError, ValidationError) as error:
         raise StoreError("cannot read report", where=path, found=error) from error
     if report.version > VERSION:
         raise StoreError(

@@ -55,7 +55,7 @@ def report_of(
     """
     findings = Findings.of(records)
     about = findings.about
-    variants = tuple(variants_of(findings, changes.samples_ms))
+    variants = tuple(variants_of(findings, changes))
     return Report(
         title=name,
         description=description,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from markupsafe import Markup
 
 from secateur.disk import write_text
 from secateur.errors import RecipeError
+from secateur.recipe import read_toml
 from secateur.records import read_records
 from secateur.report import numbers
 from secateur.report.charts import draw
 from secateur.report.contents import Changes, Download, Estimate, Report, read_report
 from secateur.report.from_records import report_of
-from secateur.report.rows import block_rows, confusions, key_numbers, stage_rows
+from secateur.report.rows import block_rows, confusions, cost_rows, key_numbers, stage_rows
 from secateur.report.summary import HEADINGS, bounds, signed_bounds, summary_rows
 from secateur.report.vega import Chart, javascript
 
@@ -76,8 +76,12 @@ def render_report(report: Report, folder: Path, *, scripts: bool = True) -> None
 
 
 def _changes_of(report: Report) -> Changes:
-    samples = {v.name: v.samples_ms for v in report.variants if v.samples_ms}
-    return Changes(layers=report.layers, images=report.images, samples_ms=samples)
+    return Changes(
+        layers=report.layers,
+        images=report.images,
+        samples_ms={v.name: v.samples_ms for v in report.variants if v.samples_ms},
+        memory_mb={v.name: v.memory_mb for v in report.variants if v.memory_mb},
+    )
 
 
 def _downloads(run: Path) -> tuple[Download, ...]:
@@ -95,11 +99,7 @@ def read_recipe(path: Path) -> tuple[str, str, str]:
     Raises:
         RecipeError: The recipe is missing or not TOML with a name.
     """
-    try:
-        toml = path.read_text(encoding="utf-8")
-        recipe: dict[str, Any] = tomllib.loads(toml)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError("cannot read recipe", where=path, found=error) from error
+    toml, recipe = read_toml(path)
     if not isinstance(recipe.get("name"), str):
         raise RecipeError("recipe has no name", where=path, found=recipe.get("name"))
     return toml, recipe["name"], str(recipe.get("description", ""))
@@ -117,6 +117,7 @@ def _values(report: Report, charts: dict[str, Chart]) -> dict[str, Any]:
         "rows": summary_rows(report.variants),
         "blocks": block_rows(report.layers),
         "confusions": confusions(report.images),
+        "costs": cost_rows(report.variants),
         "stages": stage_rows(report.provenance.stages),
         "total_seconds": sum(seconds for _, seconds in report.provenance.stages),
         "fence": "`" * max(3, 1 + backquotes),

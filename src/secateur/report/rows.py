@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from secateur.report import numbers
-from secateur.report.contents import ImageChanges, Layer, Report
+from secateur.report.contents import ImageChanges, Layer, Report, Variant
 from secateur.report.summary import bounds
 
 MATRIX = 20
@@ -204,6 +204,30 @@ def confusions(images: ImageChanges | None) -> Confusions:
 def _cells(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, int, int]]:
     total = max(sum(after), 1)
     return [(now, was, round(100 * now / total)) for was, now in zip(before, after, strict=True)]
+
+
+class Cost(NamedTuple):
+    """Latency of one image and memory of one file."""
+
+    name: str
+    latency: str
+    percentiles: str
+    memory: str
+
+
+def cost_rows(variants: Iterable[Variant]) -> list[Cost]:
+    """Return a row for each timed file; nothing if no memory was measured."""
+    rows = [
+        Cost(
+            variant.name,
+            numbers.significant(variant.latency.value),
+            bounds(variant.latency, 3),
+            numbers.size(1e6 * variant.memory_mb) if variant.memory_mb else numbers.NONE,
+        )
+        for variant in variants
+        if variant.latency and not variant.decodes_to
+    ]
+    return rows if any(row.memory != numbers.NONE for row in rows) else []
 
 
 def stage_rows(stages: Iterable[tuple[str, float]]) -> list[tuple[str, float, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from secateur.records import Record
 from secateur.report import numbers
-from secateur.report.contents import Estimate, Variant
+from secateur.report.contents import Changes, Estimate, Variant
 from secateur.report.findings import SINGLE, VARIANTS, Findings
 from secateur.report.numbers import NONE
 
@@ -93,21 +93,17 @@ def _lines(cell: Cell, style: str) -> Text:
     return text.append(f"\n{cell.note}", "dim not bold") if cell.note else text
 
 
-def variants_of(
-    findings: Findings, samples_ms: Mapping[str, Sequence[float]] = {}
-) -> list[Variant]:
+def variants_of(findings: Findings, changes: Changes | None = None) -> list[Variant]:
     """Measurements of each variant, in the order of the chain.
 
     Args:
         findings: Findings of one run.
-        samples_ms: From variant to every timing in ms.
+        changes: Timings and memory, which are not in the records.
     """
-    return [
-        _variant(findings, name, (samples_ms or {}).get(name, ())) for name in findings.variants
-    ]
+    return [_variant(findings, name, changes or Changes()) for name in findings.variants]
 
 
-def _variant(findings: Findings, name: str, samples: Sequence[float]) -> Variant:
+def _variant(findings: Findings, name: str, changes: Changes) -> Variant:
     def value(metric: str) -> float | None:
         record = findings.get(name, metric)
         return None if record is None else record.value
@@ -123,7 +119,8 @@ def _variant(findings: Findings, name: str, samples: Sequence[float]) -> Variant
         macs=value("macs"),
         size_bytes=value("size_bytes"),
         latency=estimate(findings.get(name, "latency_ms")),
-        samples_ms=tuple(samples),
+        samples_ms=changes.samples_ms.get(name, ()),
+        memory_mb=changes.memory_mb.get(name),
         decodes_to=str(source),
     )
 

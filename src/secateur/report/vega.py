@@ -40,7 +40,8 @@ _CONFIG = {
     "axisY": {"grid": True, "gridColor": INK, "gridOpacity": 0.16},
     "legend": {
         "labelColor": INK, "titleColor": INK, "titleFontWeight": "normal", "orient": "top",
-        "title": None, "labelFontSize": 11,
+        "title": None, "labelFontSize": 11, "symbolBaseFillColor": INK,
+        "symbolBaseStrokeColor": INK,
     },
     "text": {"color": INK, "fontSize": 11},
     "rule": {"color": INK},

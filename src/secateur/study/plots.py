@@ -189,7 +189,7 @@ def draw_accuracies(table: Table) -> Chart | None:
         if measured.value is None:
             continue
         dataset, network, variant = (entry.text for entry in row[:3])
-        name = f"{network} on {dataset}, {variant}, {row[recipe].text}"
+        name = f"{network}, {dataset}, {variant}, {row[recipe].text}"
         names.append(name)
         for source, column in at.items():
             entry = row[column]
@@ -208,9 +208,9 @@ def draw_accuracies(table: Table) -> Chart | None:
 
 
 def _accuracies(rows: list[Spec], names: list[str]) -> Spec:
-    short = {"labelExpr": "split(datum.label, ',')[0] + ',' + split(datum.label, ',')[1]"}
+    short = {"labelExpr": "join(slice(split(datum.label, ', '), 0, 3), ', ')"}
     y = {"field": "name", "type": "nominal", "sort": names, "title": None,
-         "axis": {"labelLimit": 210, "labelOverlap": False, "grid": False} | short}  # fmt: skip
+         "axis": {"labelLimit": 260, "labelOverlap": False, "grid": False} | short}  # fmt: skip
     x = {"field": "x", "type": "quantitative", "title": None, "scale": {"zero": False}}
     source = {"field": "source", "type": "nominal", "scale": {"domain": list(SHAPES)}}
     shape = {"scale": {"domain": list(SHAPES), "range": list(SHAPES.values())}}
@@ -219,7 +219,8 @@ def _accuracies(rows: list[Spec], names: list[str]) -> Spec:
             {"field": "x", "title": "top-1, %", "format": ".2f"}]  # fmt: skip
     return {
         "data": {"values": rows},
-        "width": 430,
+        "width": 470,
+        "padding": {"left": 28, "right": 5, "top": 5, "bottom": 5},  # fonts wider than measured
         "layer": [
             {"mark": {"type": "rule", "color": CURVE, "strokeWidth": 3, "opacity": 0.5},
              "encoding": {"x": x | {"field": "low"}, "x2": {"field": "high"}, "y": y}},
