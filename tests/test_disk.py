@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from helpers.power_cut import PowerCut, power_cuts
-from secateur.disk import check_output, read_bytes, write_bytes, write_json, write_text
+from secateur.disk import (
+    check_output,
+    open_log,
+    read_bytes,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from secateur.errors import StoreError
 
 
@@ -47,11 +54,32 @@ def test_only_regular_files_are_replaced(tmp_path: Path, make, found: str) -> No
     path = tmp_path / "out"
     make(path)
     before = path.lstat()
-    with pytest.raises(StoreError, match=f"cannot write.*found {found}"):
-        write_bytes(path, b"new")
+    for write in (lambda: write_bytes(path, b"new"), lambda: open_log(path)):
+        with pytest.raises(StoreError, match=f"cannot write.*found {found}"):
+            write()
     assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
     if found == "a symbolic link":
         assert (tmp_path / "victim").read_text() == "dear"
+
+
+def test_a_log_grows_and_what_takes_its_place_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.txt"
+    for _ in range(2):
+        with os.fdopen(open_log(path), "a") as log:
+            log.write("line\n")
+    assert path.read_text() == "line\nline\n"
+    monkeypatch.setattr("secateur.disk.check_output", lambda path: None)  # it came after the check
+    for make in (_link, os.mkfifo, os.mkdir):
+        path.rename(tmp_path / f"before-{make.__name__}")
+        make(path)
+        with pytest.raises(StoreError, match="cannot write"):
+            open_log(path)
+    reader = os.open(tmp_path / "before-mkdir", os.O_RDONLY | os.O_NONBLOCK)  # now it can be opened
+    with pytest.raises(StoreError, match="found a FIFO"):
+        open_log(tmp_path / "before-mkdir")
+    os.close(reader)
 
 
 def test_a_device_is_not_written(tmp_path: Path) -> None:

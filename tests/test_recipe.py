@@ -203,6 +203,7 @@ def _field(key: str) -> object:
     [
         (f"seed = {'9' * 5000}", "not a TOML file"),
         (f"seed = 0x{'f' * 5000}", "a number out of range"),
+        ("train = { learning_rate = 1e300 }", "a number out of range"),
         (f"description = {'[' * 5000}{']' * 5000}", "not a TOML file"),
         (f"{'.'.join('a' * 3000)} = 1", "too deeply nested"),
         (f"description = {'[' * 50}{']' * 50}", "too deeply nested"),

@@ -1,8 +1,8 @@
 """Atomic writes and bounded reads of files.
 
-Secateur writes every file by :func:`replacing`: into a new file of unpredictable name in the same
-folder (``O_EXCL``), which is flushed to the disk and then renamed; the folder is flushed
-afterwards. A power failure leaves either the old file or the new one.
+Secateur writes every file by :func:`replacing`, except logs (:func:`open_log`): into a new file of
+unpredictable name in the same folder (``O_EXCL``), which is flushed to the disk and then renamed;
+the folder is flushed afterwards. A power failure leaves either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from secateur.errors import StoreError
+from secateur.errors import FileError, StoreError
 
 TEMPORARY = ".tmp"
 """Suffix of unfinished files; their names start with a dot."""
@@ -41,7 +41,7 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         inputs: Input files, which must not be replaced.
 
     Raises:
-        StoreError: ``path`` is a folder, link, FIFO or device, is one of ``inputs``, or its folder
+        FileError: ``path`` is a folder, link, FIFO or device, is one of ``inputs``, or its folder
             is missing.
     """
     for source in inputs:
@@ -69,7 +69,8 @@ def replacing(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         inputs: See :func:`check_output`.
 
     Raises:
-        StoreError: ``path`` cannot be written, or the disk is full.
+        FileError: ``path`` cannot be written.
+        StoreError: The disk is full.
     """
     check_output(path, inputs)
     stem = os.fsencode(path.name)[:_NAME_BYTES].decode(errors="ignore")
@@ -104,6 +105,28 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def open_log(path: Path) -> int:
+    """Open a file for appending; it is created if it is missing.
+
+    Returns:
+        A file descriptor, to be closed by the caller.
+
+    Raises:
+        FileError: ``path`` cannot be written, see :func:`check_output`.
+    """
+    check_output(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        number = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise _refused(path, error.strerror) from error
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):  # replaced after the check
+        os.close(number)
+        raise _refused(path, _kind(mode))
+    return number
+
+
 def flush(path: Path) -> None:
     """Flush a file's bytes, or the entries of a folder, to the disk.
 
@@ -120,6 +143,15 @@ def flush(path: Path) -> None:
         os.close(number)
 
 
+def check_input(path: Path) -> None:
+    """Check that ``path`` is a regular file or a link to one, before a library opens it.
+
+    Raises:
+        FileError: It is missing, or a folder, FIFO or device.
+    """
+    os.close(_open_regular(path))
+
+
 def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
     """Read a regular file of at most ``limit`` bytes; a FIFO or device is an error.
 
@@ -129,38 +161,42 @@ def read_bytes(path: Path, limit: int, remedy: str | None = None) -> bytes:
         remedy: Remedy in the error about a larger file.
 
     Raises:
-        StoreError: The file is missing, larger, or not a regular file.
+        FileError: The file is missing, larger, or not a regular file.
     """
+    with os.fdopen(_open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(limit + 1) if size <= limit else b""
+    if size > limit or len(data) > limit:
+        raise FileError(
+            "larger than allowed",
+            where=path,
+            expected=f"at most {limit:,} bytes",
+            found=f"{size:,}",
+            remedy=remedy,
+        )
+    return data
+
+
+def _open_regular(path: Path) -> int:
+    """Open a regular file and return its descriptor."""
     try:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StoreError("cannot read", where=path, found=reason) from error
-    status = os.fstat(number)
-    if not stat.S_ISREG(status.st_mode):
+        raise FileError("cannot read", where=path, found=reason) from error
+    mode = os.fstat(number).st_mode
+    if not stat.S_ISREG(mode):
         os.close(number)
-        raise StoreError(
-            "cannot read", where=path, expected="a regular file", found=_kind(status.st_mode)
-        )
-    with os.fdopen(number, "rb") as file:
-        data = file.read(limit + 1) if status.st_size <= limit else b""
-    if status.st_size > limit or len(data) > limit:
-        raise StoreError(
-            "larger than allowed",
-            where=path,
-            expected=f"at most {limit:,} bytes",
-            found=f"{status.st_size:,}",
-            remedy=remedy,
-        )
-    return data
+        raise FileError("cannot read", where=path, expected="a regular file", found=_kind(mode))
+    return number
 
 
 def _kind(mode: int) -> str:
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
 
 
-def _refused(path: Path, reason: object, remedy: str | None = None) -> StoreError:
-    return StoreError(
+def _refused(path: Path, reason: object, remedy: str | None = None) -> FileError:
+    return FileError(
         "cannot write", where=path, expected="a new name or a regular file", found=reason,
         remedy=remedy,
     )  # fmt: skip

@@ -65,6 +65,12 @@ class StoreError(SecateurError):
     """A folder that cannot be written, or a stored result that is damaged."""
 
 
+class FileError(StoreError):
+    """A given file that cannot be read, or an output path that cannot be written."""
+
+    exit_code = UsageError.exit_code
+
+
 class InterruptedByUserError(SecateurError):
     """Ctrl-C; the exit code is the shell's for SIGINT."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from secateur.disk import write_text
+from secateur.disk import read_bytes, write_text
 from secateur.errors import StoreError
 
 
@@ -67,6 +67,9 @@ class Record(BaseModel):
         return json.dumps(self.model_dump(), ensure_ascii=False, allow_nan=False)
 
 
+_MOST_BYTES = 2**30
+
+
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write ``records`` to ``path`` atomically, one JSON object per line."""
     write_text(path, "".join(record.to_json() + "\n" for record in records))
@@ -79,8 +82,8 @@ def read_records(path: Path) -> list[Record]:
         StoreError: The file is missing, or a line is not a record; the message names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(path, _MOST_BYTES).decode().splitlines()
+    except (StoreError, UnicodeDecodeError) as error:
         raise StoreError("cannot read records", where=path, found=error) from error
     records = []
     for number, line in enumerate(lines, start=1):

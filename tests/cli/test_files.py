@@ -15,9 +15,17 @@ from PIL import Image
 
 import secateur
 from helpers.artifacts import CLASSES, packed, quantized
+from secateur.benchmarking.candidates import FileCandidate
 from secateur.cli.describe import describe
-from secateur.cli.files import Labels, pack_into, predictions, unpack_into
-from secateur.errors import ArtifactError, SecateurError, StoreError
+from secateur.cli.files import Labels, class_names, pack_into, predictions, unpack_into
+from secateur.cli.quantize_command import _array, _options
+from secateur.compression.onnx_network import file_of_program
+from secateur.errors import ArtifactError, DataError, RecipeError, SecateurError, StoreError
+from secateur.models.networks import build_described
+from secateur.models.weight_files import read_weights
+from secateur.recipe import read_toml
+from secateur.records import read_records
+from secateur.report.contents import read_report
 
 
 @pytest.fixture
@@ -148,3 +156,59 @@ def test_show_is_one_line_for_a_mutant(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(SecateurError):
         list(describe(path))
+
+
+READERS = {
+    "explain.sec": secateur.explain,
+    "bench.sec": lambda path: FileCandidate(path, "onnxruntime", 1).open(),
+    "weights.pt": read_weights,
+    "weights.safetensors": read_weights,
+    "records.jsonl": read_records,
+    "report.json": read_report,
+    "recipe.toml": read_toml,
+    "names.txt": class_names,
+    "images.npy": _array,
+    "built.pt2": lambda path: build_described(str(path), 10, 1),
+    "converted.pt2": lambda path: file_of_program(path, path.with_suffix(".onnx")),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_reader_waits_for_a_fifo_or_follows_a_device(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(SecateurError, match="a FIFO"):
+        READERS[name](path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(SecateurError, match="a device"):
+        READERS[name](path)
+
+
+def test_an_array_that_promises_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    np.save(path, np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert _array(path).tolist() == [[0, 1, 2], [3, 4, 5]]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"(2, 3)", b"(9999999999, 3)", 1))
+    with pytest.raises(DataError, match="cannot read images"):
+        _array(path)
+    np.save(path, np.array([{"code": 1}], object))
+    with pytest.raises(DataError, match="cannot read images"):
+        _array(path)
+
+
+def test_settings_of_quantize_are_toml_or_words() -> None:
+    assert _options(["quantize.bits=4", "method = auto"]) == {"bits": 4, "method": "auto"}
+    for override in ("bits", "=4", f"images={'9' * 5000}"):
+        with pytest.raises(RecipeError, match="cannot read --set"):
+            _options([override])
+
+
+def test_exit_code_of_a_given_file_is_2(tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        class_names(tmp_path / "none.txt")
+    assert caught.value.exit_code == 2
+    with pytest.raises(StoreError) as caught:
+        list(unpack_into(tmp_path / "net.sec", tmp_path / "none" / "net.onnx"))
+    assert caught.value.exit_code == 2

@@ -264,7 +264,7 @@ def test_cells_of_other_images_are_not_mixed_in(tmp_path: Path) -> None:
         (lambda folder: (folder / "records.jsonl").write_text(""), "no records"),
         (lambda folder: (folder / "right.safetensors").unlink(), "cannot read decisions"),
         (lambda folder: (folder / "right.safetensors").write_bytes(b"x"), "cannot read decisions"),
-        (lambda folder: (folder / "recipe.toml").write_text("="), "cannot read recipe"),
+        (lambda folder: (folder / "recipe.toml").write_text("="), "not a TOML file"),
         (lambda folder: (folder / "recipe.toml").write_text("seed = 9"), "recipe of another seed"),
         (lambda folder: decide(folder, np.ones(study.IMAGES, bool)), "decisions and records"),
         (lambda folder: decide(folder, np.ones(7, bool)), "different images"),

@@ -13,10 +13,10 @@ from torch import nn
 
 from secateur import recipe
 from secateur.artifact.bounds import check_network
-from secateur.artifact.packing import LIMIT, unpack
+from secateur.artifact.packing import LARGER, LIMIT, unpack
 from secateur.artifact.screening import screen
 from secateur.disk import read_bytes
-from secateur.errors import SecateurError
+from secateur.errors import NetworkError, UsageError
 from secateur.models.build import build_network
 from secateur.onnx_ir.model import read_model
 from secateur.runtimes import RUNTIMES, OnnxRuntime, OpenVino, Runtime, open_file
@@ -72,7 +72,7 @@ class FileCandidate:
         """
         if self.path.suffix != PACKED:
             return open_file(self.path, self.threads, self.runtime)
-        network = unpack(self.path.read_bytes()).onnx
+        network = unpack(read_bytes(self.path, LIMIT, LARGER)).onnx
         if self.runtime == OnnxRuntime.name:
             return OnnxRuntime(network, self.threads)
         with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def shape_of(path: Path) -> ClassifierShape:
         for value in (model.graph.input[0], model.graph.output[0])
     )
     if len(inputs) != 4 or inputs[2] != inputs[3] or not all(inputs[1:]) or not outputs[-1]:
-        raise SecateurError(
+        raise NetworkError(
             "not a classifier of square images",
             where=path,
             expected="input (N, C, R, R) with C and R fixed, output (N, classes)",
@@ -189,17 +189,17 @@ def list_candidates(
     more = [Path(name) for name in against if name not in known]
     for path in more:
         if not path.is_file():
-            raise SecateurError(
+            raise UsageError(
                 "unknown baseline", found=path, expected=", ".join(known), remedy="or give a file"
             )  # fmt: skip
     paths = [file for file in files if isinstance(file, Path)]
     if not paths:
-        raise SecateurError("nothing to compare", expected="at least one file", found="modules")
+        raise UsageError("nothing to compare", expected="at least one file", found="modules")
     shapes = {path: shape_of(path) for path in [*more, *paths]}
     shape = shapes[paths[0]]
     for path, other in shapes.items():
         if other != shape:
-            raise SecateurError("shapes differ", where=path, expected=shape, found=other)
+            raise NetworkError("shapes differ", where=path, expected=shape, found=other)
     baselines: list[Candidate] = []
     for name in against:
         if name in NETWORKS:

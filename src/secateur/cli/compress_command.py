@@ -21,9 +21,9 @@ NetworkArgument = Annotated[
     typer.Argument(
         metavar="[NETWORK]",
         help="torchvision:NAME, timm:NAME, file.py:function (runs that file), weights of "
-        "--network, net.onnx or program.pt2 (quantized and packed only), or recipe.toml of an "
-        "earlier run. Default: the trained network in the package, on the excerpt of "
-        "FashionMNIST in it.",
+        "--network, net.onnx or program.pt2 (quantized and packed only; a program can run "
+        "code), or recipe.toml of an earlier run. Default: the trained network in the package, "
+        "on the excerpt of FashionMNIST in it.",
     ),
 ]
 Description = Annotated[

@@ -16,7 +16,7 @@ from secateur.artifact.packing import TAGS, read_about
 from secateur.artifact.screening import screen
 from secateur.console import table
 from secateur.disk import read_bytes
-from secateur.errors import SecateurError, UsageError
+from secateur.errors import FileError, SecateurError, UsageError
 from secateur.onnx_ir.reader import MOST_BYTES, parse
 from secateur.recipe import load_recipe
 from secateur.records import read_records
@@ -140,7 +140,7 @@ def _tensors(path: Path) -> Parts:
             parts = [(name, file.get_slice(name)) for name in names]
             rows = [(name, part.get_dtype(), part.get_shape()) for name, part in parts]
     except SafetensorError as error:
-        raise SecateurError("damaged file", where=path, found=error) from error
+        raise FileError("damaged file", where=path, found=error) from error
     yield table(("tensor", "type", "shape"), rows)
 
 
@@ -176,7 +176,7 @@ def _json(path: Path) -> Parts:
     try:
         value = json.loads(read_bytes(path, MOST_BYTES))
     except (ValueError, RecursionError) as error:
-        raise SecateurError("not a JSON file", where=path, found=error) from error
+        raise FileError("not a JSON file", where=path, found=error) from error
     yield f"  {type(value).__name__} of {len(value)} entries" if hasattr(value, "__len__") else ""
 
 

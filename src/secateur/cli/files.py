@@ -78,6 +78,16 @@ def pack_into(
     yield f"{out}: {len(content):,} bytes, {before / len(content):.2f} times smaller than its ONNX"
 
 
+def class_names(path: Path) -> list[str]:
+    """Read class names from a text file, one per line; empty lines are skipped.
+
+    Raises:
+        FileError: The file cannot be read or is larger than 1 MiB.
+    """
+    text = read_bytes(path, _MOST_NAMES).decode(errors="backslashreplace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def _packed(source: Path, labels: Labels | None, limit: int) -> bytes:
     from secateur.artifact.screening import screen
 
@@ -95,8 +105,7 @@ def _packed(source: Path, labels: Labels | None, limit: int) -> bytes:
 
 def _metadata(model: object, labels: Labels, source: Path) -> dict[str, str]:
     """Return metadata made from ``labels``, checked against the file's input and output."""
-    text = read_bytes(labels.classes, _MOST_NAMES).decode(errors="backslashreplace")
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = class_names(labels.classes)
     sides, outputs = (
         [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (model.graph.input[0], model.graph.output[0])  # type: ignore[attr-defined]

@@ -10,7 +10,8 @@ import typer
 from secateur.cli import options
 from secateur.cli.chain_commands import run_chain
 from secateur.console import say
-from secateur.errors import DataError, RecipeError
+from secateur.disk import check_input
+from secateur.errors import DataError, FileError, RecipeError
 
 app = typer.Typer()
 
@@ -78,8 +79,9 @@ def quantize(
         return
     known = _options(overrides or [])
     if classes is not None:
-        lines = classes.read_text(encoding="utf-8").splitlines()
-        known["classes"] = [name for name in lines if name.strip()]
+        from secateur.cli.files import class_names
+
+        known["classes"] = class_names(classes)
     normalization = _numbers(mean, "--mean"), _numbers(std, "--std")
     network = _quantized(Path(source), data, normalization, size, known)
     path = Path(source)
@@ -115,18 +117,9 @@ def _quantized(
 
 def _options(overrides: list[str]) -> dict[str, Any]:
     """Parse options such as ``--set bits=4`` or ``--set quantize.bits=4``."""
-    import tomllib
+    from secateur.recipe import parse_override
 
-    known = {}
-    for override in overrides:
-        key, sign, value = override.removeprefix("quantize.").partition("=")
-        if not sign:
-            raise RecipeError("cannot read --set", found=repr(override), expected="key=value")
-        try:
-            known[key.strip()] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            known[key.strip()] = value.strip()
-    return known
+    return dict(parse_override(override.removeprefix("quantize.")) for override in overrides)
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -142,8 +135,10 @@ def _array(path: Path) -> Any:
     import numpy as np
 
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        check_input(path)
+        # Mapped, so that a header cannot promise more than the file has.
+        return np.lib.format.open_memmap(path, mode="c")
+    except (OSError, ValueError, FileError) as error:
         raise DataError(
             "cannot read images", where=path, expected="an array of NumPy, .npy", found=error
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from secateur.compression.settings import Settings, parse_quantity
 from secateur.environment import choose_device
 from secateur.errors import RecipeError
 from secateur.models.weight_files import SUFFIXES
+from secateur.recipe import read_toml
 from secateur.training.cpu import keep_freed_memory
 
 
@@ -61,7 +61,7 @@ def resolve(arguments: Arguments) -> tuple[Inputs, Settings]:
     """
     recipe: dict[str, Any] = {}
     if arguments.network.endswith(".toml"):
-        recipe = _read_toml(Path(arguments.network))
+        _, recipe = read_toml(Path(arguments.network))
     inputs = recipe.pop("inputs", {}) | _inputs(arguments)
     settings = recipe
     if not recipe and not inputs:
@@ -127,10 +127,3 @@ def _numbers(text: str, where: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise RecipeError("not numbers", where=where, expected="0.5,0.5,0.5", found=text) from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError("cannot read recipe", where=path, found=error) from error

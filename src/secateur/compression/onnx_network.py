@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.benchmarking.cost import macs, parameters
 from secateur.data import Preparation
+from secateur.disk import check_input
 from secateur.errors import DataError, NetworkError
 from secateur.onnx_ir.export import quiet
 from secateur.onnx_ir.model import OPSET, read_model
@@ -100,7 +101,9 @@ def file_of_program(path: Path, target: Path) -> Path:
 
     Raises:
         NetworkError: The program cannot be read or exported.
+        FileError: ``path`` is not a regular file.
     """
+    check_input(path)
     try:
         program = torch.export.load(path)
         with quiet():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.disk import check_input
 from secateur.errors import NetworkError
 from secateur.imaging import Preparation
 from secateur.models.weight_files import load_weights, read_weights
@@ -179,6 +180,7 @@ def _published(description: str, classes: int) -> nn.Module:
 
 
 def _from_program(path: Path) -> nn.Module:
+    check_input(path)
     try:
         return torch.export.load(path).module()
     except Exception as error:  # the reader may raise anything

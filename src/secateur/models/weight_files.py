@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from secateur.errors import NetworkError
+from secateur.disk import check_input
+from secateur.errors import FileError, NetworkError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 """Suffixes of files with weights."""
@@ -35,6 +36,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         NetworkError: The file is missing, damaged, or holds other objects than tensors.
     """
     try:
+        check_input(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -45,7 +47,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             expected="tensors by name",
             remedy="save network.state_dict(), or give the network as file.py:function",
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, FileError) as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NetworkError("cannot read weights", where=path, found=message) from error
     tensors = _tensors(content)

@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from secateur.disk import write_bytes
-from secateur.errors import SecateurError, StoreError
+from secateur.errors import FileError, SecateurError
 from secateur.onnx_ir.reader import read_onnx
 
 IR_VERSION = 10
@@ -88,11 +88,11 @@ def read_model(path: Path) -> onnx.ModelProto:
     """Read an ONNX file.
 
     Raises:
-        StoreError: The file is missing or is not ONNX.
+        FileError: The file is missing or is not ONNX.
     """
     model = read_onnx(path)
     if not model.graph.node:
-        raise StoreError("an ONNX file without a graph", where=path)
+        raise FileError("an ONNX file without a graph", where=path)
     return model
 
 

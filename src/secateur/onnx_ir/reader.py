@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from secateur.disk import read_bytes
-from secateur.errors import StoreError
+from secateur.errors import FileError
 
 MOST_BYTES = 2**30
 """Default limit on the size of a file and its external data, in bytes."""
@@ -31,7 +31,7 @@ def read_onnx(path: Path, limit: int = MOST_BYTES) -> onnx.ModelProto:
         limit: Largest total size in bytes.
 
     Raises:
-        StoreError: The file cannot be read, is not ONNX, or exceeds a limit.
+        FileError: The file cannot be read, is not ONNX, or exceeds a limit.
     """
     return read_self_contained(path, limit)[1]
 
@@ -46,7 +46,7 @@ def read_self_contained(path: Path, limit: int = MOST_BYTES) -> tuple[bytes, onn
         limit: See :func:`read_onnx`.
 
     Raises:
-        StoreError: See :func:`read_onnx`.
+        FileError: See :func:`read_onnx`.
     """
     data = read_bytes(path, limit, remedy=_REMEDY)
     model = parse(data, path)
@@ -59,7 +59,7 @@ def read_self_contained(path: Path, limit: int = MOST_BYTES) -> tuple[bytes, onn
     try:
         return model.SerializeToString(deterministic=True), model
     except Exception as error:  # protobuf holds at most 2 GiB
-        raise StoreError("cannot read an ONNX file", where=path, found=error) from error
+        raise FileError("cannot read an ONNX file", where=path, found=error) from error
 
 
 def parse(data: bytes, where: object) -> onnx.ModelProto:
@@ -70,20 +70,20 @@ def parse(data: bytes, where: object) -> onnx.ModelProto:
         where: Name of the file in errors.
 
     Raises:
-        StoreError: The bytes are not an ONNX graph, or exceed a limit.
+        FileError: The bytes are not an ONNX graph, or exceed a limit.
     """
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError is not importable from a stable place
-        raise StoreError("not an ONNX file", where=where, found=error) from error
+        raise FileError("not an ONNX file", where=where, found=error) from error
     if not model.HasField("graph"):
-        raise StoreError("an ONNX file without a graph", where=where)
+        raise FileError("an ONNX file without a graph", where=where)
     for name, count, most in (
         ("nodes", len(model.graph.node), MOST_NODES),
         ("tensors", len(model.graph.initializer), MOST_TENSORS),
     ):
         if count > most:
-            raise StoreError(
+            raise FileError(
                 f"an ONNX file of too many {name}",
                 where=where, expected=f"at most {most:,}", found=f"{count:,}",
             )  # fmt: skip
@@ -96,7 +96,7 @@ _REMEDY = "if you trust the file, allow more with --limit"
 def _tensors(graph: onnx.GraphProto, path: Path, depth: int = 0) -> Iterator[TensorProto]:
     """All tensors of a graph that may be external, including those of subgraphs."""
     if depth > _MOST_DEPTH:
-        raise StoreError("an ONNX file of too deeply nested graphs", where=path)
+        raise FileError("an ONNX file of too deeply nested graphs", where=path)
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -121,7 +121,7 @@ def _inline(tensor: TensorProto, path: Path, left: int) -> int:
     if offset < 0 or length < 0 or offset + length > size:
         raise _refused(path, tensor.name, f"bytes {offset} to {offset + length} of {size}")
     if length > left:
-        raise StoreError(
+        raise FileError(
             "larger than allowed", where=path, expected=f"{left:,} more bytes of tensors at most",
             found=f"{length:,} in {source.name}", remedy=_REMEDY,
         )  # fmt: skip
@@ -146,8 +146,8 @@ def _inside(path: Path, location: str, name: str) -> Path:
     return source
 
 
-def _refused(path: Path, name: str, reason: str) -> StoreError:
-    return StoreError(
+def _refused(path: Path, name: str, reason: str) -> FileError:
+    return FileError(
         f"cannot read the external data of tensor {name[:60]!r}", where=path,
         expected="a regular file in the folder of the ONNX file", found=reason,
         remedy="keep the files of the network together",

@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 
 from secateur import environment
-from secateur.artifact.packing import unpack
+from secateur.artifact.packing import LARGER, LIMIT, unpack
 from secateur.artifact.screening import screen
 from secateur.benchmarking.timing import latencies
-from secateur.errors import SecateurError
+from secateur.disk import read_bytes
+from secateur.errors import NetworkError
 from secateur.onnx_ir.model import read_model
 from secateur.profiling.block_widths import Width, find_widths
 from secateur.profiling.islands import Island, find_conversions, find_islands
@@ -90,7 +91,7 @@ def explain(
         size: Height and width of the image, if the file does not fix them.
 
     Raises:
-        SecateurError: The file is not ONNX, ONNX Runtime cannot run it, or ``size`` is needed.
+        NetworkError: The file is not ONNX, ONNX Runtime cannot run it, or ``size`` is needed.
 
     Examples:
         >>> network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
@@ -103,7 +104,7 @@ def explain(
     if path.suffix == ".sec":
         with tempfile.TemporaryDirectory() as folder:
             unpacked = Path(folder) / f"{path.stem}.onnx"
-            unpacked.write_bytes(unpack(path.read_bytes()).onnx)
+            unpacked.write_bytes(unpack(read_bytes(path, LIMIT, LARGER)).onnx)
             explanation = _explain(unpacked, threads, repeats, size)
         return replace(explanation, file=str(path), size_bytes=path.stat().st_size)
     return _explain(path, threads, repeats, size)
@@ -118,7 +119,7 @@ def _explain(path: Path, threads: int, repeats: int, size: int | None) -> Explan
         events = profile(path, session_options(threads, is_saturation_free(model)), image, repeats)
         optimized = optimized_graph(path)
     except Exception as error:  # onnxruntime's exceptions have no public base class
-        raise SecateurError("ONNX Runtime cannot run the file", where=path, found=error) from error
+        raise NetworkError("ONNX Runtime cannot run the file", where=path, found=error) from error
     samples = latencies({"file": runtime}, image, WARMUP, repeats)["file"]
     p10, median, p90 = (float(value) for value in np.percentile(samples, [10, 50, 90]))
     nodes = gather(events)
@@ -148,7 +149,7 @@ def _image(model: onnx.ModelProto, size: int | None, path: Path) -> Array:
     kind = inputs[0].type.tensor_type if len(inputs) == 1 else onnx.TypeProto.Tensor()
     shape = [dim.dim_value for dim in kind.shape.dim]
     if kind.elem_type != onnx.TensorProto.FLOAT or len(shape) != 4:
-        raise SecateurError(
+        raise NetworkError(
             "not an image classifier",
             where=path,
             expected="one float32 input of shape (N, C, H, W)",
@@ -157,7 +158,7 @@ def _image(model: onnx.ModelProto, size: int | None, path: Path) -> Array:
     shape[0] = shape[0] or 1
     shape[2:] = [side or size or 0 for side in shape[2:]]
     if 0 in shape:
-        raise SecateurError(
+        raise NetworkError(
             "the file leaves its input's shape open",
             where=path,
             found=_shape(inputs[0]),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import inliner, version_converter
 
-from secateur.errors import SecateurError
+from secateur.errors import NetworkError, SecateurError
 from secateur.onnx_ir.batch_folding import BatchError, fold_constants, optimize
 from secateur.onnx_ir.linear_layers import standardize_layers
 from secateur.onnx_ir.model import OWN_DOMAIN, opset_of, read_model, tidy
@@ -48,8 +48,8 @@ def import_onnx(path: Path, images: Array) -> onnx.ModelProto:
         A graph for any batch size, or if that is not possible, for that of the file.
 
     Raises:
-        StoreError: The file or its external data cannot be read.
-        SecateurError: The file is not such a classifier; the message names the node or the input.
+        FileError: The file or its external data cannot be read.
+        NetworkError: The file is not such a classifier; the message names the node or the input.
     """
     model = _without_defaults(read_model(path))
     check_classifier(model, path)
@@ -57,9 +57,9 @@ def import_onnx(path: Path, images: Array) -> onnx.ModelProto:
     try:
         expected = _logits(model, images)
     except Exception as error:  # onnxruntime's exceptions have no public base class
-        raise SecateurError("ONNX Runtime cannot run the file", where=path, found=error) from error
+        raise NetworkError("ONNX Runtime cannot run the file", where=path, found=error) from error
     if expected.ndim != 2:
-        raise SecateurError(
+        raise NetworkError(
             "not a classifier",
             where=path,
             expected="one output (N, classes)",
@@ -75,7 +75,7 @@ def import_onnx(path: Path, images: Array) -> onnx.ModelProto:
         difference = _difference(imported, images, expected)
         if difference <= TOLERANCE:
             return imported
-    raise SecateurError(
+    raise NetworkError(
         "the imported graph computes something else than the file",
         where=path,
         expected=f"logits within {TOLERANCE:g} of the largest",
@@ -96,13 +96,13 @@ def check_classifier(model: onnx.ModelProto, path: Path) -> None:
     """Check that a graph is a float classifier with one image input and standard operators.
 
     Raises:
-        SecateurError: It is not; the message has reason, place and remedy.
+        NetworkError: It is not; the message has reason, place and remedy.
     """
     _check_operators(model, path, folded=False)
     inputs, outputs = list(model.graph.input), list(model.graph.output)
     expected = "one float32 input (N, C, H, W)"
     if len(inputs) != 1:
-        raise SecateurError(
+        raise NetworkError(
             "not an image classifier",
             where=path,
             expected=expected,
@@ -111,7 +111,7 @@ def check_classifier(model: onnx.ModelProto, path: Path) -> None:
         )
     kind = inputs[0].type.tensor_type
     if kind.elem_type != onnx.TensorProto.FLOAT or len(kind.shape.dim) != 4:
-        raise SecateurError(
+        raise NetworkError(
             "not an image classifier",
             where=path,
             expected=expected,
@@ -119,7 +119,7 @@ def check_classifier(model: onnx.ModelProto, path: Path) -> None:
             remedy="export the network in float32, with images as (N, C, H, W)",
         )
     if len(outputs) != 1 or outputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise SecateurError(
+        raise NetworkError(
             "not an image classifier",
             where=path,
             expected="one float32 output (N, classes)",
@@ -151,7 +151,7 @@ def _check_operators(model: onnx.ModelProto, path: Path, *, folded: bool = True)
     for node in _all_nodes(model):
         name = node.name or (node.output[0] if node.output else "")
         if node.domain not in OWN_DOMAIN and (node.domain, node.op_type) not in functions:
-            raise SecateurError(
+            raise NetworkError(
                 "a custom operator",
                 where=f"{path}, node {name}",
                 expected="operators of ONNX's own domain",
@@ -159,7 +159,7 @@ def _check_operators(model: onnx.ModelProto, path: Path, *, folded: bool = True)
                 remedy="export the network in standard operators",
             )
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul"):
-            raise SecateurError(
+            raise NetworkError(
                 "the graph is quantized already",
                 where=f"{path}, node {name}",
                 expected="a float graph",
@@ -167,7 +167,7 @@ def _check_operators(model: onnx.ModelProto, path: Path, *, folded: bool = True)
                 remedy="quantize the float file it was made from",
             )
         if node.op_type in CONTROL_FLOW and (folded or node.op_type != "If"):
-            raise SecateurError(
+            raise NetworkError(
                 "control flow",
                 where=f"{path}, node {name}",
                 expected="a graph without loops and branches",
@@ -187,7 +187,7 @@ def _input_shape(model: onnx.ModelProto, path: Path, images: tuple[int, ...]) ->
     value = model.graph.input[0]
     sides = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     if len(images) != 4 or any(a and a != b for a, b in zip(sides[1:], images[1:], strict=True)):
-        raise SecateurError(
+        raise NetworkError(
             "images do not fit the network",
             where=path,
             expected=describe_value(value),
@@ -203,7 +203,7 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     if opset >= IMPORT_OPSET:
         return model
     if opset < OLDEST_OPSET:
-        raise SecateurError(
+        raise NetworkError(
             "an ONNX file that is too old",
             where=path,
             expected=f"opset {OLDEST_OPSET} or newer",
@@ -213,7 +213,7 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         return version_converter.convert_version(model, IMPORT_OPSET)
     except Exception as error:  # the converter raises RuntimeError and its own types
-        raise SecateurError(
+        raise NetworkError(
             f"cannot convert the file to opset {IMPORT_OPSET}",
             where=path,
             found=error,

@@ -20,7 +20,13 @@ from secateur.recipe.fields import (
     Teacher,
     Train,
 )
-from secateur.recipe.loading import builtin_recipes, load_recipe, parse_recipe
+from secateur.recipe.loading import (
+    builtin_recipes,
+    load_recipe,
+    parse_override,
+    parse_recipe,
+    read_toml,
+)
 
 __all__ = [
     "Augment",
@@ -42,5 +48,7 @@ __all__ = [
     "builtin_recipes",
     "content_id",
     "load_recipe",
+    "parse_override",
     "parse_recipe",
+    "read_toml",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from secateur.recipe.document import Recipe
 
 _MOST_BYTES = 2**20
 _MOST_DEPTH = 16
+_MOST_FLOAT = 2.0**127
 
 
 def builtin_recipes() -> list[str]:
@@ -43,13 +45,11 @@ def load_recipe(name: str, overrides: list[str] | None = None, seed: int | None 
         ('shufflenet_v2_x1_0', 3)
     """
     if name.endswith(".toml"):
-        try:
-            text, where = read_bytes(Path(name), _MOST_BYTES).decode(), name
-        except (StoreError, UnicodeDecodeError) as error:
-            raise RecipeError("cannot read recipe", where=name, found=error) from error
+        (_, values), where = read_toml(Path(name)), name
     elif name in builtin_recipes():
         text = (resources.files("secateur") / "recipes" / f"{name}.toml").read_text("utf-8")
         where = f"built-in {name}"
+        values = _parse(text, where)
     else:
         raise RecipeError(
             "unknown recipe",
@@ -57,12 +57,24 @@ def load_recipe(name: str, overrides: list[str] | None = None, seed: int | None 
             remedy=_nearest(name, builtin_recipes())
             + "give a path ending in .toml or list the built-in ones with `secateur recipes`",
         )
-    values = _parse(text, where)
     for override in overrides or []:
         _override(values, override)
     if seed is not None:
         values["seed"] = seed
     return _validate(values, where)
+
+
+def read_toml(path: Path) -> tuple[str, dict[str, Any]]:
+    """Read a TOML file of at most 1 MiB; return its text and its values.
+
+    Raises:
+        RecipeError: It cannot be read, or is not TOML.
+    """
+    try:
+        text = read_bytes(path, _MOST_BYTES).decode()
+    except (StoreError, UnicodeDecodeError) as error:
+        raise RecipeError("cannot read recipe", where=path, found=error) from error
+    return text, _parse(text, str(path))
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
@@ -83,6 +95,8 @@ def _check_values(value: object, where: str, depth: int = 0) -> None:
         raise RecipeError("a recipe of too deeply nested tables", where=where)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise RecipeError("a number out of range", where=where, expected="64 bits at most")
+    if isinstance(value, float) and math.isfinite(value) and abs(value) > _MOST_FLOAT:
+        raise RecipeError("a number out of range", where=where, expected="a 32-bit float")
     for inner in value.values() if isinstance(value, dict) else ():
         _check_values(inner, where, depth + 1)
     for inner in value if isinstance(value, list) else ():
@@ -90,18 +104,28 @@ def _check_values(value: object, where: str, depth: int = 0) -> None:
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    key, sign, value = override.partition("=")
-    if not sign or not key.strip():
-        raise RecipeError("cannot read --set", found=repr(override), expected="key=value")
-    *parents, leaf = key.strip().split(".")
+    key, value = parse_override(override)
+    *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise RecipeError("cannot read --set", where=key, found=f"{parent} is not a table")
+    values[leaf] = value
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Parse ``key=value``; a value that is not TOML is a string.
+
+    Raises:
+        RecipeError: There is no ``=``, or a number has too many digits.
+    """
+    key, sign, value = (part.strip() for part in override.partition("="))
+    if not sign or not key:
+        raise RecipeError("cannot read --set", found=repr(override), expected="key=value")
     try:
-        values[leaf] = tomllib.loads(f"v = {value}")["v"]
+        return key, tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
-        values[leaf] = value.strip()
+        return key, value
     except (ValueError, RecursionError) as error:
         raise RecipeError("cannot read --set", where=key, found=error) from error
 

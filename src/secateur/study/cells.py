@@ -7,12 +7,11 @@ folders. Cells that cannot be read are listed.
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from secateur.errors import RecipeError, SecateurError, StoreError
-from secateur.recipe import Recipe, content_id, parse_recipe
+from secateur.recipe import Recipe, content_id, parse_recipe, read_toml
 from secateur.records import Record, read_records
 
 OVERFITTED = "overfitted"
@@ -228,11 +227,7 @@ def _conditions(records: list[Record]) -> tuple[tuple[str, float], ...]:
 
 
 def _recipe_without_seed(path: Path, seed: int) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-        recipe: dict[str, Any] = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise StoreError("cannot read recipe", where=path.name, found=error) from error
+    text, recipe = read_toml(path)
     if recipe.get("seed", 0) != seed:
         raise StoreError("recipe of another seed", expected=seed, found=recipe.get("seed", 0))
     try:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import torch
 
+from secateur.disk import open_log
 from secateur.errors import SecateurError
 from secateur.study.grid import Cell, run_cell
 
@@ -116,12 +117,12 @@ def run_logged(cell: Cell, work: Work, device: str, threads: int) -> str | None:
     """Run a cell in this process with output to its log; return the error in one line, or None."""
     folder = cell.folder(work.out)
     folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.close(log)
     torch.set_num_threads(threads)
     try:
+        log = open_log(folder / "log.txt")
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        os.close(log)
         run_cell(cell, work.out, work.data, device, work.storage)
     except SecateurError as error:
         return str(error)
