@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.browser import accessibility_faults, layout_faults, needs_browser, open_page
+from helpers.browser import (
+    accessibility_faults,
+    firefox,
+    layout_faults,
+    needs_browser,
+    needs_firefox,
+    open_page,
+)
 from secateur.artifact.classifier import load
 from secateur.artifact.packing import unpack
 from secateur.data import load as load_data
@@ -73,6 +80,27 @@ def test_the_browser_decides_as_python_does(site):
     logits = np.array(answers, np.float32)
     np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1))
     assert np.abs(logits - expected).max() <= rounding_step(expected)
+
+
+@pytest.mark.slow
+@needs_firefox
+def test_firefox_answers_as_python_does(site, tmp_path):
+    from marionette_driver import By, Wait
+
+    images = load_data("fashionmnist-mini", None, train=False).pixels[:20, 0].numpy()
+    expected = [found[0][0] for found in load(NETWORK).predict(images, top=1)]
+    answers = []
+    with firefox() as client:
+        client.navigate(site)
+        state = "return [document.body.dataset.ready, Number(document.body.dataset.answered)]"
+        Wait(client, timeout=60).until(lambda c: c.execute_script(state)[0] == "yes")
+        for number, image in enumerate(images, start=1):
+            path = tmp_path / f"{number}.png"
+            Image.fromarray(image).save(path)
+            client.find_element(By.ID, "file").send_keys(str(path))
+            Wait(client, timeout=30).until(lambda c, n=number: c.execute_script(state)[1] == n)
+            answers.append(client.find_element(By.CLASS_NAME, "answer").text)
+    assert answers == expected
 
 
 def rounding_step(logits):
@@ -141,6 +169,50 @@ def test_a_drawing_is_answered(site):
     page.mouse.up()
     page.wait_for_selector("body[data-answered]")
     assert page.locator(".answer").first.inner_text()
+
+
+@needs_browser
+def test_the_camera_is_answered_until_it_is_switched_off(site):
+    page = ready(open_page(site, permissions=["camera"]))
+    page.click("#camera")
+    page.wait_for_selector('body[data-answered]:not([data-answered="1"])')  # frame by frame
+    assert page.locator("#camera").get_attribute("aria-pressed") == "true"
+    assert page.evaluate("document.getElementById('video').videoWidth") > 0
+    assert page.locator(".answer").first.inner_text()
+    page.click("#camera")
+    assert page.evaluate("document.getElementById('video').srcObject") is None
+    assert page.locator("#video").is_hidden()
+    assert page.problems == []
+
+
+@needs_browser
+def test_a_missing_camera_is_reported_in_words(site):
+    page = ready(open_page(site))
+    page.evaluate(
+        """() => {
+          const none = () => Promise.reject(new Error("none found"));
+          navigator.mediaDevices.getUserMedia = none;
+        }"""
+    )
+    page.click("#camera")
+    page.wait_for_selector("#status.error")
+    assert page.locator("#status").inner_text() == "No camera: none found"
+    assert page.locator("#camera").get_attribute("aria-pressed") == "false"
+
+
+def test_a_site_replaces_neither_its_source_nor_a_link(tmp_path, monkeypatch):
+    monkeypatch.setattr("secateur.demo.site.fetch_package", lambda package: [])
+    packed = tmp_path / "net.sec"
+    shutil.copyfile(NETWORK, packed)
+    with pytest.raises(SecateurError, match="the input itself"):
+        write_site(packed, tmp_path)
+    (tmp_path / "dear.txt").write_text("dear")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").symlink_to(tmp_path / "dear.txt")
+    with pytest.raises(SecateurError, match="a symbolic link"):
+        write_site(packed, tmp_path / "site")
+    assert (tmp_path / "dear.txt").read_text() == "dear"
+    assert packed.read_bytes() == NETWORK.read_bytes()
 
 
 @needs_browser

@@ -1,7 +1,9 @@
-"""A browser for tests: Debian's Chromium, driven by Playwright."""
+"""Browsers for tests, both of Debian: Chromium driven by Playwright, Firefox by Marionette."""
 
 import functools
+import os
 import shutil
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,13 +17,19 @@ AXE = Package(
     ("axe.min.js",),
 )
 CHROMIUM = shutil.which("chromium")
+FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
+    # A camera that shows a moving test picture, and may be used.
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 ]  # fmt: skip
 
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="needs Chromium: apt-get install chromium"
+)
+needs_firefox = pytest.mark.skipif(
+    FIREFOX is None, reason="needs Firefox: apt-get install firefox-esr"
 )
 
 
@@ -51,6 +59,19 @@ def open_page(url, width=1280, height=900, scheme="light", **options):
     page.on("request", lambda request: page.requested.append(request.url))
     page.goto(url)
     return page
+
+
+@contextmanager
+def firefox():
+    """Start Firefox; yield Mozilla's client for it."""
+    from marionette_driver.marionette import Marionette
+
+    client = Marionette(bin=FIREFOX, app="fxdesktop", headless=True, gecko_log=os.devnull)
+    client.start_session()
+    try:
+        yield client
+    finally:
+        client.cleanup()
 
 
 OVERFLOW = """() => {

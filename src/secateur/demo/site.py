@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from secateur.artifact.classifier import Classifier, load
 from secateur.demo.npm import RUNTIME, fetch_package
-from secateur.errors import SecateurError
+from secateur.disk import check_input, write_bytes, write_json
 
 WEB = Path(__file__).parent / "web"
 
@@ -28,24 +28,30 @@ def write_site(packed: Path, folder: Path, reference: Path | None = None) -> Pat
         The page, ``folder/index.html``.
 
     Raises:
-        SecateurError: A file is damaged or missing, or onnxruntime-web cannot be fetched.
+        SecateurError: A file is damaged or missing, onnxruntime-web cannot be fetched, or a file of
+            the site would replace its source, or a link.
     """
     network = load(packed)
-    if reference is not None and not reference.is_file():
-        raise SecateurError("no such file", where=reference, expected="an ONNX file")
-    runtime = fetch_package(RUNTIME)
-    shutil.copytree(WEB, folder, dirs_exist_ok=True)
-    (folder / "ort").mkdir(exist_ok=True)
-    for path in runtime:
-        shutil.copyfile(path, folder / "ort" / path.name)
-    shutil.copyfile(packed, folder / "net.sec")
+    if reference is not None:
+        check_input(reference)
+    sources = {"net.sec": packed}
     networks = [{"title": "Compressed", "file": "net.sec"}]
     if reference is not None:
-        shutil.copyfile(reference, folder / "reference.onnx")
+        sources["reference.onnx"] = reference
         networks.append({"title": "Reference", "file": "reference.onnx"})
-    description = _describe(network, packed) | {"networks": networks}
-    (folder / "demo.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+    sources |= {f"ort/{path.name}": path for path in fetch_package(RUNTIME)}
+    sources |= {str(path.relative_to(WEB)): path for path in _web_files()}
+    for name, source in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / name, source.read_bytes(), inputs=[source])
+    write_json(folder / "demo.json", _describe(network, packed) | {"networks": networks})
     return folder / "index.html"
+
+
+def _web_files() -> Iterator[Path]:
+    """Yield the page's files; ``sec`` is a link in the repository and a folder when installed."""
+    for folder, _, names in os.walk(WEB, followlinks=True):
+        yield from (Path(folder) / name for name in names)
 
 
 def _describe(network: Classifier, packed: Path) -> dict[str, object]:
