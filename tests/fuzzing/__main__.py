@@ -4,7 +4,7 @@ Run: PYTHONPATH=tests python -m fuzzing --seconds 60 --out results/fuzz
 
 Each target runs in a process of its own under atheris (libFuzzer for Python), which starts from
 tests/fuzzing/seeds/TARGET and from the files that the tests make. It stops at the first finding,
-whose input is then in OUT/TARGET-crash-*.
+whose input is then in OUT/TARGET-crash-*. With --target, the figures of other targets stay.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def seeds(target: str) -> Iterator[bytes]:
         from secateur.recipe import load_recipe
 
         yield load_recipe("quickstart").to_toml().encode()
+    elif target == "data_file":
+        from secateur.data.official import BUILT_IN
+
+        file = resources.files("secateur.data") / BUILT_IN / "t10k-labels-idx1-ubyte.gz"
+        yield file.read_bytes()
 
 
 def fuzz(target: str, seconds: int, out: Path) -> dict[str, Any]:
@@ -114,15 +120,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    measured = options.out / "measured.jsonl"
+    before = measured.read_text().splitlines() if options.target and measured.exists() else []
+    rows = {row["target"]: row for row in map(json.loads, before)}
     for target in options.target or TARGETS:
-        rows.append(fuzz(target, options.seconds, options.out))
-        print(json.dumps(rows[-1]), flush=True)
+        rows[target] = fuzz(target, options.seconds, options.out)
+        print(json.dumps(rows[target]), flush=True)
     versions = environment.versions()
     where = f"{environment.processor()}; Python {versions['python']}, onnx {versions['onnx']}."
-    (options.out / "measured.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (options.out / "README.md").write_text(table(rows, where))
-    sys.exit(any(row["findings"] for row in rows))
+    measured.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    (options.out / "README.md").write_text(table(list(rows.values()), where))
+    sys.exit(any(row["findings"] for row in rows.values()))
 
 
 if __name__ == "__main__":

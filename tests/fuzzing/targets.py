@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from secateur.artifact.bounds import check_network
 from secateur.artifact.container import read_sections
 from secateur.artifact.packing import TAGS, read_about, unpack
 from secateur.artifact.splice import find_tensors
-from secateur.errors import SecateurError
+from secateur.data import load_folder
+from secateur.data.official import check_files
+from secateur.errors import DataError, SecateurError
 from secateur.escaping import csv_text, latex_text, printable
-from secateur.imaging import read_image
+from secateur.imaging import Preparation, read_image
 from secateur.onnx_ir.reader import parse
 from secateur.recipe import parse_recipe
 from secateur.records import read_records
@@ -73,6 +76,63 @@ def text(data: bytes) -> None:
     json.dumps(shown).encode()
 
 
+def data_file(data: bytes) -> None:
+    """A file in place of an official one, gzipped or not: only the official content is accepted."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, file in (
+            ("fashionmnist", "FashionMNIST/raw/t10k-labels-idx1-ubyte.gz"),
+            ("cifar10", "cifar-10-batches-py/test_batch"),
+        ):
+            path = Path(folder) / file
+            path.parent.mkdir(parents=True)
+            path.write_bytes(data)
+            with contextlib.suppress(DataError):
+                check_files(name, Path(folder))
+                raise AssertionError("a file that is not the official one was accepted")
+
+
+def data_folder(data: bytes) -> None:
+    """A folder of images. Each line is an entry: a letter for its kind, then its path."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "images"
+        root.mkdir()
+        for line in data.split(b"\n")[:64]:
+            parts = [part for part in line[1:].split(b"/") if part not in (b"", b".", b"..")]
+            if parts and b"\0" not in line:
+                with contextlib.suppress(OSError):  # too long, or there already
+                    _make_entry(root / os.fsdecode(b"/".join(parts)), line[:1])
+        found = load_folder(root, _PREPARATION)
+        for images in (found.training, found.validation, found.test):
+            assert len(images) == len(images.pixels) > 0
+            assert 0 <= images.labels.min() <= images.labels.max() < len(found.classes)
+        json.dumps(found.report, ensure_ascii=False).encode()
+
+
+def _make_entry(path: Path, kind: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == b"d":
+        path.mkdir()
+    elif kind == b"f":
+        os.mkfifo(path)
+    elif kind == b"l":
+        path.symlink_to(path.parent)
+    else:
+        path.write_bytes(_IMAGE if kind == b"i" else b"no image")
+
+
+_PREPARATION = Preparation((0.5,), (0.5,), 4)
+_IMAGE = b"P5 2 2 255 \x00\x40\x80\xff"  # PGM
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (container, onnx_file, recipe, image, records, text)
+    target.__name__: target
+    for target in (
+        container,
+        onnx_file,
+        recipe,
+        image,
+        records,
+        text,
+        data_file,
+        data_folder,
+    )
 }
