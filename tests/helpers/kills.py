@@ -1,6 +1,9 @@
 """Kill a run at random disk operations, over and over, and compare what comes out in the end.
 
-Run: PYTHONPATH=src:tests python -m helpers.kills --kills 200 --out results/kills
+Run: PYTHONPATH=src:tests python -m helpers.kills --kills 50 --out results/kills
+
+Each call appends a line to OUT/measured.jsonl and writes OUT/README.md from all lines, so that many
+kills can be spread over several calls.
 
 A process forked from this one takes a tiny recipe down the whole chain. It is killed (SIGKILL) at a
 random one of its writes, renames and removals; the next one goes on in the same store. When a run
@@ -142,7 +145,7 @@ def kill_often(kills: int, seed: int, folder: Path, minutes: float = 1e9) -> dic
     end = time.monotonic() + 60 * minutes
     while (more := where.total() < kills and time.monotonic() < end) or begun:
         out = folder / f"run-{finished}"
-        status = attempt(recipe, images, out, rng.randint(1, 40) if more else NEVER)
+        status = attempt(recipe, images, out, rng.randint(1, 20) if more else NEVER)
         begun = True
         if os.WIFSIGNALED(status):
             begun_stages = sorted(path.name for path in out.glob("stages/*.partial"))
@@ -162,6 +165,28 @@ def kill_often(kills: int, seed: int, folder: Path, minutes: float = 1e9) -> dic
     }
 
 
+def page(rows: list[dict[str, Any]]) -> str:
+    """All parts so far as Markdown."""
+    stages = Counter[str]()
+    for row in rows:
+        stages.update(row["by_stage"])
+    total = {key: sum(row[key] for row in rows) for key in ("kills", "finished_runs", "different")}
+    lines = [f"| {stage} | {count} |" for stage, count in sorted(stages.items())]
+    where = sorted({f"{row['processor']}; torch {row['versions']['torch']}" for row in rows})
+    return (
+        "# Runs that are killed\n\n"
+        "Made by `python -m helpers.kills` in `tests/`: a tiny recipe goes down the whole chain, "
+        "from images to `net.sec`. Its process is killed (SIGKILL) at a random one of its writes, "
+        "renames and removals; the next process goes on in the same store.\n\n"
+        f"**{total['kills']} kills in {total['finished_runs']} runs. "
+        f"{total['different']} of the runs differ** from a run that nobody killed: in one of its "
+        f"{rows[0]['records_compared']} records (times apart), or in a byte of `net.sec`.\n\n"
+        "| killed in stage | kills |\n| --- | ---: |\n"
+        + "\n".join(lines)
+        + f"\n\n{'; '.join(where)}; {sum(row['minutes'] for row in rows):.0f} minutes.\n"
+    )
+
+
 def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
@@ -170,22 +195,28 @@ def main() -> None:
 
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=1e9, help="then no more kills")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    start = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
+    measured = options.out / "measured.jsonl"
+    rows = (
+        [json.loads(row) for row in measured.read_text().splitlines()] if measured.exists() else []
+    )
+    seed, start = len(rows), time.monotonic()
     with TemporaryDirectory() as folder:
-        figures = kill_often(options.kills, options.seed, Path(folder), options.minutes)
+        figures = kill_often(options.kills, seed, Path(folder), options.minutes)
     figures |= {
+        "seed": seed,
         "minutes": round((time.monotonic() - start) / 60, 1),
         "processor": environment.processor(),
         "versions": environment.versions(),
         "commit": environment.commit(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "measured.json").write_text(json.dumps(figures, indent=1) + "\n")
+    rows.append(figures)
+    measured.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (options.out / "README.md").write_text(page(rows))
     print(json.dumps(figures, indent=1))
     assert not figures["different"]
 
