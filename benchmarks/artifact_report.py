@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.figures import quantitative, write_figure
 from secateur.report import numbers
+from secateur.report.vega import CURVE, MARK, THIRD, Spec
 from secateur.statistics import Interval, proportion
 
 Record = dict[str, Any]
@@ -52,7 +54,7 @@ def write_report() -> None:
     )
     if prices:
         draw(prices)
-        text += CURVE + curve_table(prices)
+        text += PRICES + curve_table(prices)
     if (OUT / "fuzz.json").exists():
         text += fuzzed(json.loads((OUT / "fuzz.json").read_text(encoding="utf-8")))
     text += "\n## Commands and environment\n\n" + "".join(made_by(record) for record in files)
@@ -126,7 +128,7 @@ median of five.
 | Network | Reference, ms | Pruned float, ms | Packed, ms | Faster | Decoding, s |
 | --- | ---: | ---: | ---: | ---: | ---: |
 """
-CURVE = """
+PRICES = """
 ## Bytes against loss
 
 The pruned networks at several prices of a bit, in nats per megabyte, on the validation images;
@@ -243,31 +245,39 @@ def curve_table(prices: list[Record]) -> str:
     )
 
 
+COLORS = dict(zip(STUDY, (CURVE, MARK, THIRD), strict=True))
+
+
 def draw(prices: list[Record]) -> None:
     """Points lost against bytes, a line for each network, with 95 % intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "secateur"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for number, network in enumerate(dict.fromkeys(r["network"] for r in prices)):
-        points = [r for r in prices if r["network"] == network and r["drop"][0] < 3]
-        kilobytes = [r["packed_bytes"] / 1e3 for r in points]
-        low, middle, high = (np.array([r["drop"][i] for r in points]) for i in (1, 0, 2))
-        color, marker = f"C{number}", "osD"[number % 3]
-        axes.plot(kilobytes, middle, f"-{marker}", color=color, label=network, markersize=4)
-        axes.fill_between(kilobytes, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.axhline(0.3, color="0.4", linewidth=0.8, linestyle="--")
-    axes.annotate("0.3 points", (1, 0.3), (-4, 3), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", ha="right", color="0.4", fontsize=8)  # fmt: skip
-    axes.set(xscale="log", xlabel="file, kB", ylabel="points lost on validation (95 %)")
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis("{x:g}")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.savefig(OUT / "curve.svg", metadata={"Date": None})
+    shown = [r for r in prices if r["drop"][0] < 3]
+    rows = [
+        {"network": r["network"], "kB": r["packed_bytes"] / 1e3}
+        | dict(zip(("lost", "low", "high"), r["drop"], strict=True))
+        for r in shown
+    ]
+    x = quantitative("kB", "file, kB", type="log", nice=False)
+    lost = "points lost on validation (95 %)"
+    domain = list(dict.fromkeys(row["network"] for row in rows))
+    scale = {"domain": domain, "range": [COLORS[name] for name in domain]}
+    color = {"field": "network", "type": "nominal", "scale": scale}
+    limit: Spec = {"data": {"values": [{}]}}
+    at = {"y": {"datum": 0.3}}
+    body = {
+        "data": {"values": rows},
+        "layer": [
+            {"mark": {"type": "area", "opacity": 0.16},
+             "encoding": {"x": x, "y": quantitative("low", lost), "y2": {"field": "high"},
+                          "color": color}},
+            {"mark": {"type": "line", "point": {"filled": True, "size": 26}},
+             "encoding": {"x": x, "y": quantitative("lost", lost), "color": color}},
+            limit | {"mark": {"type": "rule", "strokeDash": [4, 3]}, "encoding": at},
+            limit | {"mark": {"type": "text", "align": "right", "dy": -6, "text": "0.3 points"},
+                     "encoding": at | {"x": {"value": "width"}}},
+        ],
+    }  # fmt: skip
+    alt = f"Points lost on validation against the bytes of the file, for {', '.join(domain)}"
+    write_figure(OUT / "curve.svg", alt, body, height=300)
 
 
 def fuzzed(result: Record) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
+from benchmarks.common.figures import quantitative, write_panels
 from benchmarks.common.markdown import drop_text, in_points, made_with, ratio_text, table
 from benchmarks.common.records import Record, read, unpack
 from secateur.benchmarking.timing import SETTLE
@@ -23,6 +22,7 @@ from secateur.report.numbers import (
     size,
     times,
 )
+from secateur.report.vega import CURVE, INK, Spec
 from secateur.statistics import (
     QUIET,
     mcnemar,
@@ -188,32 +188,43 @@ def provenance(record: Record) -> str:
 
 def draw(records: list[Record], path: Path) -> None:
     """Milliseconds and bytes of each rung, on logarithmic scales, a column for each network."""
-    figure = Figure(figsize=(3.6 * len(records), 5), layout="constrained")
-    axes = figure.subplots(2, len(records), squeeze=False)
-    colors = ["#8a919b", "#5b8fb0", "#4a9a9a", "#2f8f6b", "#c0702a", "#9a4a7a"]
-    for column, record in enumerate(records):
-        turns = samples(record)
-        values = [
-            [float(np.median(turns[r])) for r in RUNGS],
-            [record["bytes"][r] for r in RUNGS],
-        ]
-        for row, (heights, unit) in enumerate(
-            zip(values, ("ms at 224, batch 1", "bytes"), strict=True)
-        ):
-            panel = axes[row][column]
-            bars = panel.barh(range(len(RUNGS)), heights, color=colors)
-            shown = [f"{significant(v)} ms" if row == 0 else size(v) for v in heights]
-            panel.bar_label(bars, shown, padding=3, fontsize=8)
-            panel.set_xscale("log")
-            panel.set_xlim(min(heights) / 2, max(heights) * 8)
-            panel.set_yticks(range(len(RUNGS)), list(RUNGS) if column == 0 else [""] * len(RUNGS))
-            panel.invert_yaxis()
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.set_xlabel(unit)
-            if row == 0:
-                panel.set_title("\n".join([record["network"], *record["sets"]]), fontsize=9)
-    with mpl.rc_context({"svg.hashsalt": "secateur"}):  # the same file every time
-        figure.savefig(path, metadata={"Date": None})
+    milliseconds = (
+        _bars(
+            [float(np.median(samples(record)[rung])) for rung in RUNGS],
+            lambda value: f"{significant(value)} ms",
+            "ms at 224, batch 1",
+            [record["network"], *record["sets"]],
+        )
+        for record in records
+    )
+    sizes = (_bars([r["bytes"][rung] for rung in RUNGS], size, "bytes", []) for r in records)
+    alt = "Milliseconds and bytes of each rung of the ladder, for each network"
+    write_panels(path, alt, [*milliseconds, *sizes], len(records))
+
+
+def _bars(values: list[float], text: Callable[[float], str], unit: str, title: list[str]) -> Spec:
+    """A bar for each rung, from half the smallest value on."""
+    low, high = min(values) / 2, 8 * max(values)
+    rows = [
+        {"rung": rung, "value": value, "text": text(value)}
+        for rung, value in zip(RUNGS, values, strict=True)
+    ]
+    rung = {"field": "rung", "type": "nominal", "sort": None, "title": None,
+            "axis": {"grid": False, "offset": 2}}  # fmt: skip
+    x = quantitative("value", unit, type="log", domain=[low, high], nice=False)
+    return {
+        "title": {"text": title, "fontWeight": "normal", "fontSize": 11, "color": INK},
+        "width": 180,
+        "height": 150,
+        "data": {"values": rows},
+        "encoding": {"y": rung, "x": x | {"axis": {"tickCount": 4, "format": "~s"}}},
+        "layer": [
+            {"mark": {"type": "bar", "color": CURVE, "height": 14},
+             "encoding": {"x2": {"datum": low}}},
+            {"mark": {"type": "text", "align": "left", "dx": 3},
+             "encoding": {"text": {"field": "text"}}},
+        ],
+    }  # fmt: skip
 
 
 def write_report(out: Path) -> None:

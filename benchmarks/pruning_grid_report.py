@@ -12,15 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 from scipy import stats
+
+from benchmarks.common.figures import quantitative, write_panels
+from secateur.report.vega import CURVE, INK, MARK, THIRD, Spec
 
 FOLDER = Path(__file__).parent.parent / "results" / "pruning_grid"
 ARMS = ("l2-local", "l2-global", "sensitivity", "random")
-COLORS = dict(zip((*ARMS, "scratch", "scratch-long"), mpl.color_sequences["tab10"], strict=False))
+COLORS = {
+    "l2-local": CURVE, "l2-global": MARK, "sensitivity": THIRD, "random": "#b84a62",
+    "scratch": "#8a919b", "scratch-long": "#9a7b3a",
+}  # fmt: skip
+DASHES = {"rewind": [1, 0], "finetune": [5, 3], "one-cycle": [1, 2]}
 TITLES = {"mobilenet_v2": "MobileNetV2", "shufflenet_v2": "ShuffleNetV2 x1.0"}
 Rows = list[dict[str, Any]]
 
@@ -179,33 +184,52 @@ def baseline(rows: Rows) -> str:
 
 def draw(networks: dict[str, Rows]) -> None:
     """Accuracy against remaining MACs, a panel for each network."""
-    mpl.rcParams["svg.hashsalt"] = "secateur"
-    figure = Figure(figsize=(5.2 * len(networks), 4), layout="constrained")
-    axes = figure.subplots(1, len(networks), squeeze=False)[0]
-    for panel, (name, rows) in zip(axes, networks.items(), strict=True):
-        for retrain, style in (("rewind", "-"), ("finetune", "--"), ("one-cycle", ":")):
-            for arm in (*ARMS, "scratch", "scratch-long"):
-                curve = [
-                    (100 * left, [accuracy(row) for row in result.values()])
-                    for left in points(rows)
-                    if (result := seeds_of(rows, left, arm, retrain))
-                ]
-                if not curve:
-                    continue
-                x, values = zip(*curve, strict=True)
-                spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
-                means = [np.mean(v) for v in values]
-                style_of_arm = {"color": COLORS[arm], "label": f"{arm}, {retrain}"}
-                panel.errorbar(x, means, spread, fmt=f"o{style}", ms=3, lw=1.3, **style_of_arm)
-        reference = [accuracy(r) for r in rows if r["arm"] == "reference"]
-        panel.axhline(np.mean(reference), color="0.5", lw=0.8, label="reference")
-        panel.set(title=TITLES.get(name, name), xlabel="MACs left, %", ylabel="test accuracy, %")
-        low = min(accuracy(row) for row in rows if row["arm"] != "scratch")
-        panel.set_ylim(low - 0.7, max(map(accuracy, rows)) + 0.3)
-        panel.invert_xaxis()
-        panel.grid(alpha=0.2)
-    axes[0].legend(fontsize=7, ncols=2, loc="lower left")
-    figure.savefig(FOLDER / "accuracy.svg", metadata={"Date": None})
+    panels = (_panel(TITLES.get(name, name), rows) for name, rows in networks.items())
+    alt = "Test accuracy against the share of MACs that are left, for each network and criterion"
+    write_panels(FOLDER / "accuracy.svg", alt, panels, len(networks))
+
+
+def _panel(title: str, rows: Rows) -> Spec:
+    """Mean accuracies of each arm, with the standard deviation over seeds."""
+    low = min(accuracy(row) for row in rows if row["arm"] != "scratch") - 0.7
+    y = quantitative(
+        "mean", "test accuracy, %", domain=[low, max(map(accuracy, rows)) + 0.3], nice=False
+    )
+    x = quantitative("left", "MACs left, %", reverse=True, padding=12)
+    arms = {"domain": list(COLORS), "range": list(COLORS.values())}
+    color = {"field": "arm", "type": "nominal", "scale": arms}
+    dashes = {"domain": list(DASHES), "range": list(DASHES.values())}
+    dash = {"field": "retrain", "type": "nominal", "scale": dashes}
+    reference = float(np.mean([accuracy(r) for r in rows if r["arm"] == "reference"]))
+    place = {"x": x, "y": y, "color": color}
+    spread = {"y": y | {"field": "low"}, "y2": {"field": "high"}}
+    rule: Spec = {"data": {"values": [{}]}}
+    return {
+        "title": {"text": title, "fontWeight": "normal", "fontSize": 11, "color": INK},
+        "width": 340,
+        "height": 260,
+        "data": {"values": list(_means(rows))},
+        "layer": [
+            rule | {"mark": {"type": "rule", "strokeDash": [1, 3]},
+                    "encoding": {"y": {"datum": reference}}},
+            {"mark": {"type": "line", "clip": True}, "encoding": place | {"strokeDash": dash}},
+            {"mark": {"type": "rule", "clip": True}, "encoding": place | spread},
+            {"mark": {"type": "point", "filled": True, "clip": True, "size": 22},
+             "encoding": place},
+        ],
+    }  # fmt: skip
+
+
+def _means(rows: Rows) -> Iterator[Spec]:
+    for retrain in DASHES:
+        for arm in COLORS:
+            for left in points(rows):
+                values = [accuracy(r) for r in seeds_of(rows, left, arm, retrain).values()]
+                if values:
+                    mean = float(np.mean(values))
+                    reach = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+                    yield {"arm": arm, "retrain": retrain, "left": 100 * left, "mean": mean,
+                           "low": mean - reach, "high": mean + reach}  # fmt: skip
 
 
 HEAD = """# Accuracy against pruned fraction

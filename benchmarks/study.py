@@ -7,17 +7,18 @@ OUT is the folder of `secateur reproduce`; without it, only the pages are writte
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
+from benchmarks.common.figures import quantitative, write_figure
 from secateur.records import read_records
 from secateur.report import numbers
+from secateur.report.vega import Spec
 from secateur.study.cells import Cells, Group, read_cells
 from secateur.study.formats import Entry
 from secateur.study.measured import accuracy, difference, machines, mean, rate, speed_up
 from secateur.study.page import write_reproduction
+from secateur.study.plots import COLORS
 from secateur.study.published import DATASETS, NETWORKS, QUANTIZATION, TITLES, row_of
 from secateur.study.tables import groups_of
 
@@ -25,7 +26,6 @@ ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "results" / "study"
 DATASET = "fashionmnist"
 KEPT = ("recipe.toml", "records.jsonl", "right.safetensors", "demonstration.jsonl", "net.sec")
-COLORS = {"mobilenet_v2": "#2f8f6b", "shufflenet_v2_x1_0": "#c0702a", "alexnet": "#5b6fb0"}
 
 
 def publish(out: Path) -> None:
@@ -106,38 +106,69 @@ def row(dataset: str, network: str, group: Group) -> list[str]:
 
 def draw(cells: Cells, path: Path) -> None:
     """Top-1 against bytes on a logarithmic scale: the paper's two points, and Secateur's chain."""
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for network, group in groups(cells).items():
-        color, variants = COLORS[network], ("reference", "pruned", "quantized", "packed")
-        points = [(mean(group, v, "size_bytes").value, accuracy(group, v)) for v in variants]
-        sizes = [size for size, _ in points]
-        values = [entry.value for _, entry in points]
-        reach = [[e.value - e.low for _, e in points], [e.high - e.value for _, e in points]]
-        axes.errorbar(
-            sizes, values, reach, color=color, marker="o", label=TITLES[network], capsize=2
-        )
-        for variant, size, value in zip(variants, sizes, values, strict=True):
-            axes.annotate(variant, (size, value), (3, 6), textcoords="offset points", fontsize=7)
-        rows = [
-            row_of(QUANTIZATION, "paper", DATASET, network, v) for v in ("reference", "quantized")
-        ]
-        axes.plot(
-            [1e6 * row.size_mb.value for row in rows],
-            [row.top1_percent.value for row in rows],
-            color=color, marker="D", mfc="none", linestyle=(0, (3, 3)), linewidth=1,
-        )  # fmt: skip
-    axes.plot(
-        [], [], color="#747b85", marker="D", mfc="none", linestyle=(0, (3, 3)), label="the paper"
+    rows = [row for network, group in groups(cells).items() for row in points(network, group)]
+    x = quantitative(
+        "bytes",
+        "bytes of the file (smaller to the right)",
+        type="log",
+        reverse=True,
+        nice=False,
+        padding=40,
     )
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    axes.set_xlabel("bytes of the file (smaller to the right)")
-    axes.set_ylabel("top-1 on the 10,000 test images, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
-    with mpl.rc_context({"svg.hashsalt": "secateur"}):  # the same file every time
-        figure.savefig(path, metadata={"Date": None})
+    y = quantitative("top1", "top-1 on the 10,000 test images, %")
+    names = [TITLES[network] for network in NETWORKS]
+    scale = {"domain": names, "range": [COLORS[network] for network in NETWORKS]}
+    color = {"field": "network", "type": "nominal", "scale": scale}
+    who = {"field": "who", "type": "nominal"}
+    domain = {"domain": ["measured", "the paper"]}
+    dashes = who | {"scale": domain | {"range": [[1, 0], [4, 3]]}}
+    shape = who | {"scale": domain | {"range": ["circle", "diamond"]}}
+    place = {"x": x | {"axis": {"format": "~s", "tickCount": 5}}, "y": y, "color": color}
+    body = {
+        "width": 560,
+        "data": {"values": rows},
+        "layer": [
+            {"mark": {"type": "line"}, "encoding": place | {"strokeDash": dashes}},
+            {"mark": {"type": "rule"},
+             "encoding": place | {"y": y | {"field": "low"}, "y2": {"field": "high"}}},
+            {"mark": {"type": "point", "filled": True, "opacity": 1, "size": 45},
+             "encoding": place | {"shape": shape}},
+            *(_labels(variants, dy, place) for variants, dy in LABELS.items()),
+        ],
+    }  # fmt: skip
+    alt = "Top-1 against bytes of the file: Secateur's networks and the paper's"
+    write_figure(path, alt, body, height=320)
+
+
+LABELS = {("reference", "pruned", "quantized"): -9, ("packed",): 11}
+"""Variants to the pixels by which their names lie below their points."""
+
+
+def _labels(variants: tuple[str, ...], dy: int, place: Spec) -> Spec:
+    """The names of measured variants beside their points."""
+    measured = {"field": "who", "equal": "measured"}
+    some = {"field": "variant", "oneOf": list(variants)}
+    mark = {"type": "text", "align": "left", "dx": 3, "dy": dy, "fontSize": 9}
+    return {
+        "transform": [{"filter": {"and": [measured, some]}}],
+        "mark": mark,
+        "encoding": place | {"text": {"field": "variant"}},
+    }
+
+
+def points(network: str, group: Group) -> Iterator[Spec]:
+    """The rows of one network: measured, and printed in the paper."""
+    for variant in ("reference", "pruned", "quantized", "packed"):
+        top1 = accuracy(group, variant)
+        yield {"network": TITLES[network], "who": "measured", "variant": variant,
+               "bytes": mean(group, variant, "size_bytes").value,
+               "top1": top1.value, "low": top1.low, "high": top1.high}  # fmt: skip
+    for variant in ("reference", "quantized"):
+        printed = row_of(QUANTIZATION, "paper", DATASET, network, variant)
+        if printed and printed.size_mb and printed.top1_percent:
+            yield {"network": TITLES[network], "who": "the paper", "variant": variant,
+                   "bytes": 1e6 * printed.size_mb.value,
+                   "top1": printed.top1_percent.value}  # fmt: skip
 
 
 def outcome_block() -> str:
