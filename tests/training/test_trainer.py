@@ -10,6 +10,7 @@ from secateur.data import Images, Preparation
 from secateur.errors import RecipeError, TrainingError
 from secateur.models.build import build_network
 from secateur.recipe import Augment, Network, Start, Train
+from secateur.tracking import _TOOLS, tracking
 from secateur.training import loop
 from secateur.training import precision as precisions
 from secateur.training.loop import train
@@ -78,6 +79,16 @@ def test_learns_where_the_caller_has_turned_gradients_off(tmp_path: Path) -> Non
     with torch.no_grad():
         trained = _train(_network(), tmp_path)
     assert not _equal(trained, fresh)
+
+
+def test_every_epoch_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = []
+    log = lambda name, value, step: logged.append((name, step))  # noqa: E731
+    monkeypatch.setitem(_TOOLS, "tensorboard", lambda folder: (log, lambda: None))
+    with tracking("tensorboard", tmp_path):
+        _train(_network(), tmp_path, label="fit")
+    names = ("fit/loss", "fit/validation_accuracy")
+    assert logged == [(name, step) for step in (1, 2, 3) for name in names]
 
 
 @pytest.mark.parametrize("kill_at", [1, 5, 6, 9])

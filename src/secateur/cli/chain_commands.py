@@ -10,6 +10,7 @@ import typer
 
 from secateur.cli import options
 from secateur.console import say
+from secateur.tracking import tracking
 
 app = typer.Typer()
 
@@ -73,6 +74,7 @@ def run_chain(
     json: bool,
     store: str | None = None,
     devices: int = 1,
+    log: str = "",
 ) -> None:
     """Run the chain up to ``last_stage`` and print the result."""
     options.wait_without_spinning()
@@ -84,7 +86,7 @@ def run_chain(
         return
     from secateur.pipeline.run import run  # importing torch is slow, and --help does not need it
 
-    with options.resumable():
+    with options.resumable(), tracking(log, out):
         result = run(
             recipe, last_stage, data=data, out=out, device=device, seed=seed, sets=overrides,
             storage=store,
@@ -114,8 +116,9 @@ def _command(last_stage: str, summary: str, cost: str, examples: str) -> Callabl
         store: options.StoreUrl = None,
         devices: options.Devices = 1,
         json: options.Json = False,
+        log: options.Log = "",
     ) -> None:
-        run_chain(last_stage, recipe, data, out, device, seed, overrides, json, store, devices)
+        run_chain(last_stage, recipe, data, out, device, seed, overrides, json, store, devices, log)
 
     lines = "\n\n".join(f"    {line}" for line in examples.splitlines())
     command.__doc__ = f"{summary}\n\nCost: {cost}\n\nExamples:\n\n{lines}"

@@ -74,6 +74,10 @@ Std = Annotated[
     str | None,
     typer.Option("--std", metavar="A,B,C", help="Deviation of each channel, in [0, 1]."),
 ]
+Log = Annotated[
+    str,
+    typer.Option("--log", metavar="TOOL", help="Log metrics to tensorboard or mlflow, in --out."),
+]
 Threads = Annotated[int, typer.Option("--threads", help="Threads inside one operator.", min=1)]
 
 

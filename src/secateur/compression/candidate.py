@@ -143,6 +143,15 @@ class Measured:
         """Median latency relative to the given network, timed in turns to cancel drift."""
         return self.latency_ms / float(np.median(self.reference_latencies_ms))
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Values to log."""
+        values: dict[str, float] = {"kept": self.candidate.kept, "macs": self.macs}
+        if self.folder is not None:
+            values |= {"validation_accuracy": self.accuracy.value, "latency_ms": self.latency_ms}
+            values |= {"drop": self.drop.value, "packed_bytes": self.packed_bytes}
+        return values
+
     def cost(self, target: Target) -> float:
         """The cost by target: relative latency, bytes of the packed file, or MACs."""
         costs = {"latency": self.relative_latency, "size": self.packed_bytes, "macs": self.macs}

@@ -16,6 +16,7 @@ from secateur import recipe
 from secateur.console import progress
 from secateur.data import Images, Preparation
 from secateur.errors import DataError
+from secateur.tracking import log_metrics
 from secateur.training.cpu import fast_layers
 from secateur.training.evaluation import correctness
 from secateur.training.loop import GLANCE
@@ -184,5 +185,6 @@ def train_with_loader(
             right = int(correctness(trainer.average, evaluated, prepare).sum())
             trainer.history.append(Epoch(epoch + 1, losses / steps, right, len(evaluated), 0.0))
             trainer.save(checkpoint)
+            log_metrics(label, epoch + 1, trainer.history[-1].metrics)
             tick.advance(0, f"epoch {epoch + 1} validation {100 * right / len(evaluated):.2f} %")
     return trainer.average.eval(), trainer.history

@@ -14,6 +14,7 @@ from secateur import recipe
 from secateur.console import progress
 from secateur.data import Images, Preparation
 from secateur.models.build import with_stem
+from secateur.tracking import log_metrics
 from secateur.training import ranks
 from secateur.training.cpu import fast_layers
 from secateur.training.evaluation import correctness
@@ -92,6 +93,7 @@ def train(
                 break
             note = _epoch(trainer, training, validation, built_from, prepare, tick)
             trainer.save(checkpoint)
+            log_metrics(label, len(trainer.history), trainer.history[-1].metrics)
             tick.advance(0, note)
     return trainer.average.eval(), trainer.history
 

@@ -44,6 +44,12 @@ class Epoch:
     seconds: float
     train_right: int | None = None  # on all training images, if ``until`` is set
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Values to log."""
+        accuracy = self.validation_right / self.validation_images
+        return {"loss": self.train_loss, "validation_accuracy": accuracy}
+
 
 def learning_rate(config: recipe.Train, step: int, steps: int) -> float:
     """Learning rate of 0-based ``step`` out of ``steps``.
