@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from secateur.compression.estimate import Estimate, duration
 from secateur.compression.search import Search
 from secateur.compression.settings import Settings
 from secateur.errors import SecateurError
+from secateur.tracking import _TOOLS, tracking
 
 N = 4000
 REFERENCE = np.arange(N) < 3600
@@ -33,6 +35,7 @@ class Stages:
     def __init__(self, lost: Lost, step: float | None, drift: Lost) -> None:
         self.lost, self.settings = lost, Settings()
         self.step, self.drift, self.timings = step, drift, list[int]()
+        self.numbers = itertools.count()
         self.problem = SimpleNamespace(
             test_images=N, network=torch.nn.Identity(), example=torch.zeros(1, 1, 8, 8)
         )
@@ -45,9 +48,10 @@ class Stages:
         right[: round(N * self.lost(candidate) / 100)] = False
         width, bits = candidate.kept, 32 if candidate.quantize is None else 8
         priced = 2 if candidate.quantize is not None and candidate.quantize.price else 1
+        folder = Path(f"there/{next(self.numbers)}")
         times = np.full(5, self.drift(candidate) * self.true_latency(candidate))
         return Measured(
-            candidate, Path("there"), right, REFERENCE, round(4000 * width * bits),
+            candidate, folder, right, REFERENCE, round(4000 * width * bits),
             round(1000 * width * bits) // priced, times, np.ones(5), round(1e6 * width), 1000,
             1.0,
         )  # fmt: skip
@@ -55,13 +59,12 @@ class Stages:
     def plan(self, removal: Removal) -> float:
         return removal.kept if self.step is None else math.floor(removal.kept / self.step)
 
-    def timed(self, tried: Sequence[Measured]) -> list[Measured]:
+    def timed(self, finished: Sequence[Measured]) -> list[Measured]:
         """All in turns, while the machine does nothing else."""
-        self.timings.append(len(tried))
-        times = [np.full(5, self.true_latency(one.candidate)) for one in tried]
+        self.timings.append(len(finished))
         return [
-            one if one.folder is None else replace(one, latencies_ms=ms)
-            for one, ms in zip(tried, times, strict=True)
+            replace(one, latencies_ms=np.full(5, self.true_latency(one.candidate)))
+            for one in finished
         ]
 
     def true_latency(self, candidate: Candidate) -> float:
@@ -174,7 +177,8 @@ def test_the_choice_compares_times_of_the_same_turns(monkeypatch: pytest.MonkeyP
 
     chosen, search, stages = searched(monkeypatch, worse_below(0.3), drift=drift)
     assert chosen.candidate.kept < 0.5
-    assert stages.timings == [len(search.tried) - 1, len(search.tried)]  # before pricing, and after
+    acceptable = sum(search.acceptable(one) for one in search.tried)
+    assert stages.timings == [acceptable - 1, len(search.tried)]  # before pricing, and after
     times = [one.latency_ms for one in search.tried]
     assert times == [stages.true_latency(one.candidate) for one in search.tried]
 
@@ -221,6 +225,16 @@ def test_goal_of_latency_trains_what_is_within_it_when_timed_in_turns(
     chosen, *_ = searched(monkeypatch, lost, drift=drift, latency_ms=0.1)
     assert chosen.candidate.epochs
     assert chosen.latency_ms <= 0.1
+
+
+def test_every_candidate_is_logged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logged = []
+    log = lambda name, value, step: logged.append((name, step))  # noqa: E731
+    monkeypatch.setitem(_TOOLS, "mlflow", lambda folder: (log, lambda: None))
+    with tracking("mlflow", tmp_path):
+        _, search, _ = searched(monkeypatch, worse_below(0.3))
+    steps = [step for name, step in logged if name == "candidates/latency_ms"]
+    assert steps == [*range(1, len(search.tried) + 1)]
 
 
 def test_goal_that_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,14 +266,13 @@ class Stages:
         seconds = untimed.seconds + timing.manifest["seconds"]
         return replace(_with_times(untimed, timing), seconds=seconds)
 
-    def timed(self, tried: Sequence[Measured]) -> list[Measured]:
-        """Time all candidates with files and the given network in turns.
+    def timed(self, finished: Sequence[Measured]) -> list[Measured]:
+        """Time candidates that have files, and the given network, in turns.
 
-        Only times of one call can be compared: a machine is faster at one time than at another.
+        Only times of the same turns can be compared: the speed of a machine drifts.
         """
-        finished = [one for one in tried if one.folder is not None]
         timing = self._timing(finished)
-        return [_with_times(one, timing) if one.folder is not None else one for one in tried]
+        return [_with_times(one, timing) for one in finished]
 
     def _timing(self, finished: Sequence[Measured]) -> Stage:
         """The milliseconds of candidates and of the given network, in the same turns."""

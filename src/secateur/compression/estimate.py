@@ -20,7 +20,7 @@ PER_QUANTIZED_IMAGE = 3.0
 """Approximate number of forward passes for each calibration or validation image of a candidate."""
 
 TIMINGS = 2
-"""Times that all candidates are timed in turns: before the best one is priced, and after."""
+"""Number of timings of all candidates in turns: before the best one is priced, and after."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Estimate:
     def fixed(self) -> float:
         """Seconds of a candidate without its fine-tuning."""
         quantized = PER_QUANTIZED_IMAGE * self.forward * self.evaluated
-        return self.pace * (FIXED_SECONDS + quantized + self._timing(1))
+        return self.pace * (FIXED_SECONDS + quantized) + self._timing(1)
 
     @property
     def verdict(self) -> float:
         """Seconds of the last timings, of the final test and of writing the results."""
-        timings = TIMINGS * self._timing(self.tried)
-        return self.pace * (FIXED_SECONDS + 2 * self.forward * self.tested + timings)
+        tested = self.pace * (FIXED_SECONDS + 2 * self.forward * self.tested)
+        return tested + TIMINGS * self._timing(self.tried)
 
     def _timing(self, candidates: int) -> float:
         """Seconds to time a number of candidates and the given network in turns."""
@@ -92,7 +92,8 @@ class Estimate:
     def total(self, epochs: int, tries: int, trials: int) -> float:
         """Approximate total seconds, if half of the network is kept on average."""
         search = 2 * self.fixed + trials * self.epoch(0.5) + tries * self.candidate(epochs, 0.5)
-        return min(search + self.verdict, self.within or float("inf"))
+        last = replace(self, tried=tries + 2).verdict
+        return min(search + last, self.within or float("inf"))
 
     def left(self, elapsed: float) -> str:
         """The remaining time in words; empty without a limit."""

@@ -17,6 +17,7 @@ from secateur.compression.verdict import assurance
 from secateur.console import say
 from secateur.errors import NetworkError, SecateurError
 from secateur.pruning.find import find_prunable
+from secateur.tracking import log_metrics
 from secateur.training.loop import GLANCE
 from secateur.training.trainer import Epoch
 
@@ -98,21 +99,26 @@ class Search:
             say(f"nothing is pruned: {reason}")
         elif self.settings.tries and self.epochs:
             self._prune(quantize)
-        self._time_together()
+        self._time_together([one for one in self.tried if self._can_ship(one)])
         self._make_smaller(self.choose())
-        self._time_together()
+        self._time_together(self.tried)
         return self.choose()
 
     # ---- choosing
 
-    def _time_together(self) -> None:
-        """Time everything tried in turns: the choice and the curve compare these times alone."""
-        self.tried = self.stages.timed(self.tried)
-        finished = [one.latency_ms for one in self.tried if one.folder is not None]
-        say(
-            f"    {len(finished)} candidates timed in turns: {min(finished):.3g} to "
-            f"{max(finished):.3g} ms"
-        )
+    def _can_ship(self, measured: Measured) -> bool:
+        return is_absolute(self.goal) or self.acceptable(measured)
+
+    def _time_together(self, candidates: Sequence[Measured]) -> None:
+        """Time candidates in turns: only times of the same turns can be compared."""
+        finished = [one for one in candidates if one.folder is not None]
+        if len(finished) < 2:
+            return
+        again = self.stages.timed(finished)
+        replaced = {one.folder: one for one in again}
+        self.tried = [replaced.get(one.folder, one) for one in self.tried]
+        times = [one.latency_ms for one in again]
+        say(f"    {len(again)} candidates in turns: {min(times):.3g} to {max(times):.3g} ms")
 
     def acceptable(self, measured: Measured) -> bool:
         """Whether the test will probably pass."""
@@ -159,6 +165,7 @@ class Search:
         self.tried.append(measured)
         self.estimate = self.estimate.after(candidate.epochs, candidate.kept, measured.seconds)
         say(f"{len(self.tried):2}. {self._line(measured)}")
+        log_metrics("candidates", len(self.tried), measured.metrics)
         return measured
 
     def _same_network(self, candidate: Candidate) -> Measured | None:
@@ -323,7 +330,7 @@ class Search:
                 low = kept
             else:
                 high = kept
-        self._time_together()
+        self._time_together(self.tried)
         within = [
             one.candidate.kept
             for one in self.tried
