@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -24,6 +25,7 @@ from secateur.compression.api import Result, run
 from secateur.compression.inputs import Inputs, read_problem
 from secateur.compression.problem import Problem
 from secateur.compression.settings import Settings
+from secateur.demo.npm import RUNTIME, fetch_package
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +141,28 @@ def test_readme_snippets_run(result: Result, out: Path) -> None:
         command = [sys.executable, "-W", "ignore", "-c", code]
         printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=out)
         assert printed.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+def test_javascript_snippet_runs(result: Result, out: Path) -> None:
+    package = out / "node_modules" / RUNTIME.name
+    package.mkdir(parents=True)
+    try:
+        files = fetch_package(RUNTIME)
+    except secateur.SecateurError as error:
+        pytest.skip(str(error))
+    for file in files:
+        shutil.copy(file, package)
+    exports = {"exports": {"./wasm": f"./{files[0].name}"}}  # as in the package itself
+    (package / "package.json").write_text(json.dumps(exports))
+    code = (out / "README.md").read_text().split("```js\n")[1].split("```")[0]
+    (out / "run.mjs").write_text(code)
+    done = subprocess.run(["node", "run.mjs"], capture_output=True, text=True, cwd=out, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.partition("[")[2].rpartition("]")[0]
+    session = onnxruntime.InferenceSession(result.onnx)
+    expected = session.run(None, {"image": np.zeros((1, 1, 28, 28), np.float32)})[0][0]
+    assert np.allclose([float(value) for value in printed.split(",")], expected, atol=1e-3)
 
 
 def test_file_says_how_to_prepare(result: Result) -> None:
