@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 
 import numpy as np
 import onnx
+import onnx.parser
+import onnx.version_converter
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
+import secateur
 from helpers.onnx_files import Attention, ChannelsLast, Gated, exported, graph, helper
 from helpers.tiny_networks import NETWORKS, images
+from secateur.artifact.packing import unpack
 from secateur.errors import SecateurError, StoreError
 from secateur.onnx_ir.model import Graph
-from secateur.quantization.importing import import_onnx
+from secateur.quantization.importing import OLDEST_OPSET, import_onnx
 from secateur.quantization.scheme import weighted_nodes
 from secateur.runtimes import OnnxRuntime
 
@@ -68,6 +74,37 @@ def test_networks_of_torchvision_come_out_as_exported_here(name, tmp_path):
     imported = import_onnx(path, x)
     assert np.allclose(logits(imported, x), OnnxRuntime(path, 1).run(x), atol=1e-4)
     assert not {"Transpose", "ReduceMean"} & set(counts(imported))  # shuffles are folded
+
+
+def newest_opset() -> int:
+    """The newest that both the installed onnx and the installed ONNX Runtime know."""
+    text = (
+        '<ir_version: 10, opset_import: ["": {}]> g (float[n] x) => (float[n] y) {{ y = Abs (x) }}'
+    )
+    for opset in range(onnx.defs.onnx_opset_version(), OLDEST_OPSET, -1):
+        model = onnx.parser.parse_model(text.format(opset))
+        with contextlib.suppress(Exception):  # ONNX Runtime's exceptions share no public base
+            onnxruntime.InferenceSession(model.SerializeToString())
+            return opset
+    return OLDEST_OPSET
+
+
+@pytest.mark.parametrize("opset", range(OLDEST_OPSET, newest_opset() + 1))
+def test_every_opset_is_quantized_packed_and_run(opset, tmp_path):
+    make, shape = NETWORKS["mobilenet"]
+    path = exported(make(), shape, tmp_path / "13.onnx", dynamo=False, opset=13, name="photo")
+    model = onnx.version_converter.convert_version(onnx.load(path), opset)
+    onnx.save(model, path := tmp_path / "n.onnx")
+    assert onnx.load(path).opset_import[0].version == opset
+    x = images(shape, 16)
+    small = secateur.quantize(path, x, method="minmax")
+    assert small.parity.signal_to_noise_db > 20
+    saved = small.save(tmp_path / "q.onnx")
+    packed = secateur.pack(saved, tmp_path / "q.sec")
+    assert unpack(packed.read_bytes()).onnx == saved.read_bytes()
+    reference = OnnxRuntime(path, 1).run(x.numpy())
+    error = OnnxRuntime(saved, 1).run(x.numpy()) - reference
+    assert np.abs(error).max() < 0.2 * np.abs(reference).max()
 
 
 def test_linear_layers_of_every_spelling_are_gemm(tmp_path):
