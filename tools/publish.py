@@ -38,7 +38,10 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "peers": _recorded("peers.report", "peers_block"),
         "packed": _recorded("artifact_report", "packed_block"),
     },
-    "results/compress/README.md": {"networks": _recorded("compress_tables", "networks_block")},
+    "results/compress/README.md": {
+        "files": _recorded("quantize_file", "files_block"),
+        "networks": _recorded("compress_tables", "networks_block"),
+    },
     "docs/recipe.md": {"recipe": blocks.recipe},
     "docs/commands.md": {"commands": blocks.commands},
     "docs/python.md": {"python": blocks.python},
