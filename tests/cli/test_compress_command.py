@@ -40,3 +40,14 @@ def test_exit_code(monkeypatch: pytest.MonkeyPatch, kind: Kind, start: str, code
     assert calls[0][0].network == "a.py:b"
     assert calls[0][0].weights == Path("w.pt")
     assert calls[0][0].max_drop == 0.5
+
+
+def test_plan_stops_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    monkeypatch.setattr(
+        "secateur.compression.command.plan_command", lambda arguments, out: planned.append(out)
+    )
+    monkeypatch.setattr("secateur.compression.command.compress_command", None)
+    done = CliRunner().invoke(app, ["compress", "--plan", "-o", "there"])
+    assert done.exit_code == 0
+    assert planned == [Path("there")]

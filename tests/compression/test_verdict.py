@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from secateur.compression.verdict import assurance, can_show, decide, guesses, images_needed
+from secateur.compression.verdict import (
+    DISAGREEMENT,
+    assurance,
+    can_show,
+    decide,
+    guesses,
+    images_needed,
+)
+
+CELLS = Path(__file__).parents[2] / "results" / "study" / "cells"
 
 
 def pair(n: int, both: int, lost: int, won: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,12 +79,25 @@ def test_assurance_grows_with_what_is_allowed() -> None:
 def test_few_images_cannot_show_a_small_loss() -> None:
     assert not can_show(0.5, 200)
     assert can_show(0.5, 1000)
-    assert 4500 <= images_needed(0.5) <= 5500
+    assert 10_500 <= images_needed(0.5, accuracy=0.9) <= 11_500
+
+
+def test_the_assumed_disagreement_is_that_of_the_study() -> None:
+    ratios = []
+    for file in CELLS.glob("*/*.safetensors"):
+        right = load_file(file)
+        if {"reference", "quantized"} <= set(right):
+            errors = 1 - right["reference"].mean()
+            ratios.append((right["reference"] != right["quantized"]).mean() / errors)
+    assert len(ratios) >= 5
+    assert min(ratios) > 0.34
+    assert max(ratios) < 0.5
+    assert np.median(ratios) == pytest.approx(DISAGREEMENT, abs=0.05)
 
 
 def test_needed_images_give_that_power() -> None:
     random, max_drop = np.random.default_rng(0), 1.0
-    n = images_needed(max_drop)
+    n = images_needed(max_drop, accuracy=1 - 0.02 / DISAGREEMENT)
     met = 0
     for _ in range(400):
         lost, won, _ = random.multinomial(n, [0.01, 0.01, 0.98])

@@ -9,6 +9,7 @@ import typer
 
 from secateur.cli import options
 from secateur.console import say
+from secateur.tracking import tracking
 
 app = typer.Typer()
 
@@ -85,6 +86,10 @@ def compress(
     seed: options.Seed = None,
     out: OutFolder = Path("compressed"),
     device: options.Device = "auto",
+    log: options.Log = "",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Check the inputs, print what would be done, and stop.")
+    ] = False,
 ) -> None:
     """Compress a trained network under a limit on the accuracy it may lose, and test the result.
 
@@ -101,8 +106,10 @@ def compress(
         secateur compress my_model.py:build --weights best.safetensors --data images/ --within 30m
 
         secateur compress net.onnx --data images/ --max-drop 0.5
+
+        secateur compress torchvision:resnet18 --weights best.pt --data images/ --plan
     """
-    from secateur.compression.command import Arguments, compress_command
+    from secateur.compression.command import Arguments, compress_command, plan_command
 
     arguments = Arguments(
         network=network, description=description, weights=weights, data=data, max_drop=max_drop,
@@ -110,7 +117,10 @@ def compress(
         image_size=image_size, resize=resize, mean=mean or "", std=std or "", threads=threads,
         seed=seed, device=device,
     )  # fmt: skip
-    with options.resumable():
+    if plan:
+        plan_command(arguments, out)
+        return
+    with options.resumable(), tracking(log, out):
         result = compress_command(arguments, out)
     typer.echo(f"{result.verdict}.")
     typer.echo(f"It is {result.summary}.")

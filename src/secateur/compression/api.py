@@ -154,14 +154,9 @@ def compress(
 def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Result:
     """Run a compression: preflight, search, verdict, files."""
     start = time.monotonic()
-    store = Store(out / "stages")
-    estimate = _estimate(problem, settings)
-    check(problem, settings, estimate, out)
-    epochs = settings.tune.epochs
-    for line in plan_lines(problem, settings, estimate, epochs):
-        say(line)
-    stages = Stages(problem, settings, store)
-    search = Search(stages, settings, estimate, epochs, start)
+    estimate = plan(problem, settings, out)
+    stages = Stages(problem, settings, Store(out / "stages"))
+    search = Search(stages, settings, estimate, settings.tune.epochs, start)
     chosen = search.run()
     final = measure_final(stages, chosen)
     final = replace(final, packed_bytes=write_network(out, stages, chosen, final))
@@ -177,6 +172,19 @@ def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Resu
         stages.network(chosen.candidate),
         final.summary,
     )
+
+
+def plan(problem: Problem, settings: Settings, out: Path) -> Estimate:
+    """Check a problem and print the plan; nothing is written.
+
+    Raises:
+        SecateurError: The compression cannot succeed.
+    """
+    estimate = _estimate(problem, settings)
+    check(problem, estimate, out)
+    for line in plan_lines(problem, settings, estimate, settings.tune.epochs):
+        say(line)
+    return estimate
 
 
 def _estimate(problem: Problem, settings: Settings) -> Estimate:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from secateur.compression.api import Result, run
+from secateur.compression.api import Result, plan, run
 from secateur.compression.inputs import Inputs, read_problem
 from secateur.compression.settings import Settings, parse_quantity
 from secateur.environment import choose_device
@@ -51,6 +51,16 @@ def compress_command(arguments: Arguments, out: Path) -> Result:
     inputs, settings = resolve(arguments)
     problem = read_problem(inputs, choose_device(arguments.device))
     return run(problem, settings, inputs, out)
+
+
+def plan_command(arguments: Arguments, out: Path) -> None:
+    """Check and print what :func:`compress_command` would do.
+
+    Raises:
+        SecateurError: One line that says what is wrong and what to try.
+    """
+    inputs, settings = resolve(arguments)
+    plan(read_problem(inputs, choose_device(arguments.device)), settings, out)
 
 
 def resolve(arguments: Arguments) -> tuple[Inputs, Settings]:

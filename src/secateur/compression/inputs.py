@@ -29,6 +29,7 @@ from secateur.compression.parts import (
     three_folders,
 )
 from secateur.compression.problem import Problem
+from secateur.compression.verdict import guesses
 from secateur.data import Images, Preparation
 from secateur.data.listing import list_folder
 from secateur.errors import DataError, NetworkError, RecipeError
@@ -36,6 +37,7 @@ from secateur.imaging import read_size
 from secateur.models.networks import load_described, published_preparation
 from secateur.models.small_resnet import small_resnet
 from secateur.models.weight_files import load_weights, read_weights
+from secateur.training.evaluation import correctness
 
 SHIPPED = "small_resnet"
 """The trained network inside the package."""
@@ -43,6 +45,9 @@ SHIPPED = "small_resnet"
 _IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224, 256)
 THREADS = 2
 """Threads inside one operator when a file is evaluated."""
+
+SAMPLE = 500
+"""Number of validation images on which the given network must be better than chance."""
 
 _SAMPLED = 50  # image files whose size is read
 
@@ -82,6 +87,8 @@ def read_problem(
 ) -> Problem:
     """Read the images and the network.
 
+    The network is tested on a sample before all images are decoded, which may take long.
+
     Args:
         inputs: The inputs to read.
         device: Device for training.
@@ -94,20 +101,22 @@ def read_problem(
     """
     parts, prepare = _images(inputs, network is not None, named or {}, loop)
     if network is None:
-        network = _network(inputs, len(parts.training.classes), prepare)
+        network = _network(inputs, len(parts.classes), prepare)
     if not is_file(network):
         network = network.to(device=device).to(memory_format=torch.channels_last).eval()
-    _check_outputs(network, prepare, parts.training, device)
+    accuracy = _checked_accuracy(network, prepare, parts.sample(SAMPLE).to(device))
+    training, validation = parts.read()
     return Problem(
         name=inputs.network,
         data_name=inputs.data.name if inputs.data else ("loaders" if named else EXCERPT),
         network=network,
-        training=parts.training.to(device),
-        validation=parts.validation.to(device),
+        training=training.to(device),
+        validation=validation.to(device),
         test=parts.test,
         test_images=parts.test_images,
         prepare=prepare,
         device=device,
+        accuracy=accuracy,
         report=parts.report,
         loop=parts.loop,
     )
@@ -209,13 +218,29 @@ def _file(inputs: Inputs, prepare: Preparation) -> nn.Module:
         return OnnxNetwork(file_of_program(path, Path(folder) / "net.onnx"), prepare, THREADS)
 
 
+def _checked_accuracy(network: nn.Module, prepare: Preparation, images: Images) -> float:
+    """Return the network's accuracy on some images, in [0, 1].
+
+    Raises:
+        NetworkError: It does not run on the images, or has another number of outputs.
+        DataError: It is not better than chance.
+    """
+    _check_outputs(network, prepare, images)
+    right, classes = correctness(network, images, prepare), len(images.classes)
+    if guesses(right, classes):
+        raise DataError(
+            "the given network guesses", where=f"{len(right)} validation images",
+            expected=f"more than {100 / classes:.1f} % right, which is chance",
+            found=f"{100 * right.mean():.1f} %",
+            remedy="check the weights, the classes' order, --image-size, --mean and --std",
+        )  # fmt: skip
+    return float(right.mean())
+
+
 @torch.inference_mode()
-def _check_outputs(
-    network: nn.Module, prepare: Preparation, images: Images, device: torch.device
-) -> None:
-    """Run the network on one image to detect mismatches early."""
+def _check_outputs(network: nn.Module, prepare: Preparation, images: Images) -> None:
     try:
-        scores = network(prepare(images.pixels[:1].to(device)))
+        scores = network(prepare(images.pixels[:1]))
     except Exception as error:  # the network's code may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise NetworkError(

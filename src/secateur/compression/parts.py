@@ -32,16 +32,18 @@ class Parts:
     """The images of a compression.
 
     Attributes:
-        training: For fine-tuning and calibration.
-        validation: For all choices.
+        classes: Class names in the order of the labels.
+        sample: Reads at most that number of validation images.
+        read: Reads the images for fine-tuning and calibration, and those for all choices.
         test: Reads the test images.
         test_images: Number of test images; 0 if not known in advance.
         report: Lines that describe the images.
         loop: The user's own training step and evaluation.
     """
 
-    training: Images
-    validation: Images
+    classes: tuple[str, ...]
+    sample: Callable[[int], Images]
+    read: Callable[[], tuple[Images, Images]]
     test: Callable[[], Images]
     test_images: int
     report: tuple[str, ...] = ()
@@ -54,7 +56,11 @@ def excerpt(seed: int) -> tuple[Parts, Preparation]:
     training, validation = (images.take(part) for part in split(images.labels, VALIDATION, seed))
     mean, std = normalization(training, "dataset")
     parts = Parts(
-        training, validation, lambda: load(EXCERPT, None, train=False), _EXCERPT_TEST_IMAGES
+        training.classes,
+        validation.spread,
+        lambda: (training, validation),
+        lambda: load(EXCERPT, None, train=False),
+        _EXCERPT_TEST_IMAGES,
     )
     return parts, Preparation(mean, std, training.pixels.shape[-1])
 
@@ -63,7 +69,12 @@ def one_folder(root: Path, prepare: Preparation, seed: int) -> Parts:
     """The images of one folder with parts or classes."""
     folder = load_folder(root, prepare, validation=VALIDATION, seed=seed)
     return Parts(
-        folder.training, folder.validation, lambda: folder.test, folder.test_images, folder.report
+        folder.classes,
+        folder.sample,
+        lambda: (folder.training, folder.validation),
+        lambda: folder.test,
+        folder.test_images,
+        folder.report,
     )
 
 
@@ -83,14 +94,20 @@ def three_folders(folders: Mapping[str, Path], prepare: Preparation) -> Parts:
                 found=", ".join(different[:3]),
             )  # fmt: skip
 
-    def images(part: str) -> Images:
+    def images(part: str, count: int | None = None) -> Images:
         listing = listings[part]
         files = ImageFiles(listing.root, listing.files["train"], prepare, PIXEL_LIMIT)
+        files = files if count is None else files.spread(count)
         pixels, _ = load_pixels(files, MEMORY_LIMIT, None)
         return Images(pixels, files.labels, classes)
 
-    count = len(listings["test"].files["train"])
-    return Parts(images("train"), images("validation"), lambda: images("test"), count)
+    return Parts(
+        classes,
+        lambda count: images("validation", count),
+        lambda: (images("train"), images("validation")),
+        lambda: images("test"),
+        len(listings["test"].files["train"]),
+    )
 
 
 def loaders(
@@ -121,7 +138,12 @@ def loaders(
     dataset = getattr(test, "dataset", None)
     count = len(dataset) if isinstance(dataset, Sized) else 0
     parts = Parts(
-        training, validation, lambda: collect(test, validation.classes, "test"), count, (), loop
+        validation.classes,
+        validation.spread,
+        lambda: (training, validation),
+        lambda: collect(test, validation.classes, "test"),
+        count,
+        loop=loop,
     )
     return parts, cast(Preparation, Prepared(channels, side, known))
 

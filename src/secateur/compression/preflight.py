@@ -11,35 +11,24 @@ from secateur.compression.onnx_network import REASON, count, is_file
 from secateur.compression.problem import Problem
 from secateur.compression.search import METHODS
 from secateur.compression.settings import Settings
-from secateur.compression.verdict import can_show, guesses, images_needed
-from secateur.errors import DataError, RecipeError, StoreError
-from secateur.training.evaluation import correctness
-
-GLANCE = 500
-"""Number of validation images on which the given network must be better than chance."""
+from secateur.compression.verdict import can_show, images_needed
+from secateur.data import Images
+from secateur.errors import RecipeError, StoreError
 
 COPIES = 12
 """Disk space of a search, as a multiple of the network's size."""
 
 
-def check(problem: Problem, settings: Settings, estimate: Estimate, out: Path) -> None:
+def check(problem: Problem, estimate: Estimate, out: Path) -> None:
     """Raise an error if the compression cannot succeed.
 
     Raises:
-        DataError: The network is not better than chance on the validation images.
         StoreError: There is too little space on the disk.
         RecipeError: The time limit is too short for one candidate.
     """
-    right = correctness(problem.network, problem.validation.spread(GLANCE), problem.prepare)
-    if guesses(right, len(problem.classes)):
-        raise DataError(
-            "the given network guesses", where=f"{len(right)} validation images",
-            expected=f"more than {100 / len(problem.classes):.1f} % right, which is chance",
-            found=f"{100 * right.mean():.1f} %",
-            remedy="check the weights, the classes' order, --image-size, --mean and --std",
-        )  # fmt: skip
     needed = COPIES * 4 * count(problem.network, problem.input_shape)[1]
-    free = shutil.disk_usage(out).free
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise StoreError(
             "not enough space", where=out, expected=f"{needed / 1e6:,.0f} MB",
@@ -68,14 +57,10 @@ def plan_lines(
         f"images   {len(problem.training):,} to train, {len(problem.validation):,} to validate, "
         f"{problem.test_images:,} to test; {len(problem.classes)} classes"
     )
+    yield f"         {_fewest(problem.training)}"
     yield from (f"         {line}" for line in problem.report)
     yield f"goal     {goal}"
-    if not can_show(goal.max_drop, problem.test_images):
-        needed = images_needed(goal.max_drop)
-        yield (
-            f"warning  {problem.test_images:,} test images cannot show {goal.max_drop:g} points; "
-            f"about {needed:,} are needed"
-        )
+    yield from power_lines(goal.max_drop, problem.accuracy, problem.test_images)
     if is_file(network):
         yield f"tries    int8 without training: {REASON}"
         yield f"takes    about {duration(estimate.total(0, 0, 0))}"
@@ -88,3 +73,27 @@ def plan_lines(
         f"takes    about {duration(estimate.total(epochs, settings.tries, len(METHODS)))}"
         + (f", {duration(estimate.within)} at most" if estimate.within else "")
     )
+
+
+def power_lines(max_drop: float, accuracy: float, test_images: int) -> Iterator[str]:
+    """Yield a warning if the test has too few images to show the allowed loss.
+
+    Args:
+        max_drop: Allowed loss in percentage points.
+        accuracy: Accuracy of the given network, in [0, 1].
+        test_images: Number of test images.
+    """
+    needed = images_needed(max_drop, accuracy)
+    if test_images < needed:
+        verb = "may not" if can_show(max_drop, test_images) else "cannot"
+        yield (
+            f"warning  {test_images:,} test images {verb} show {max_drop:g} points; "
+            f"about {needed:,} are needed"
+        )
+
+
+def _fewest(images: Images) -> str:
+    """The class with the fewest images."""
+    counts = images.labels.bincount(minlength=len(images.classes))
+    smallest = int(counts.argmin())
+    return f"fewest to train: {int(counts[smallest]):,} of {images.classes[smallest]!r}"

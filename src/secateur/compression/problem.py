@@ -28,6 +28,7 @@ class Problem:
         test_images: Number of test images.
         prepare: Maps stored pixels to the network's input.
         device: Device for training.
+        accuracy: Accuracy of the network on a sample of validation images, in [0, 1].
         report: Lines that describe the images, and those that were skipped.
         loop: The user's own training step and evaluation.
     """
@@ -41,6 +42,7 @@ class Problem:
     test_images: int
     prepare: Preparation
     device: torch.device
+    accuracy: float
     report: tuple[str, ...] = ()
     loop: UserLoop = field(default_factory=UserLoop)
 

@@ -16,6 +16,10 @@ from secateur.statistics import Interval, paired_drop, proportion
 CONFIDENCE = 0.95
 """Confidence level of each one-sided bound."""
 
+DISAGREEMENT = 0.45
+"""Images on which exactly one of a network and its compressed form is correct, per error of the
+network. In the cells of this project's study it is 0.35 to 0.49; a test checks that."""
+
 Right = npt.NDArray[np.bool_]
 Kind = Literal["meets", "misses", "cannot tell"]
 
@@ -120,14 +124,15 @@ def can_show(max_drop: float, test_images: int) -> bool:
     return test_images >= statistics.images_needed(max_drop / 100, 0.0, confidence=CONFIDENCE)
 
 
-def images_needed(max_drop: float, changed: float = 0.02, power: float = 0.8) -> int:
+def images_needed(max_drop: float, accuracy: float, power: float = 0.8) -> int:
     """As :func:`secateur.statistics.images_needed` without a loss, rounded to two digits.
 
     Args:
         max_drop: Allowed loss in percentage points.
-        changed: Fraction of images on which exactly one of the two networks is correct.
+        accuracy: Accuracy of the given network, in [0, 1].
         power: Probability that the test passes, in (0, 1).
     """
+    changed = DISAGREEMENT * (1 - accuracy)
     needed = statistics.images_needed(max_drop / 100, changed, confidence=CONFIDENCE, power=power)
     digits = 10 ** max(0, math.floor(math.log10(max(needed, 1))) - 1)
     return math.ceil(needed / digits) * digits

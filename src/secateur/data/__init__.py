@@ -5,7 +5,6 @@ from secateur.data.distortions import distort, mix
 from secateur.data.folder import FolderDataSet, load_folder
 from secateur.data.images import Images, MappedPixels, augment, batches
 from secateur.data.official import load
-from secateur.data.requirements import Preflight, preflight
 from secateur.data.sources import geometry, open_data
 from secateur.data.splits import draw, mislabel, normalization, split
 from secateur.imaging import Preparation
@@ -15,7 +14,6 @@ __all__ = [
     "FolderDataSet",
     "Images",
     "MappedPixels",
-    "Preflight",
     "Preparation",
     "augment",
     "batches",
@@ -28,6 +26,5 @@ __all__ = [
     "mix",
     "normalization",
     "open_data",
-    "preflight",
     "split",
 ]

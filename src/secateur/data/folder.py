@@ -108,11 +108,11 @@ class FolderDataSet(DataSet):
         """The fingerprint of :attr:`test`."""
         return {"test_fingerprint": self._test[1]}
 
-    @property
-    def mapped_bytes(self) -> int:
-        """Bytes of decoded images that exceed ``memory`` and are kept in files."""
-        sizes = [self._listed(files).nbytes for files in (self._files, self._test_files)]
-        return sum(size for size in sizes if size > self._memory)
+    def sample(self, count: int) -> Images:
+        """Decode at most ``count`` evenly spaced validation images and no others."""
+        files = self._listed(_at(self._files, self._split[1])).spread(count)
+        pixels, _ = load_pixels(files, self._memory, self._cache)
+        return Images(pixels, files.labels, self.classes)
 
     @cached_property
     def _source(self) -> tuple[Images, str]:

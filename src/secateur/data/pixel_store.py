@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,13 @@ class ImageFiles:
             name = os.fsencode(path.relative_to(self.root))
             digest.update(b"%b\0%d %d %d\n" % (name, label, status.st_size, status.st_mtime_ns))
         return digest.hexdigest()[:32]
+
+    def spread(self, count: int) -> ImageFiles:
+        """At most ``count`` of the files, evenly spaced."""
+        if count >= len(self.files):
+            return self
+        chosen = np.linspace(0, len(self.files) - 1, count).astype(int).tolist()
+        return replace(self, files=[self.files[index] for index in chosen])
 
     def decoded(self) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield the images in order, in batches of uint8 (n, C, S, S).
