@@ -143,7 +143,8 @@ def test_normalization_is_read_from_the_transforms() -> None:
 def test_parts_of_loaders() -> None:
     loop = UserLoop(loader(30))
     parts, prepare = loaders(loop, {"validation": loader(20), "test": loader(10)}, None)
-    assert (len(parts.training), len(parts.validation), parts.test_images) == (30, 20, 10)
+    training, validation = parts.read()
+    assert (len(training), len(validation), parts.test_images) == (30, 20, 10)
     assert (prepare.channels, prepare.resolution, prepare.to_metadata()) == (1, 8, {})
     assert len(parts.test()) == 10
 

@@ -90,15 +90,15 @@ def test_a_plan_takes_less_than_ten_seconds_and_writes_nothing(
     assert time.monotonic() - start < 10
     assert not (tmp_path / "out").exists()
     said = capsys.readouterr().err
-    assert "fewest to train: 480 of 'T-shirt/top'" in said
+    assert "fewest to train: 640 of 'T-shirt/top'" in said
     assert "takes    about" in said
 
 
 @pytest.mark.parametrize(
     ("max_drop", "test_images", "words"),
     [
-        (0.5, 200, ["200 test images cannot show 0.5 points; about 11,000 are needed"]),
-        (1.0, 2000, ["2,000 test images may not show 1 points; about 2,900 are needed"]),
+        (0.5, 200, ["200 test images cannot show 0.5 points; about 12,000 are needed"]),
+        (1.0, 2000, ["2,000 test images may not show 1 points; about 2,800 are needed"]),
         (2.0, 2000, []),
     ],
 )
