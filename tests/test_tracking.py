@@ -88,6 +88,15 @@ def test_a_missing_package_says_how_to_install_it(
         pass
 
 
+def test_the_first_of_several_processes_logs(
+    tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with tracking("tensorboard", tmp_path):
+        log_metrics("train", 1, {"loss": 0.5})
+    assert calls == []
+
+
 def test_unknown_tool(tmp_path: Path) -> None:
     with (
         pytest.raises(SecateurError, match=r"expected tensorboard or mlflow"),

@@ -34,6 +34,8 @@ def log_metrics(series: str, step: int, values: Mapping[str, float]) -> None:
 def tracking(tool: str, folder: Path) -> Iterator[None]:
     """Log what :func:`log_metrics` is given inside this context.
 
+    If several processes train together, the first one logs.
+
     Args:
         tool: ``tensorboard``, ``mlflow``, or empty to log nothing.
         folder: Its subfolder ``tensorboard`` receives event files, its ``mlflow.db`` the runs of
@@ -43,7 +45,7 @@ def tracking(tool: str, folder: Path) -> Iterator[None]:
         RecipeError: The tool is unknown.
         SecateurError: Its package is not installed.
     """
-    if not tool:
+    if not tool or os.environ.get("RANK", "0") != "0":
         yield
         return
     if tool not in _TOOLS:
