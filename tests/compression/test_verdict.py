@@ -41,6 +41,13 @@ def test_kinds(lost: int, won: int, kind: str) -> None:
     assert (verdict.drop.low > 1.0) == (kind == "misses")
 
 
+def test_a_gain_is_called_one() -> None:
+    verdict = str(decide(*pair(2000, 1600, 10, 60), max_drop=1.0, classes=10))
+    assert "points are gained" in verdict
+    assert "a gain of 2.50" in verdict
+    assert "-" not in verdict
+
+
 def test_no_praise_at_chance_level() -> None:
     verdict = decide(*pair(1000, 100, 2, 2), max_drop=1.0, classes=10)
     assert verdict.kind == "cannot tell"

@@ -52,14 +52,17 @@ class Verdict:
         subject = f"The result {self.kind}"
         if self.kind == "meets":
             bound = f"at most {high:.2f} points are lost"
+            if high < 0:
+                bound = f"at least {-high:.2f} points are gained"
         elif self.kind == "misses":
             bound = f"at least {low:.2f} points are lost"
         else:
             subject = "The test cannot tell whether the result meets"
             bound = f"between {low:.2f} and {high:.2f} points are lost"
+        change = f"{value:.2f}" if value >= 0 else f"a gain of {-value:.2f}"
         return (
             f"{subject} {allowed}: {bound}, at {100 * CONFIDENCE:g} % confidence "
-            f"on {self.n:,} test images (measured: {value:.2f})"
+            f"on {self.n:,} test images (measured: {change})"
         )
 
 
