@@ -107,7 +107,7 @@ def read_problem(
     accuracy = _checked_accuracy(network, prepare, parts.sample(SAMPLE).to(device))
     training, validation = parts.read()
     return Problem(
-        name=inputs.network,
+        name=Path(inputs.network).name,  # reports and packed files tell no folder of this machine
         data_name=inputs.data.name if inputs.data else ("loaders" if named else EXCERPT),
         network=network,
         training=training.to(device),
