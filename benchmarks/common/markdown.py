@@ -37,10 +37,15 @@ def aim_text(reached: bool, missed: str) -> str:
     return "reached" if reached else f"missed by {missed}"
 
 
+def counted(threads: list[int]) -> str:
+    """Numbers of threads in words: ``1 thread``, ``1, 2 threads``."""
+    return f"{', '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
+
+
 def made_with(records: list[dict[str, Any]]) -> str:
     """Hardware, versions, threads and commits behind a table, in a line."""
     versions = ", ".join(f"{name} {number}" for name, number in records[-1]["versions"].items())
     threads = sorted({record["threads"] for record in records if "threads" in record})
     commits = ", ".join(sorted({record["commit"] for record in records}))
     processors = "; ".join(sorted({record["processor"] for record in records}))
-    return f"{processors}; {', '.join(map(str, threads))} threads; {versions}; commit {commits}."
+    return f"{processors}; {counted(threads)}; {versions}; commit {commits}."
