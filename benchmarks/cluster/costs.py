@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,18 @@ def tasks(work: Path) -> Record:
             start = time.monotonic()
             ray.get([alone.remote(None) for _ in range(10)])
             record["process"] = (time.monotonic() - start) / 10
+            ready = ray.remote(num_cpus=1, max_calls=1)(_import)
+            start = time.monotonic()
+            ray.get([ready.remote() for _ in range(5)])
+            record["ready"] = (time.monotonic() - start) / 5
         finally:
             ray.shutdown()
     return record
+
+
+def _import() -> None:
+    """What a process imports before it can run a cell."""
+    import_module("secateur.study.grid")
 
 
 def _nothing(_: object) -> None:
