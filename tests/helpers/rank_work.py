@@ -8,11 +8,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
+from torchvision.models import shufflenet_v2_x0_5
 
 from secateur.data import Images, Preparation
 from secateur.recipe import Augment, Train
 from secateur.training import ranks
+from secateur.training.cpu import fast_layers
 from secateur.training.loop import train
+from secateur.training.synchronized import synchronized
+from secateur.training.trainer import Trainer
 
 
 def a_network() -> nn.Sequential:
@@ -58,6 +63,25 @@ def trained(folder: Path, shards: int, kill_after: int = 0) -> dict[str, torch.T
     return {k: v.clone() for k, v in state.items()} | {"curve": torch.tensor(curve)}
 
 
+def shuffled_gradients() -> dict[str, torch.Tensor]:
+    """Gradients of one step of ShuffleNetV2, in double precision: branches, and no rounding."""
+    torch.manual_seed(0)
+    network = shufflenet_v2_x0_5(num_classes=3).double()
+    config = Train(epochs=1, batch_size=8, learning_rate=1e-6)
+
+    def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(network(images.double()), labels)
+
+    trainer = Trainer(network, config, seed=0, train_step=loss)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(8, 3, 64, 64, generator=generator)
+    labels = torch.randint(0, 3, (8,), generator=generator)
+    own = slice(4 * ranks.rank(), 4 * ranks.rank() + 4) if ranks.world() > 1 else slice(0, 8)
+    with fast_layers(*trainer.networks), synchronized(*trainer.networks):
+        trainer.step(images[own], labels[own], 1e-6, batch=8)
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
 def work(rank: int, world: int, port: int, folder: str) -> None:
     """Join, train, and write what came of it."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
@@ -67,3 +91,4 @@ def work(rank: int, world: int, port: int, folder: str) -> None:
     out = Path(folder)
     for name, shards, kill_after in (("whole", 1, 0), ("resumed", 1, 1), ("parts", 2, 0)):
         save_file(trained(out, shards, kill_after), out / f"{name}-{rank}.safetensors")
+    save_file(shuffled_gradients(), out / f"shuffled-{rank}.safetensors")

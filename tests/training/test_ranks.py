@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import multiprocessing
 
-from helpers.rank_work import a_network, trained, work
+from helpers.rank_work import a_network, shuffled_gradients, trained, work
 from secateur.errors import UsageError
 from secateur.training import ranks
 from secateur.training.shards import Shards
@@ -36,6 +39,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         alone = trained(tmp_path / "alone", shards)
         for key, value in made[f"{name}-0"].items():
             assert torch.allclose(value.double(), alone[key].double(), rtol=1e-4, atol=1e-5), key
+    for key, value in shuffled_gradients().items():
+        for rank in (0, 1):
+            gradient = made[f"shuffled-{rank}"][key]
+            assert torch.allclose(gradient, value, rtol=1e-6, atol=1e-9), (key, rank)
     for key in ("network.3.weight", "average.3.weight"):
         assert not torch.allclose(made["whole-0"][key], made["parts-0"][key], rtol=1e-3)
 
@@ -50,3 +57,16 @@ def test_a_process_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert ranks.join(torch.device("cpu")) == torch.device("cpu")
     assert (ranks.world(), ranks.rank(), ranks.agreed("x")) == (1, 0, "x")
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_two_processes(
+    recipe_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "secateur", "train", str(recipe_file), "--devices", "2"]
+    command += ["--data", str(image_folder), "--out", str(tmp_path), "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("report: ") == 1  # process 0 alone speaks
+    (stage,) = (tmp_path / "stages").glob("train-*/stage.json")
+    assert json.loads(stage.read_text())["files"].keys() >= {"weights.safetensors"}

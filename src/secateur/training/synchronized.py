@@ -38,7 +38,7 @@ def _normalize(layer: _BatchNorm, images: Tensor) -> Tensor:
     if not layer.training:
         return type(layer).forward(layer, images)
     dimensions = [0, *range(2, images.ndim)]
-    own = images.float()
+    own = images if images.dtype == torch.float64 else images.float()
     count = images.numel() // images.shape[1]
     variance, mean = torch.var_mean(own, dimensions, correction=0)
     mean, variance, total = _together(mean, variance, count)
