@@ -153,11 +153,14 @@ def with_kills(work: Path) -> Record:
     """The grid on two nodes, of which one is killed at random, and replaced, ten times."""
     from secateur.study.ray_engine import RayEngine
 
+    shutil.rmtree(work / "out", ignore_errors=True)
     draw, over, killed = random.Random(0), Event(), list[float]()  # noqa: S311
     with cluster(2, work) as made:
         start = time.monotonic()
 
         def kill() -> None:
+            while not list((work / "out").glob("cells/*/log.txt")) and not over.wait(1):
+                pass  # the first cell has not started
             for number in range(KILLS):
                 if over.wait(draw.uniform(5, 15)):
                     return

@@ -184,7 +184,7 @@ def _no_cluster(address: str | None, error: Exception) -> UsageError:
 
 
 def _every_node(check: Callable[..., str | None], *arguments: Any) -> None:
-    """Run a small task on every node.
+    """Run a small task on every node; one that is lost meanwhile is skipped, as Ray will do.
 
     Raises:
         SecateurError: A node does not answer, or says that something is wrong.
@@ -193,22 +193,38 @@ def _every_node(check: Callable[..., str | None], *arguments: Any) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = {}
-    for node in (node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")):
-        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    for identity, address in _nodes().items():
+        here = NodeAffinitySchedulingStrategy(identity, soft=False)
         task = ray.remote(num_cpus=0, max_calls=1, scheduling_strategy=here)(check)
-        asked[task.remote(*arguments)] = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+        asked[task.remote(*arguments)] = identity, address
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_PATIENCE)
     for reference in answered:
+        identity, address = asked[reference]
         try:
             wrong = ray.get(reference)
         except Exception as error:  # whatever the node raises: Secateur may not be there at all
+            if identity not in _nodes():
+                say(f"node {address} is lost")
+                continue
             wrong = _first_line(getattr(error, "cause", None) or error)
         if wrong:
-            raise SecateurError("a node cannot run cells", where=asked[reference], found=wrong)
+            raise SecateurError("a node cannot run cells", where=address, found=wrong)
     if silent:
+        _, address = asked[silent[0]]
         raise SecateurError(
-            "a node does not answer", where=asked[silent[0]], expected=f"within {NODE_PATIENCE:g} s"
+            "a node does not answer", where=address, expected=f"within {NODE_PATIENCE:g} s"
         )
+
+
+def _nodes() -> dict[str, str]:
+    """Identity and name of each node that is alive and has cores."""
+    import ray
+
+    return {
+        node["NodeID"]: f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    }
 
 
 def _check_node(work: Work, token: str, versions: dict[str, str]) -> str | None:
