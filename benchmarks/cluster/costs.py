@@ -38,10 +38,6 @@ def tasks(work: Path) -> Record:
                     _, left = ray.wait(left, num_returns=1, fetch_local=False)
                 seconds = time.monotonic() - start
                 record[f"{count}"] = {"submit": submitted / count, "all": seconds / count}
-            alone = ray.remote(num_cpus=1, max_calls=1)(_nothing)
-            start = time.monotonic()
-            ray.get([alone.remote(None) for _ in range(10)])
-            record["process"] = (time.monotonic() - start) / 10
             ready = ray.remote(num_cpus=1, max_calls=1)(_import)
             start = time.monotonic()
             ray.get([ready.remote() for _ in range(5)])
