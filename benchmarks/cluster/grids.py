@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +22,7 @@ from PIL import Image
 from benchmarks.common.records import Record
 from benchmarks.common.s3_server import s3_server
 from secateur.data import load
+from secateur.disk import write_json
 from secateur.records import read_records
 from secateur.study.engines import Engine, LocalEngine, Work
 from secateur.study.grid import Cell
@@ -91,24 +92,35 @@ def digests(todo: list[Cell], out: Path) -> dict[str, str]:
     return result
 
 
-def measured(engine: Engine, work: Path, storage: str | None = None) -> Record:
-    """Run the whole grid on an engine from nothing."""
-    todo, out, errors = cells(work), work / "out", list[str]()
-    shutil.rmtree(out, ignore_errors=True)
-    start = time.monotonic()
-    ends = list[float]()
+def state_of(work: Path) -> Record:
+    """What earlier attempts of a part came to, each of which may have been interrupted."""
+    path = work / "state.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return {"seconds": 0.0, "ends": [], "errors": [], "killed": [], "attempts": 0}
+
+
+def save(work: Path, state: Record) -> None:
+    """Keep it for the next attempt."""
+    write_json(work / "state.json", state)
+
+
+def measured(engine: Engine, work: Path, state: Record, storage: str | None = None) -> Record:
+    """Run the cells that are not done on an engine."""
+    every, out = cells(work), work / "out"
+    before, start = state["seconds"], time.monotonic()
+    state["attempts"] += 1
 
     def finished(cell: Cell, error: str | None) -> None:
-        ends.append(round(time.monotonic() - start, 2))
-        if error:
-            errors.append(f"{cell.name}: {error}")
-        print(f"{len(ends)}/{len(todo)} {cell.name}: {error or 'done'}", flush=True)
+        state["seconds"] = round(before + time.monotonic() - start, 2)
+        state["ends"].append(state["seconds"])
+        state["errors"] += [f"{cell.name}: {error}"] if error else []
+        save(work, state)
+        print(f"{len(state['ends'])}/{len(every)} {cell.name}: {error or 'done'}", flush=True)
 
+    todo = [cell for cell in every if not cell.is_done(out)]
     engine.run(todo, Work(out, images(work), storage), finished)
-    return {
-        "cells": len(todo), "seconds": round(time.monotonic() - start, 2), "ends": ends,
-        "errors": errors, "digests": digests(todo, out), "stages": _stages(out),
-    }  # fmt: skip
+    return {**state, "cells": len(every), "digests": digests(every, out), "stages": _stages(out)}
 
 
 def _stages(out: Path) -> int:
@@ -117,7 +129,7 @@ def _stages(out: Path) -> int:
 
 def local(work: Path) -> Record:
     """One process at a time on this machine, without Ray."""
-    return measured(LocalEngine(["cpu"]), work)
+    return measured(LocalEngine(["cpu"]), work, state_of(work))
 
 
 @contextmanager
@@ -146,66 +158,63 @@ def on_nodes(work: Path, nodes: int) -> Record:
     from secateur.study.ray_engine import RayEngine
 
     with cluster(nodes, work) as made:
-        return measured(RayEngine(made.address), work) | {"nodes": nodes}
+        return measured(RayEngine(made.address), work, state_of(work)) | {"nodes": nodes}
 
 
 def with_kills(work: Path) -> Record:
     """The grid on two nodes, of which one is killed at random, and replaced, ten times."""
     from secateur.study.ray_engine import RayEngine
 
-    shutil.rmtree(work / "out", ignore_errors=True)
-    draw, over, killed = random.Random(0), Event(), list[float]()  # noqa: S311
+    state, draw, over = state_of(work), random.Random(), Event()  # noqa: S311 - which, and when
     with cluster(2, work) as made:
-        start = time.monotonic()
 
         def kill() -> None:
-            while not list((work / "out").glob("cells/*/log.txt")) and not over.wait(1):
-                pass  # the first cell has not started
-            for number in range(KILLS):
-                if over.wait(draw.uniform(5, 15)):
-                    return
-                node = draw.choice(sorted(made.worker_nodes, key=lambda n: n.unique_id))
-                made.remove_node(node, allow_graceful=False)
-                killed.append(round(time.monotonic() - start, 1))
-                print(f"killed node {number + 1}", flush=True)
-                add_node(made, work, 2 + number)
+            logs = set((work / "out").glob("cells/*/log.txt"))
+            while not over.wait(1) and set((work / "out").glob("cells/*/log.txt")) <= logs:
+                pass  # no cell has started
+            while len(state["killed"]) < KILLS and not over.wait(draw.uniform(5, 15)):
+                made.remove_node(draw.choice(list(made.worker_nodes)), allow_graceful=False)
+                state["killed"].append(len(state["ends"]))
+                save(work, state)
+                print(f"killed node {len(state['killed'])}", flush=True)
+                add_node(made, work, 1 + len(state["killed"]))
 
         thread = Thread(target=kill)
         thread.start()
         try:
-            record = measured(RayEngine(made.address), work)
+            record = measured(RayEngine(made.address), work, state)
         finally:
             over.set()
             thread.join()
-    return record | {"nodes": 2, "killed": killed}
+    return record | {"nodes": 2}
 
 
 def with_dead_driver(work: Path) -> Record:
     """``secateur grid`` on two nodes, killed after a third of the cells, and started again."""
-    todo, out = cells(work), work / "out"
-    shutil.rmtree(out, ignore_errors=True)
+    every, out, state = cells(work), work / "out", state_of(work)
+    start = time.monotonic()
     with cluster(2, work) as made:
         command = [
             sys.executable, "-m", "secateur", "grid", str(work / "grid.toml"), "--engine", "ray",
             "--address", made.address, "--data", str(images(work)), "--out", str(out),
         ]  # fmt: skip
-        start = time.monotonic()
-        first = subprocess.Popen(command)  # noqa: S603 - our own words
-        while len(digests(todo, out)) < len(todo) // 3:
-            time.sleep(0.5)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        before = digests(todo, out)
-        times = {name: _written(out, name) for name in before}
-        ended = round(time.monotonic() - start, 1)
+        if not state["killed"]:
+            driver = subprocess.Popen(command)  # noqa: S603 - our own words
+            while len(digests(every, out)) < len(every) // 3:
+                time.sleep(0.5)
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+            times = {name: _written(out, name) for name in digests(every, out)}
+            state |= {"killed": [len(times)], "times": times}
+            save(work, state)
         second = subprocess.run(command, check=False)  # noqa: S603
-        again = [name for name in before if _written(out, name) != times[name]]
-        return {
-            "nodes": 2, "cells": len(todo), "done_before": len(before), "killed": [ended],
-            "seconds": round(time.monotonic() - start, 2), "repeated": again,
-            "errors": [] if second.returncode == 0 else [f"exit code {second.returncode}"],
-            "digests": digests(todo, out), "stages": _stages(out),
-        }  # fmt: skip
+    times = state.pop("times")
+    return state | {
+        "nodes": 2, "cells": len(every), "seconds": round(time.monotonic() - start, 2),
+        "repeated": [name for name in times if _written(out, name) != times[name]],
+        "errors": [] if second.returncode == 0 else [f"exit code {second.returncode}"],
+        "digests": digests(every, out), "stages": _stages(out),
+    }  # fmt: skip
 
 
 def _written(out: Path, name: str) -> int:
@@ -225,5 +234,6 @@ def on_storage(work: Path) -> Record:
         }  # fmt: skip
         fsspec.filesystem("s3").mkdir("bucket")
         with cluster(2, work) as made:
-            record = measured(RayEngine(made.address), work, "s3://bucket/grid")
+            state = state_of(work)
+            record = measured(RayEngine(made.address), work, state, "s3://bucket/grid")
         return record | {"nodes": 2, "requests": served.requests, "failures": served.failures}

@@ -79,7 +79,7 @@ def _event(part: str, record: Record) -> str:
     if part == "kills":
         return f"{len(record['killed'])} nodes killed"
     if part == "driver":
-        return f"killed with {record['done_before']} cells done; {len(record['repeated'])} repeated"
+        return f"killed with {record['killed'][0]} cells done; {len(record['repeated'])} repeated"
     if part == "storage":
         return f"{record['failures']:,} of {record['requests']:,} requests failed"
     return f"{record['stages']} stages made"
@@ -108,7 +108,7 @@ def _costs(records: dict[str, Record]) -> Iterator[str]:
         ]
         rows.append(
             [
-                "A process of Ray until it can run a cell (it imports torch), s",
+                "Ray, until a process can run a cell, s",
                 significant(of["ready"]),
             ]
         )
