@@ -1,9 +1,9 @@
 """Many machines, simulated on one: grids on Ray, lost nodes, failing storage, streamed data.
 
 Run: python -m benchmarks cluster OUT [PART ...] [--work DIR]
-Each part appends its record to OUT/measurements.jsonl and is skipped where that has one; a grid that
-is interrupted goes on from its finished cells. Without a part all run, and OUT/README.md is written
-from what is there.
+Each part appends its record to OUT/measurements.jsonl and is skipped where that has one; a grid
+that is interrupted goes on from its finished cells. Without a part all run. OUT/README.md is
+written from what is there.
 """
 
 from __future__ import annotations

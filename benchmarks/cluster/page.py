@@ -122,6 +122,9 @@ def _costs(records: dict[str, Record]) -> Iterator[str]:
         rows.append(["Requests to an object storage, a stage is made", f"{of['made']:g}"])
         rows.append(["a stage is fetched", f"{of['found']:g}"])
     yield from table(["", ""], rows)
+    if "tasks" in records:
+        yield ""
+        yield _made_with(records["tasks"])
 
 
 def _simulation(records: dict[str, Record]) -> Iterator[str]:
