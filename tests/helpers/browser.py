@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -64,14 +65,16 @@ def open_page(url, width=1280, height=900, scheme="light", **options):
 @contextmanager
 def firefox():
     """Start Firefox; yield Mozilla's client for it."""
-    from marionette_driver.marionette import Marionette
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the client's own
+        from marionette_driver.marionette import Marionette
 
-    client = Marionette(bin=FIREFOX, app="fxdesktop", headless=True, gecko_log=os.devnull)
-    client.start_session()
-    try:
-        yield client
-    finally:
-        client.cleanup()
+        client = Marionette(bin=FIREFOX, app="fxdesktop", headless=True, gecko_log=os.devnull)
+        client.start_session()
+        try:
+            yield client
+        finally:
+            client.cleanup()
 
 
 OVERFLOW = """() => {

@@ -145,7 +145,7 @@ def kill_often(kills: int, seed: int, folder: Path, minutes: float = 1e9) -> dic
     end = time.monotonic() + 60 * minutes
     while (more := where.total() < kills and time.monotonic() < end) or begun:
         out = folder / f"run-{finished}"
-        status = attempt(recipe, images, out, rng.randint(1, 20) if more else NEVER)
+        status = attempt(recipe, images, out, rng.randint(1, 60) if more else NEVER)
         begun = True
         if os.WIFSIGNALED(status):
             begun_stages = sorted(path.name for path in out.glob("stages/*.partial"))
