@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 
 import numpy as np
 import onnx
-import onnx.parser
 import onnx.version_converter
-import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -20,7 +17,7 @@ from helpers.tiny_networks import NETWORKS, images
 from secateur.artifact.packing import unpack
 from secateur.errors import SecateurError, StoreError
 from secateur.onnx_ir.model import Graph
-from secateur.quantization.importing import OLDEST_OPSET, import_onnx
+from secateur.quantization.importing import OLDEST_OPSET, import_onnx, newest_opset
 from secateur.quantization.scheme import weighted_nodes
 from secateur.runtimes import OnnxRuntime
 
@@ -76,26 +73,19 @@ def test_networks_of_torchvision_come_out_as_exported_here(name, tmp_path):
     assert not {"Transpose", "ReduceMean"} & set(counts(imported))  # shuffles are folded
 
 
-def newest_opset() -> int:
-    """The newest of the installed onnx in which the installed ONNX Runtime runs integers."""
-    text = '<ir_version: 10, opset_import: ["": {}]> g (float[n] x) => (uint8[n] y) {{ {} }}'
-    body = "s = Constant <value_float = 1.0> () y = QuantizeLinear (x, s)"
-    for opset in range(onnx.defs.onnx_opset_version(), OLDEST_OPSET, -1):
-        model = onnx.parser.parse_model(text.format(opset, body))
-        with contextlib.suppress(Exception):  # ONNX Runtime's exceptions share no public base
-            onnxruntime.InferenceSession(model.SerializeToString())
-            return opset
-    return OLDEST_OPSET
+def of_opset(opset, folder):
+    """A small network as a file of an opset, and images."""
+    make, shape = NETWORKS["mobilenet"]
+    first = exported(make(), shape, folder / "13.onnx", dynamo=False, opset=13, name="photo")
+    path = folder / "n.onnx"
+    onnx.save(onnx.version_converter.convert_version(onnx.load(first), opset), path)
+    assert onnx.load(path).opset_import[0].version == opset
+    return path, images(shape, 16)
 
 
 @pytest.mark.parametrize("opset", range(OLDEST_OPSET, newest_opset() + 1))
 def test_every_opset_is_quantized_packed_and_run(opset, tmp_path):
-    make, shape = NETWORKS["mobilenet"]
-    path = exported(make(), shape, tmp_path / "13.onnx", dynamo=False, opset=13, name="photo")
-    model = onnx.version_converter.convert_version(onnx.load(path), opset)
-    onnx.save(model, path := tmp_path / "n.onnx")
-    assert onnx.load(path).opset_import[0].version == opset
-    x = images(shape, 16)
+    path, x = of_opset(opset, tmp_path)
     small = secateur.quantize(path, x, method="minmax")
     assert small.parity.signal_to_noise_db > 20
     saved = small.save(tmp_path / "q.onnx")
@@ -104,6 +94,17 @@ def test_every_opset_is_quantized_packed_and_run(opset, tmp_path):
     reference = OnnxRuntime(path, 1).run(x.numpy())
     error = OnnxRuntime(saved, 1).run(x.numpy()) - reference
     assert np.abs(error).max() < 0.2 * np.abs(reference).max()
+
+
+@pytest.mark.parametrize("opset", range(newest_opset() + 1, onnx.defs.onnx_opset_version() + 1))
+def test_an_opset_too_new_for_integers_is_converted_or_refused(opset, tmp_path):
+    path, x = of_opset(opset, tmp_path)
+    try:
+        small = secateur.quantize(path, x, method="minmax")
+    except SecateurError as error:
+        assert "opset_version=21" in str(error)  # noqa: PT017
+    else:
+        assert small.parity.signal_to_noise_db > 20
 
 
 def test_linear_layers_of_every_spelling_are_gemm(tmp_path):

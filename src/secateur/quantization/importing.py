@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.parser
 from onnx import inliner, version_converter
 
 from secateur.errors import NetworkError, SecateurError
@@ -22,7 +24,7 @@ OLDEST_OPSET = 13
 """The first with scales for each channel (DequantizeLinear's ``axis``)."""
 
 IMPORT_OPSET = 21
-"""Older files are converted to this version; newer ones are kept."""
+"""Files are converted to this version that are older, or newer than :func:`newest_opset`."""
 
 TOLERANCE = 1e-3
 """Largest difference between imported graph and file, relative to the largest logit."""
@@ -198,9 +200,9 @@ def _input_shape(model: onnx.ModelProto, path: Path, images: tuple[int, ...]) ->
 
 
 def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """Return ``model`` in :data:`IMPORT_OPSET`, if it is older."""
+    """Return ``model`` in an opset that is at least :data:`IMPORT_OPSET` and can be quantized."""
     opset = opset_of(model)
-    if opset >= IMPORT_OPSET:
+    if IMPORT_OPSET <= opset <= newest_opset():
         return model
     if opset < OLDEST_OPSET:
         raise NetworkError(
@@ -219,6 +221,19 @@ def _converted(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
             found=error,
             remedy=f"export it with opset_version={IMPORT_OPSET}",
         ) from error
+
+
+@functools.cache
+def newest_opset() -> int:
+    """The newest opset of which the installed onnx and ONNX Runtime know ``QuantizeLinear``."""
+    text = '<ir_version: 10, opset_import: ["": {}]> g (float[n] x) => (uint8[n] y) {{ {} }}'
+    body = "s = Constant <value_float = 1.0> () y = QuantizeLinear (x, s)"
+    for opset in range(onnx.defs.onnx_opset_version(), IMPORT_OPSET, -1):
+        model = onnx.parser.parse_model(text.format(opset, body))
+        with contextlib.suppress(SecateurError):
+            OnnxRuntime(model.SerializeToString(), 1)
+            return opset
+    return IMPORT_OPSET
 
 
 def _difference(imported: onnx.ModelProto, images: Array, expected: Array) -> float:
