@@ -12,6 +12,7 @@ NAMES = (
     "bad_inputs",
     "cluster",
     "compress_networks",
+    "criteria",
     "differences",
     "int8",
     "int8_recovery",

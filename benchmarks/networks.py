@@ -83,7 +83,7 @@ def _difference(expected: Any, actual: Any) -> float:
 def by_secateur(name: str) -> dict[str, Any]:
     """Plan, remove, and compare with the masked network in float64."""
     network, images = build(name)
-    options = Removal(importance="random", round_to=1, linear="neurons")
+    options = Removal(importance="random", round_to=1, linear="neurons", grouped="width")
     start = time.process_time()
     plan, prunable = plan_channels(network, images[:1], options, 0.5)
     seconds = time.process_time() - start

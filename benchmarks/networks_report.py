@@ -23,23 +23,23 @@ def page(records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
         "# Networks, halved",
         "",
         "Made by `python -m benchmarks networks results/networks.jsonl docs/networks.md` from "
-        "[its records](../results/networks.jsonl); the command measures what is missing.",
+        "[its records](../results/networks.jsonl); the command measures missing networks.",
         "",
-        "Of each group half of the channels go, chosen at random, `round_to=1`; weights too. "
-        "*Error* is the largest difference between the network after the removal and the masked "
-        "one in float64, over the largest output. Torch-Pruning removes half with its own "
-        "defaults and random importance; the layer that makes the classes is left alone, and "
-        "attentions are given their number of heads. *Works* there means that the smaller network "
-        "runs and returns the same shape: its outputs are not compared with a mask's.",
+        "Half of the channels of each group are removed at random, with `round_to=1` and "
+        '`grouped="width"`; weights are random too. *Error* is the largest difference between the '
+        "outputs of the smaller and the masked network in float64, divided by the largest output. "
+        "Torch-Pruning removes half with its own defaults and random importance, except in the "
+        "last layer; attentions are given their number of heads. Its smaller networks are only "
+        "checked to run and to return the same shape.",
         "",
         f"{any_record['processor']}, one thread; {versions}. Seconds are processor time of "
-        "planning alone, on a machine that did other work too.",
+        "planning, on a machine that did other work too.",
         "",
         *summary(rows),
         "",
         *([f"Not measured ({len(missing)}): {', '.join(missing)}.", ""] if missing else []),
         "| Network | Parameters | left | MACs | left | Error | Plan, s | Torch-Pruning: left "
-        "| What stays, and why |",
+        "| Kept layers, and why |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
         *(_row(name, record) for name, record in rows.items()),
     ]

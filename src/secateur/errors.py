@@ -30,7 +30,7 @@ class SecateurError(Exception):
         found: object = None,
         remedy: str | None = None,
     ) -> None:
-        self.what = what
+        self.what, self.where = what, where
         head = what if where is None else f"{what} ({where})"
         facts = [
             f"{name} {value}"

@@ -47,6 +47,16 @@ def test_a_fraction_of_the_channels_goes(
     assert smaller(torch.zeros(1, *chain.input_shape)).shape == (1, 2)
 
 
+def test_a_round_that_removes_nothing_prints_why(
+    recipe_file: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ('prune.keep=["*"]', "prune.fraction=0.3")
+    pipeline(recipe_file, image_folder, tmp_path / "out", *MOBILENET, *sets).stage("prune-1")
+    printed = capsys.readouterr().err
+    assert "warning  prune-1: 0 of " in printed
+    assert "the options keep it" in printed
+
+
 def test_the_target_is_of_the_trained_network(
     recipe_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:

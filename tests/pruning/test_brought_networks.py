@@ -16,6 +16,7 @@ from secateur.errors import NetworkError
 from secateur.pruning.find import find_prunable
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import NothingRemovedWarning
+from secateur.pruning.tracing.heads import separate_heads
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -133,6 +134,49 @@ def test_a_scripted_module_is_refused_in_words() -> None:
         secateur.plan_removal(nn.Sequential(scripted), IMAGES)
 
 
+def chain() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 6), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(8, 5))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_scripted_network_is_refused_with_the_remedy() -> None:
+    message = r"^cannot prune a scripted module \(.*\); prune the network before torch.jit.script"
+    with pytest.raises(NetworkError, match=message):
+        secateur.plan_removal(torch.jit.script(chain()), IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantized_module_is_refused_with_the_remedy() -> None:
+    quantized = torch.ao.quantization.quantize_dynamic(chain(), {nn.Linear}, dtype=torch.qint8)
+    message = r"^cannot prune a quantized module \(5\); prune the network first, then quantize it$"
+    for call in (secateur.plan_removal, find_prunable):
+        with pytest.raises(NetworkError, match=message):
+            call(quantized, IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global:UserWarning")
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda n: torch.compile(n, backend="eager")])
+@pytest.mark.parametrize("run_before", [False, True])
+def test_wrapped_networks_shrink_inside_their_wrapper(wrap, run_before) -> None:
+    wrapped = wrap(chain())
+    if run_before:
+        wrapped(IMAGES)
+    small = halve(wrapped, 0.35)
+    assert type(small) is type(wrapped)
+    assert sum(p.numel() for p in small.parameters()) < 0.35 * parameters(chain())
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global:UserWarning")
+def test_a_compiled_part_of_a_network_shrinks() -> None:
+    network = chain()
+    network[3] = torch.compile(network[3], backend="eager")
+    assert halve(network, 0.35)[3].out_channels == 4
+
+
 # ---- weights that are computed
 
 
@@ -229,6 +273,50 @@ class Vector(nn.Module):
 )  # fmt: skip
 def test_these_operations_are_followed(call, parts, most) -> None:
     halve(Between(call, **parts), most)
+
+
+class Parts(nn.Module):
+    """Parts of the channels, whose widths a list, a tuple or a difference holds."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.width, self.part = form, 16, 4
+        self.widths = [4, 12] if form == "list" else (4, 12)
+        self.small, self.large = nn.Conv2d(4, 4, 1), nn.Conv2d(12, 12, 1)
+        self.shape = (16, 1, 1)
+        self.scale = nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = [self.part, self.width - self.part] if self.form == "difference" else self.widths
+        small, large = torch.split(x, sizes, 1)
+        x = torch.cat([self.small(small), self.large(large)], 1)
+        return x * self.scale.view(self.shape)
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "difference"])
+def test_widths_in_lists_tuples_and_differences_are_set(form) -> None:
+    small = halve(Between(lambda n, x: n.parts(x), parts=Parts(form)), 0.35).parts
+    assert (small.small.out_channels, small.large.out_channels) == (2, 6)
+    assert small.shape == (8, 1, 1)
+    if form == "difference":
+        assert (small.width, small.part) == (8, 2)
+    else:
+        assert small.widths == ([2, 6] if form == "list" else (2, 6))
+
+
+def test_half_of_a_width_is_a_width() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.channels, self.paths = 16, 2
+            self.layers = nn.ModuleList(nn.Conv2d(8, 16, 1) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = torch.split(x, self.channels // self.paths, 1)
+            return sum(layer(part) for layer, part in zip(self.layers, parts, strict=True))
+
+    small = halve(Between(lambda n, x: n.halves(x), halves=Halves()), 0.35).halves
+    assert (small.channels, small.paths) == (8, 2)
 
 
 def test_a_global_response_norm_scales_what_stays() -> None:
@@ -343,6 +431,118 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class Own(nn.Module):
+    """torch's own attention, packed or not, with its weights asked for or not."""
+
+    def __init__(self, packed: bool, weights: bool, first: bool) -> None:
+        super().__init__()
+        widths = {} if packed else {"kdim": 24, "vdim": 20}
+        self.weights, self.first = weights, first
+        self.patch = nn.Conv2d(3, 32, 4, 4)
+        if not packed:
+            self.k, self.v = nn.Linear(32, 24), nn.Linear(32, 20)
+        self.attention = nn.MultiheadAttention(32, 8, batch_first=first, **widths)
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).movedim(2, 1 if self.first else 0)
+        y = self.norm(x)
+        packed = self.attention.in_proj_weight is not None
+        k, v = (y, y) if packed else (self.k(y), self.v(y))
+        x = x + self.attention(y, k, v, need_weights=self.weights)[0]
+        return self.head(x.mean(1 if self.first else 0))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_torchs_own_attention_loses_heads(packed, weights, first) -> None:
+    small = halve(Own(packed, weights, first), 0.35, attention="heads")
+    assert (small.attention.num_heads, small.attention.head_dim) == (4, 4)
+    assert small.attention.out_proj.weight.shape == (16, 16)
+
+
+def test_heads_of_torchs_own_attention_leave_alone() -> None:
+    network = Own(True, False, True)
+    kept = ["patch", "norm"]
+    small = halve(network, 0.8, attention="heads", keep=kept)
+    assert small.attention.in_proj_weight.shape == (48, 32)
+    assert small.attention.out_proj.weight.shape == (32, 16)
+    again = secateur.prune(small, IMAGES.double(), 0.5, attention="heads", round_to=1, keep=kept)
+    assert (again.attention.num_heads, again.attention.head_dim) == (2, 4)
+    encoder = Encoder().eval()
+    plan = secateur.plan_removal(
+        encoder, IMAGES, 0.5, attention="heads", round_to=1, keep=["patch"]
+    )
+    smaller = secateur.remove(encoder, plan)
+    with torch.inference_mode():  # where torch's own layer would take its fused form
+        expected = secateur.apply_masks(encoder, plan)(IMAGES)
+        torch.testing.assert_close(smaller(IMAGES), expected)
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("masks", ["none", "shared", "each", "padding", "both"])
+@pytest.mark.parametrize("weights", [True, False])
+def test_separate_heads_compute_what_torchs_own_attention_does(heads, masks, weights) -> None:
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(8, heads, batch_first=True).double().eval()
+    x, y = torch.randn(2, 5, 8).double(), torch.randn(2, 5, 8).double()
+    options: dict = {"need_weights": weights}
+    if masks in ("shared", "both"):
+        options["attn_mask"] = torch.ones(5, 5).triu(1).bool()
+    if masks == "each":
+        options["attn_mask"] = torch.randn(2 * heads, 5, 5).double()
+    if masks in ("padding", "both"):
+        options["key_padding_mask"] = torch.tensor([[False] * 4 + [True], [False] * 5])
+    calls = [((x, x, x), options), ((x, y, y), options), ((x, y, x), options)]
+    if masks == "none":
+        calls.append(((x[0], x[0], x[0]), options))
+    expected = [layer(*args, **named) for args, named in calls]
+    separate_heads(layer)
+    for (args, named), (out, attention) in zip(calls, expected, strict=True):
+        ours, ours_attention = layer(*args, **named)
+        torch.testing.assert_close(ours, out, rtol=0, atol=1e-12)
+        assert (attention is None) == (ours_attention is None)
+        if attention is not None:
+            torch.testing.assert_close(ours_attention, attention, rtol=0, atol=1e-12)
+
+
+class Rotary(nn.Module):
+    """Queries and keys are turned by their position, in pairs of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.patch = nn.Conv2d(3, 32, 4, 4)
+        self.qkv, self.proj, self.head = nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(32, 5)
+
+    def turn(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[2])[:, None] / 10 ** torch.arange(0, 1, 0.125)
+        turned = torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape)
+        return x * angles.cos() + turned * angles.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).mT
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        y = F.scaled_dot_product_attention(self.turn(q), self.turn(k), v)
+        return self.head((x + self.proj(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+def test_rotary_attention_loses_heads() -> None:
+    small = halve(Rotary(), 0.35, attention="heads")
+    assert (small.heads, small.qkv.out_features) == (2, 48)
+
+
+def test_numbers_along_a_head_that_depend_on_its_width_hold_it() -> None:
+    def call(network: nn.Module, x: Tensor) -> Tensor:
+        y = x.movedim(1, -1).unflatten(-1, (4, -1))
+        return (y * torch.arange(1.0, y.shape[-1] + 1)).flatten(-2).movedim(-1, 1)
+
+    small = halve(Between(call), 0.7)
+    assert (small.first.out_channels, small.second.out_channels) == (16, 8)
 
 
 def test_torchs_own_attention_shrinks_with_what_it_reads() -> None:

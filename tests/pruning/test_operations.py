@@ -190,14 +190,20 @@ def test_attention_shrinks_with_the_channels_that_it_reads() -> None:
     assert prunable.unfollowed == ()
 
 
-def test_mixing_tokens_keeps_the_channels_but_not_the_hidden_tokens() -> None:
+def test_mixing_tokens_keeps_the_hidden_tokens_but_not_the_channels() -> None:
     def call(network, x):
         tokens = network.embed(x).flatten(2)
         return network.head((tokens + network.b(network.a(tokens).relu())).mean(2))
 
     parts = {"embed": nn.Conv2d(3, 6, 4, 4), "a": nn.Linear(4, 10), "b": nn.Linear(10, 4)}
-    prunable = found(Net(call, head=nn.Linear(6, 2), **parts))
-    assert [(group.name, group.units) for group in prunable.groups] == [("a", 10)]
+    network = Net(call, head=nn.Linear(6, 2), **parts)
+    assert [(group.name, group.units) for group in found(network).groups] == [("embed", 6)]
+    assert reasons(network)["a"] == "a mixes positions of channels"
+    network = lively(network, batch(3, 8, 8))
+    plan = secateur.plan_removal(network, batch(3, 8, 8), 0.5, "random", round_to=1)
+    removed = secateur.remove(network, plan)
+    assert (removed.embed.out_channels, removed.a.out_features) == (3, 10)
+    assert_same(secateur.apply_masks(network, plan), removed, batch(3, 8, 8))
 
 
 @dataclasses.dataclass

@@ -145,7 +145,7 @@ def test_a_network_that_computes_otherwise_when_smaller_is_found_out() -> None:
     prunable = find_prunable(network, IMAGES)
     network.gain = 2.0  # as if it had come from the width
     with pytest.raises(WidthsRejected, match="mul computes with 2 instead of 1"):
-        realize_widths(network, prunable, {"a": 2}, {"a": np.ones(4)})
+        realize_widths(network, prunable, {"a": 3}, {"a": np.ones(4)})
 
 
 @pytest.mark.parametrize("name", ["res2", "cross_stage", "mixed", "channel_shuffle", "maxout"])

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateur import recipe
+from secateur.console import say
 from secateur.pipeline.chain import Chain, StageDefinition, changed_fields, plan_of
 from secateur.pipeline.sensitivity_stage import (
     dense_network,
@@ -21,7 +22,7 @@ from secateur.pipeline.teacher_stage import taught_by_teacher, train_into
 from secateur.pruning.dead import plan_dead
 from secateur.pruning.masks import Masks, weight_masks
 from secateur.pruning.plan import Plan
-from secateur.pruning.planner import plan_channels
+from secateur.pruning.planner import explain_shortfall, plan_channels
 from secateur.pruning.reinit import reinitialize
 from secateur.pruning.schedule import fraction_after
 from secateur.pruning.surgery import remove, shrink_state
@@ -75,7 +76,7 @@ def _make_round(chain: Chain, folder: Path, index: int) -> None:
     before = chain.stage("train" if index == 1 else f"prune-{index - 1}")
     network = chain.load_network(before)
     # One plan for all processes: latency is measured, and differs from one to the next.
-    plan = ranks.agreed(None if ranks.rank() else _plan_round(chain, network, fraction, index))
+    plan = ranks.agreed(None if ranks.rank() else _plan_round(chain, before, network, index))
     smaller = remove(network, plan)
     masks = _mask_weights(chain, smaller, plan, fraction, before)
     masks.apply_(smaller)
@@ -99,8 +100,10 @@ def retraining_teacher(chain: Chain) -> Teacher | None:
     return Teacher(chain.load_network("train"), chain.prepare, config.distill, precision)
 
 
-def _plan_round(chain: Chain, network: nn.Module, fraction: float, index: int) -> Plan:
-    config = chain.recipe.prune
+def _plan_round(chain: Chain, before: Stage, network: nn.Module, index: int) -> Plan:
+    """Plan a round; print the reasons if almost nothing has been removed after it."""
+    config, fraction = chain.recipe.prune, fraction_of_round(chain, index)
+    start = dense_network(chain)
     if config.importance == "taylor":
         training, _ = chain.parts
         leave_gradients(network, training.spread(GRADIENT_IMAGES), chain.prepare)
@@ -110,11 +113,15 @@ def _plan_round(chain: Chain, network: nn.Module, fraction: float, index: int) -
         chain.example,
         config,
         fraction,
-        start=dense_network(chain),
+        start=start,
         seed=chain.recipe.seed + index,
         curves=curves,
         threads=chain.recipe.bench.threads,
     )
+    total, sparse = plan_of(before).then(plan), sparse_layers(chain)
+    shortfall = explain_shortfall(total, start.prunable, fraction, sparse)
+    if shortfall is not None:
+        say(f"warning  prune-{index}: {shortfall}")
     return plan
 
 

@@ -6,18 +6,24 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from secateur.pruning.channels import Group, Ints, Units
 from secateur.pruning.plan import Scale, Setting
-from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph, Nodes
+from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph, Home, Nodes, Width
 
 
 class WidthsRejected(Exception):  # noqa: N818  a finding, not an error
-    """The network does not run in the requested widths, or not as the large network does."""
+    """The network does not run in the requested widths, or not as the large network does.
 
-    def __init__(self, why: str, group: str | None = None) -> None:
+    Attributes:
+        group: Group without room for its channels, if known.
+        where: Module that failed to run, if one did.
+    """
+
+    def __init__(self, why: str, group: str | None = None, where: str | None = None) -> None:
         super().__init__(why)
-        self.group = group
+        self.group, self.where = group, where
 
 
 def settings(
@@ -41,21 +47,64 @@ def settings(
             components = large.of[graph.offsets[member.axis] + member.index]
             ratio[components] = widths[group.name] / group.steps
     rows = {int(row[0]): row for each in graph.rows if len(each) > 1 for row in each if len(row)}
-    numbers = []
-    for (module, attribute), uses in graph.attributes.items():
+    numbers: dict[Home, float] = {}
+    every = sorted(graph.attributes.items(), key=lambda item: len(item[1][0].less))
+    for home, uses in every:  # differences last: they need the numbers that are subtracted
         values = set()
         for use in uses:
-            size = float(len(use.slices))
-            units = {tuple(np.unique(large.of[nodes]).tolist()) for nodes in use.slices}
-            if len(units) > 1 and not _along_rows(use.slices, rows):
-                left = [_left(ratio[large.of[nodes]]) for nodes in use.slices]
-                size = float(sum(left))
+            size = _size(use, large, ratio, rows)
+            size += sum(each.factor * numbers.get(each.home, each.value) for each in use.less)
             values.add(round(size / use.factor, 6))
-        before = len(uses[0].slices) / uses[0].factor
         (value, *others) = values
-        if not others and value != before and value == int(value):
-            numbers.append(Setting(module=module, attribute=attribute, value=int(value)))
+        if not others and value == int(value):
+            numbers[home] = value
+    return [
+        Setting(module=home.module, attribute=home.attribute, index=home.position, value=int(value))
+        for home, value in numbers.items()
+        if value != _value(graph.attributes[home][0])
+    ]
+
+
+def _value(use: Width) -> float:
+    """The attribute in the large network."""
+    subtracted = sum(each.factor * each.value for each in use.less)
+    return round((len(use.slices) + subtracted) / use.factor, 6)
+
+
+def _size(
+    use: Width, large: Units, ratio: npt.NDArray[np.float64], rows: Mapping[int, Nodes]
+) -> float:
+    """Size of a dimension in the smaller network."""
+    units = {tuple(np.unique(large.of[nodes]).tolist()) for nodes in use.slices}
+    if len(units) == 1 or _along_rows(use.slices, rows):
+        return len(use.slices)
+    return float(sum(_left(ratio[large.of[nodes]]) for nodes in use.slices))
+
+
+def conv_groups(model: nn.Module, graph: ChannelGraph, sizes: Mapping[Axis, int]) -> list[Setting]:
+    """Return the numbers of groups of convolutions, except depthwise ones, in the smaller network.
+
+    Args:
+        model: The large network.
+        graph: Its graph.
+        sizes: Size of each axis in the smaller network.
+    """
+    numbers = []
+    for axis, width in graph.blocks.items():
+        module, _, leaf = axis.tensor.rpartition(".")
+        same = all(sizes[each] == graph.sizes[each] for each in (axis, Axis(axis.tensor, 0)))
+        layer = model.get_submodule(module)
+        known = leaf == "weight" and isinstance(layer, nn.modules.conv._ConvNd)
+        if same or not known or is_depthwise(graph, axis):
+            continue
+        size = graph.sizes if axis.tensor in graph.within else sizes
+        numbers.append(Setting(module=module, attribute="groups", value=size[axis] // width))
     return numbers
+
+
+def is_depthwise(graph: ChannelGraph, axis: Axis) -> bool:
+    """Whether a convolution, by its ``INPUTS`` axis, has one input and one output per group."""
+    return graph.blocks[axis] == 1 and graph.sizes[axis] == graph.sizes[Axis(axis.tensor, 0)]
 
 
 def _left(ratios: npt.NDArray[np.float64]) -> float:

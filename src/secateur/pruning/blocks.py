@@ -1,13 +1,15 @@
 """Removal of entire residual blocks.
 
 With zero parameters, a residual block adds nothing to its input. A block that then returns its
-input bit for bit can be replaced by an identity, with the same result as the masked network.
+input bit for bit can be replaced by an identity, with the same result as the masked network. If a
+block projects its input to another shape, it is replaced by the projection.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,20 +18,24 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from secateur.pruning.importance import Importance
-from secateur.pruning.plan import Plan
+from secateur.pruning.plan import Plan, Shortcut
+from secateur.pruning.shortcuts import ShortcutOnly
 from secateur.pruning.tracing.permanent import copy_of, make_permanent
 from secateur.pruning.tracing.trace import Example, call
 
 
-def find_blocks(model: nn.Module, example_input: Example) -> list[str]:
-    """Return names of the smallest modules that return their input if parameters are zero.
+def find_blocks(model: nn.Module, example_input: Example) -> list[Shortcut]:
+    """Return the smallest residual blocks that can be removed, with the part of each that is kept.
 
     The network runs once in float64 on random inputs; each candidate then runs on its input with
-    zero parameters.
+    zero parameters in its branch.
 
     Args:
         model: Any network; not modified.
         example_input: See :func:`secateur.plan_removal`.
+
+    Returns:
+        In the network's order. A block with an empty ``path`` returns its input.
     """
     work = copy_of(model)
     make_permanent(work)
@@ -37,12 +43,11 @@ def find_blocks(model: nn.Module, example_input: Example) -> list[str]:
     names = {module: name for name, module in work.named_modules()}
     with torch.no_grad():
         inputs_of = _recorded_inputs(work, _random_like(example_input))
-        passing = [
-            names[module] for module, images in inputs_of.items() if _passes_on(module, images)
-        ]
-    inner = [name for name in passing if not any(each.startswith(f"{name}.") for each in passing)]
+        every = [_shortcut(names[module], module, images) for module, images in inputs_of.items()]
+    blocks = {block.module: block for block in every if block is not None}
+    inner = [name for name in blocks if not any(each.startswith(f"{name}.") for each in blocks)]
     order = {name: position for position, name in enumerate(names.values())}
-    return sorted(inner, key=order.__getitem__)
+    return [blocks[name] for name in sorted(inner, key=order.__getitem__)]
 
 
 def _random_like(example_input: Example) -> Example:
@@ -59,14 +64,13 @@ def _random_like(example_input: Example) -> Example:
 
 
 def _recorded_inputs(work: nn.Module, example: Example) -> dict[nn.Module, Tensor]:
-    """Return inputs of modules with submodules that were called once and keep the input's shape."""
+    """Return inputs of modules with submodules that were called once, from tensor to tensor."""
     inputs_of: dict[nn.Module, Tensor] = {}
     calls: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
-        single = len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor)
-        if single and inputs[0].shape == output.shape:
+        if len(inputs) == 1 and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
             inputs_of[module] = inputs[0].clone()
 
     for module in work.modules():
@@ -79,14 +83,59 @@ def _recorded_inputs(work: nn.Module, example: Example) -> dict[nn.Module, Tenso
     return {module: images for module, images in inputs_of.items() if calls[module] == 1}
 
 
-def _passes_on(module: nn.Module, images: Tensor) -> bool:
-    before = [parameter.clone() for parameter in module.parameters()]
-    for parameter in module.parameters():
+def _shortcut(name: str, block: nn.Module, images: Tensor) -> Shortcut | None:
+    """What a block returns if its branch is zero, as a path through it; None if it is none."""
+    if torch.equal(_without(block, images, ()), images):
+        return Shortcut(module=name)
+    paths = sorted(_paths(block, images), key=lambda path: _count(block, path))
+    ends = [
+        name for name, part in block.named_children() if not any(True for _ in part.parameters())
+    ]
+    for path in paths:
+        if 0 < _count(block, path) < _count(block, [name for name, _ in block.named_children()]):
+            expected = _without(block, images, path)
+            tails = [(), *((each,) for each in ends if each not in path)]
+            for relu, end in product((False, True), tails):
+                short = ShortcutOnly(block, (*path, *end), relu)
+                if torch.equal(expected, short(images.clone())):
+                    return Shortcut(module=name, path=(*path, *end), relu=relu)
+    return None
+
+
+def _count(block: nn.Module, parts: Iterable[str]) -> int:
+    return sum(p.numel() for part in parts for p in block.get_submodule(part).parameters())
+
+
+def _paths(block: nn.Module, images: Tensor) -> Iterator[tuple[str, ...]]:
+    """Chains of a block's children; the first reads the block's input."""
+    images = images.clone()
+    ends: list[tuple[Tensor, tuple[str, ...]]] = [(images, ())]
+    handles = []
+
+    def note(name: str, inputs: tuple[Any, ...], output: Any) -> None:
+        for tensor, path in list(ends):
+            if len(inputs) == 1 and inputs[0] is tensor and isinstance(output, Tensor):
+                ends.append((output, (*path, name)))
+
+    for name, part in block.named_children():
+        hook = lambda _, inputs, output, name=name: note(name, inputs, output)  # noqa: E731
+        handles.append(part.register_forward_hook(hook))
+    block(images)
+    for handle in handles:
+        handle.remove()
+    return (path for _, path in ends if path and len(set(path)) == len(path))
+
+
+def _without(block: nn.Module, images: Tensor, path: Iterable[str]) -> Tensor:
+    """What a block returns if all parameters outside of a path are zero."""
+    kept = {id(p) for part in path for p in block.get_submodule(part).parameters()}
+    before = [(p, p.clone()) for p in block.parameters() if id(p) not in kept]
+    for parameter, _ in before:
         parameter.zero_()
     try:
-        return torch.equal(module(images.clone()), images)
+        return block(images.clone())
     finally:
-        for parameter, value in zip(module.parameters(), before, strict=True):
+        for parameter, value in before:
             parameter.copy_(value)
 
 
@@ -103,8 +152,9 @@ def plan_blocks(
         model: Not modified; with gradients for ``taylor``.
         example_input: See :func:`secateur.plan_removal`.
         count: Number of blocks to remove, at most all but one.
-        importance: ``l1`` and ``l2``: mean magnitude or square of the weights; ``taylor``: squared
-            sum of weight times gradient of each filter, summed over filters; ``random``: control.
+        importance: Of the removed branch. ``l1`` and ``l2``: mean magnitude or square of the
+            weights; ``taylor``: squared sum of weight times gradient of each filter, summed over
+            filters; ``random``: control.
         seed: Seed of ``random``.
 
     Raises:
@@ -114,12 +164,16 @@ def plan_blocks(
     if importance == "random":
         scores = np.random.default_rng(seed).random(len(blocks)).tolist()
     elif importance in _SCORES:
-        scores = [_SCORES[importance](_weights(model.get_submodule(name))) for name in blocks]
+        scores = [_SCORES[importance](_weights(model, block)) for block in blocks]
     else:
         known = ", ".join((*_SCORES, "random"))
         raise ValueError(f"importance of blocks must be one of {known}, found {importance!r}")
     ranked = np.argsort(scores, kind="stable")[: max(0, min(count, len(blocks) - 1))]
-    return Plan(blocks=tuple(blocks[position] for position in sorted(ranked.tolist())))
+    removed = [blocks[position] for position in sorted(ranked.tolist())]
+    return Plan(
+        blocks=tuple(block.module for block in removed if not block.path),
+        shortcuts=tuple(block for block in removed if block.path),
+    )
 
 
 def blocks_to_go(blocks: int, fraction: float) -> int:
@@ -127,8 +181,10 @@ def blocks_to_go(blocks: int, fraction: float) -> int:
     return min(max(0, blocks - 1), math.floor(fraction * blocks + 1e-9))
 
 
-def _weights(block: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in block.parameters() if parameter.ndim > 1]
+def _weights(model: nn.Module, block: Shortcut) -> list[nn.Parameter]:
+    """Weights of the removed branch."""
+    named = model.get_submodule(block.module).named_parameters(block.module)
+    return [p for name, p in named if p.ndim > 1 and block.removes(name)]
 
 
 def _mean_power(order: int) -> Callable[[list[nn.Parameter]], float]:

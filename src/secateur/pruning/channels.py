@@ -7,6 +7,7 @@ entries in the same tensors are interchangeable and form a *group*.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from secateur.errors import NetworkError
-from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph, Nodes
+from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph, Nodes, known
 from secateur.pruning.tracing.trace import Example
 
 Ints = npt.NDArray[np.int64]
@@ -132,7 +133,6 @@ class Prunable:
         example: One input, on the meta device unless ``values`` is set.
         graph: Dependencies observed in the run.
         values: Whether forward depends on values, so that it must run on real tensors.
-        heads: Whether attentions lose entire heads.
     """
 
     groups: tuple[Group, ...]
@@ -141,7 +141,6 @@ class Prunable:
     example: Example
     graph: ChannelGraph
     values: bool = False
-    heads: bool = False
 
     def group(self, name: str) -> Group:
         """The group called ``name``.
@@ -185,14 +184,24 @@ class Units:
         self.bounds = np.searchsorted(self.of[self.by_unit], np.arange(self.number + 1))
         self.reasons: dict[int, str] = {}
         for nodes, why in graph.protections:
-            for unit in np.unique(self.of[nodes]).tolist():
+            for unit in self.units_in(nodes).tolist():
                 self.reasons.setdefault(unit, why)
         self.tours = self._tours()
         self.families = self._families()
 
+    def copy(self) -> Units:
+        """A copy to refuse groups in."""
+        copied = copy.copy(self)
+        copied.reasons = dict(self.reasons)
+        return copied
+
     def nodes(self, unit: int) -> Nodes:
         """Nodes of a component, increasing."""
         return self.by_unit[self.bounds[unit] : self.bounds[unit + 1]]
+
+    def units_in(self, nodes: Nodes) -> Ints:
+        """The distinct components of some nodes, increasing."""
+        return known(self.of[nodes])
 
     @cached_property
     def signatures(self) -> list[tuple[tuple[int, int], ...]]:
@@ -216,7 +225,7 @@ class Units:
         for number, nodes in zip(numbers, visits, strict=True):
             key = nodes.tobytes()
             if key not in components:
-                components[key] = np.unique(self.of[nodes])
+                components[key] = self.units_in(nodes)
             tours[components[key]] += number
         return tours
 
@@ -229,28 +238,22 @@ class Units:
 
         If one of them must be kept, so must the others.
         """
-        first: dict[int, int] = {}
-
-        def find(unit: int) -> int:
-            while first.setdefault(unit, unit) != unit:
-                unit = first[unit]
-            return unit
-
-        bound = [(np.unique(self.of[nodes]).tolist(), what) for nodes, what in self.graph.couplings]
-        for members, _ in bound:
-            for unit in members:
-                first[find(unit)] = find(members[0])
+        bound = [(self.units_in(nodes), what) for nodes, what in self.graph.couplings]
+        bound = [(members, what) for members, what in bound if members.size]
+        if not bound:
+            return {}
+        every = np.concatenate([members for members, _ in bound])
+        first = np.concatenate([np.full_like(members, members[0]) for members, _ in bound])
+        shape = (self.number, self.number)
+        adjacency = coo_array((np.ones(len(every), bool), (first, every)), shape=shape)
+        _, family = connected_components(adjacency, directed=False)
+        staying = set(family[list(self.reasons)].tolist())
         for members, what in bound:
-            for unit in members:
-                why = f"{what} counts them together with channels that must stay"
-                if unit in self.reasons:
-                    self.reasons.setdefault(find(unit), why)
-        for members, what in bound:
-            for unit in members:
-                if find(unit) in self.reasons:
-                    why = f"{what} counts them together with channels that must stay"
+            why = f"{what} counts them together with channels that must stay"
+            for unit in members.tolist():
+                if family[unit] in staying:
                     self.reasons.setdefault(unit, why)
-        return {unit: find(unit) for unit in first}
+        return dict(zip(every.tolist(), family[every].tolist(), strict=True))
 
     def groups(self) -> list[Group]:
         """Removable components grouped by their axes, in the network's order."""
@@ -286,18 +289,18 @@ class Units:
         components.sort(key=lambda unit: int(self.nodes(unit)[0]))
         nodes = np.concatenate([self.nodes(unit) for unit in components])
         unit = np.repeat(np.arange(len(components)), [len(self.nodes(each)) for each in components])
-        members = []
-        for axis in np.unique(self.axis_of[nodes]).tolist():
-            on_axis = self.axis_of[nodes] == axis
-            order = np.argsort(self.index_of[nodes[on_axis]])
-            members.append(
-                Member(
-                    self.axes[axis],
-                    self.index_of[nodes[on_axis]][order],
-                    unit[on_axis][order],
-                    self._role(self.axes[axis]),
-                )
+        order = np.argsort(nodes)  # axis by axis
+        nodes, unit = nodes[order], unit[order]
+        axes, starts = np.unique(self.axis_of[nodes], return_index=True)
+        members = [
+            Member(self.axes[axis], index, units, self._role(self.axes[axis]))
+            for axis, index, units in zip(
+                axes.tolist(),
+                np.split(self.index_of[nodes], starts[1:]),
+                np.split(unit, starts[1:]),
+                strict=True,
             )
+        ]
         steps = len(components)
         if even:
             steps = math.gcd(*(len(member.index) for member in members), *self._rows(components))
@@ -306,7 +309,7 @@ class Units:
         name = next(m for m in members if m.role == "makes").layer
         names[name] = names.get(name, 0) + 1
         name += f":{names[name]}" if names[name] > 1 else ""
-        return Group(name, len(components), tuple(members), even, steps, self._words(nodes))
+        return Group(name, len(components), tuple(members), even, steps, self._words(components))
 
     def _rows(self, components: Sequence[int]) -> list[int]:
         """Lengths of the rows of components that must shrink equally."""
@@ -319,16 +322,24 @@ class Units:
             return "makes"
         return "reads" if axis in self.graph.readers else "follows"
 
-    def _words(self, nodes: Nodes) -> tuple[str, ...]:
-        components = set(np.unique(self.of[nodes]).tolist())
-        words: dict[str, None] = {}
-        for event in self.graph.events:
-            if not components.isdisjoint(np.unique(self.of[event.nodes]).tolist()):
-                words[f"{event.where}: {event.what}"] = None
-        for coupled, what in self.graph.couplings:
-            if not components.isdisjoint(np.unique(self.of[coupled]).tolist()):
-                words[f"{what}: counts them by position"] = None
-        return tuple(words)
+    def _words(self, components: Sequence[int]) -> tuple[str, ...]:
+        lines, by_unit, bounds = self._mentions
+        numbers = [by_unit[bounds[unit] : bounds[unit + 1]] for unit in components]
+        return tuple(dict.fromkeys(lines[n] for n in np.unique(np.concatenate(numbers)).tolist()))
+
+    @cached_property
+    def _mentions(self) -> tuple[list[str], Ints, Ints]:
+        """Descriptions of operations, their numbers sorted by unit, and each unit's bounds."""
+        described = [(event.nodes, f"{event.where}: {event.what}") for event in self.graph.events]
+        described += [
+            (nodes, f"{what}: counts them by position") for nodes, what in self.graph.couplings
+        ]
+        units = [self.units_in(nodes) for nodes, _ in described]
+        every = np.concatenate([np.empty(0, np.int64), *units])
+        numbers = np.repeat(np.arange(len(described)), [len(each) for each in units])
+        order = np.argsort(every, kind="stable")
+        bounds = np.searchsorted(every[order], np.arange(self.number + 1))
+        return [line for _, line in described], numbers[order], bounds
 
 
 def units_of(graph: ChannelGraph) -> Units:

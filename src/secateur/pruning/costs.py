@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from secateur.pruning.channels import Prunable
 from secateur.pruning.plan import Plan
 from secateur.pruning.tracing.channel_graph import INPUTS, Axis
-from secateur.pruning.tracing.trace import call, first_names, weightless, with_values
+from secateur.pruning.tracing.trace import call_for_shapes, first_names, weightless, with_values
 
 Counted = Literal["macs", "parameters"]
 
@@ -102,8 +101,7 @@ def _positions(probe: nn.Module, prunable: Prunable) -> dict[str, int]:
             times[first[path]] = times.get(first[path], 0) + positions
 
     hooks = [m.register_forward_hook(count) for m in names if isinstance(m, _LAYERS)]
-    with torch.inference_mode():
-        call(probe, prunable.example)
+    call_for_shapes(probe, prunable.example)
     for hook in hooks:
         hook.remove()
     return times

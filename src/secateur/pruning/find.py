@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from torch import nn
 
-from secateur.pruning.channels import Group, Prunable, Units, protected_layers, units_of
+from secateur.pruning.adapt import is_depthwise
+from secateur.pruning.channels import Prunable, protected_layers, units_of
 from secateur.pruning.realize import ChannelsDoNotFit, WidthsRejected, realize_exactly
 from secateur.pruning.tracing.trace import (
     Example,
@@ -21,7 +23,13 @@ from secateur.pruning.tracing.trace import (
 )
 
 
-def find_prunable(model: nn.Module, example_input: Example, *, heads: bool = False) -> Prunable:
+def find_prunable(
+    model: nn.Module,
+    example_input: Example,
+    *,
+    heads: bool = False,
+    grouped: Literal["groups", "width"] = "groups",
+) -> Prunable:
     """Find the removable channels of ``model`` by running it in inference mode on the meta device.
 
     The network is run again with every group at half its width. Groups for which its code fails,
@@ -34,6 +42,8 @@ def find_prunable(model: nn.Module, example_input: Example, *, heads: bool = Fal
         example_input: Arguments of forward: a batch, (N, C, H, W), or a tuple or dict of arguments.
             Shape and dtype of one element of the batch are used.
         heads: Whether attentions lose entire heads, instead of channels within each head.
+        grouped: Whether grouped convolutions lose entire ``groups``, or the same channels of each
+            group (``width``). A convolution for which one is impossible loses the other.
 
     Raises:
         NetworkError: Forward does not run on the input, or the network is scripted or quantized.
@@ -47,98 +57,182 @@ def find_prunable(model: nn.Module, example_input: Example, *, heads: bool = Fal
         >>> [(layer.name, layer.reason) for layer in prunable.protected]
         [('2', "they are the network's output")]
     """
-    empty = _follow(model, example_input, heads)
-    refused: dict[str, str] = {}
-    prunable = _sort(model, empty, refused, {})
-    steps = _steps(model, prunable)
-    prunable = _sort(model, empty, refused, steps)
-    why = _refusal(model, prunable, prunable.groups)
-    if why is None:
+    prunable = _find(model, example_input, heads, frozenset())
+    stuck = _grouped_weights(prunable, protected=True)
+    within = stuck if grouped == "groups" else _grouped_weights(prunable)
+    if not within:
         return prunable
-    for group in prunable.groups:
-        alone = _refusal(model, prunable, (group,))
-        if alone is not None:
-            refused[group.name] = alone
-    willing = [group for group in prunable.groups if group.name not in refused]
-    if _refusal(model, prunable, willing) is not None:
-        refused |= _at_odds(model, prunable, willing)
-    return _sort(model, empty, refused, steps)
+    other = _find(model, example_input, heads, within)
+    if grouped == "groups":
+        return other if _removable(other) > _removable(prunable) else prunable
+    failing = _grouped_weights(other, protected=True) - stuck
+    return _find(model, example_input, heads, within - failing) if failing else other
 
 
-def _follow(model: nn.Module, example_input: Example, heads: bool) -> Prunable:
+def _grouped_weights(prunable: Prunable, protected: bool = False) -> frozenset[str]:
+    """Weights of grouped convolutions, or only those of which no group can be removed."""
+    removable = {member.axis for group in prunable.groups for member in group.members}
+    return frozenset(
+        axis.tensor
+        for axis, width in prunable.graph.blocks.items()
+        if not is_depthwise(prunable.graph, axis) and not (protected and axis in removable)
+    )
+
+
+def _removable(prunable: Prunable) -> int:
+    """Number of layer outputs that can be removed."""
+    return sum(len(member.index) for group in prunable.groups for member in group.makers())
+
+
+def _find(
+    model: nn.Module, example_input: Example, heads: bool, within: frozenset[str]
+) -> Prunable:
+    """Find the removable channels, with channels within the groups of some convolutions."""
+    empty = _follow(model, example_input, heads, within)
+    prunable = _sort(model, empty, {}, {})
+    failing = _failing(model, prunable, _halves(prunable))
+    steps = {name: _steps_of(model, prunable, name, half_fails=True) for name in failing}
+    refused = {name: why for name, why in failing.items() if steps[name] is None}
+    if failing:
+        prunable = _sort(model, empty, refused, steps)
+    coarser = _coarser_steps(model, prunable)
+    if coarser:
+        prunable = _sort(model, empty, refused, steps | coarser)
+    if coarser or len(refused) < len(failing):  # other steps have other halves
+        failing = _failing(model, prunable, _halves(prunable))
+        prunable = _sort(model, empty, refused | failing, steps | coarser)
+    return prunable
+
+
+def _halves(prunable: Prunable) -> dict[str, int]:
+    return {group.name: group.width(0.5) for group in prunable.groups}
+
+
+def _follow(
+    model: nn.Module, example_input: Example, heads: bool, within: frozenset[str]
+) -> Prunable:
     """Run the network, without data if possible; return the graph before grouping."""
     try:
         example, values = example_of(example_input), False
-        graph = follow_channels(weightless(model), example, heads=heads)
+        graph = follow_channels(weightless(model), example, None, heads, within)
     except ValuesNeededError:
         example, values = example_of(example_input, values=True), True
-        graph = follow_channels(with_values(model), example, heads=heads)
-    for (module, attribute), uses in graph.attributes.items():
+        graph = follow_channels(with_values(model), example, None, heads, within)
+    for home, uses in graph.attributes.items():
         nodes = [nodes for use in uses for nodes in use.slices]
         if len({np.concatenate(use.slices).tobytes() for use in uses}) > 1:
-            name = f"{module}.{attribute}" if module else attribute
-            graph.couple(np.concatenate(nodes), f"the number {name}")
-    return Prunable((), (), tuple(graph.unfollowed), example, graph, values, heads)
+            graph.couple(np.concatenate(nodes), f"the number {home}")
+    return Prunable((), (), tuple(graph.unfollowed), example, graph, values)
 
 
-def _steps(model: nn.Module, prunable: Prunable) -> dict[str, int]:
-    """Steps of groups that shrink evenly: a shuffle in 4 groups needs steps of 4 channels."""
-    even = [group for group in prunable.groups if group.balanced]
-    if _works(model, prunable, even):
-        return {group.name: group.steps for group in even}
-    return {group.name: _steps_of(model, prunable, group) for group in even}
+def _coarser_steps(model: nn.Module, prunable: Prunable) -> dict[str, int]:
+    """Steps of evenly shrinking groups for which those they have are too fine.
+
+    A shuffle in 4 groups needs steps of 4 channels. A group that shrinks only together with others
+    keeps its steps.
+    """
+    even = {group.name: group.steps - 1 for group in prunable.groups if group.balanced}
+    steps = {name: _steps_of(model, prunable, name) for name in _failing(model, prunable, even)}
+    return {name: count for name, count in steps.items() if count is not None}
 
 
-def _works(model: nn.Module, prunable: Prunable, groups: Sequence[Group]) -> bool:
-    """Whether the network runs with all ``groups`` one step narrower."""
-    if not groups:
-        return True
-    widths = {group.name: group.steps - 1 for group in groups}
-    scores = {group.name: np.zeros(group.units) for group in groups}
-    narrower = replace(prunable, groups=tuple(groups))
-    try:
-        realize_exactly(model, narrower, units_of(prunable.graph), widths, scores)
-    except WidthsRejected as why:
-        return why.group is not None
-    return True
+def _steps_of(
+    model: nn.Module, prunable: Prunable, name: str, half_fails: bool = False
+) -> int | None:
+    """Largest number of steps in which a group can shrink separately, or None.
+
+    If steps of some number of channels work, so do multiples of it.
+    """
+    group = prunable.group(name)
+    if not group.balanced:
+        return None
+    sizes = [size for size in range(1, group.steps // 2 + 1) if group.steps % size == 0]
+    if half_fails:
+        sizes = [size for size in sizes if 2 * size != group.steps]
+    largest = [size for size in sizes if not any(more % size == 0 for more in sizes if more > size)]
+
+    def works(size: int) -> bool:
+        coarser = replace(group, steps=group.steps // size)
+        separate = replace(prunable, groups=(coarser,))
+        return _rejection(model, separate, {name: coarser.steps - 1}) is None
+
+    if not any(works(size) for size in largest):
+        return None
+    return next((group.steps // size for size in sizes if works(size)), None)
 
 
-def _steps_of(model: nn.Module, prunable: Prunable, group: Group) -> int:
-    for size in range(1, group.steps // 2 + 1):
-        if group.steps % size == 0:
-            coarser = replace(group, steps=group.steps // size)
-            if _works(model, prunable, (coarser,)):
-                return coarser.steps
-    return group.steps
+def _failing(model: nn.Module, prunable: Prunable, widths: Mapping[str, int]) -> dict[str, str]:
+    """Groups without which the network works in ``widths``, each with the reason of its failure.
 
-
-def _at_odds(model: nn.Module, prunable: Prunable, groups: list[Group]) -> dict[str, str]:
-    """Groups that can shrink separately, but not together with preceding ones."""
-    together: list[Group] = []
-    refused: dict[str, str] = {}
-    for group in groups:
-        why = _refusal(model, prunable, [*together, group])
-        if why is None:
-            together.append(group)
+    If the smaller network fails in a module, this is due to a group with entries in that module
+    without which the network fails in another one, or not at all.
+    """
+    wide, failing = dict(widths), {}
+    rejection = _rejection(model, prunable, wide)
+    while rejection is not None:
+        for name in _groups_in(prunable, wide, rejection.where):
+            without = {other: width for other, width in wide.items() if other != name}
+            after = _rejection(model, prunable, without)
+            if after is None or after.where != rejection.where:
+                failing[name] = str(rejection)
+                wide, rejection = without, after
+                break
         else:
-            refused[group.name] = why
-    return refused
+            return failing | _failing_separately(model, prunable, wide)
+    return failing
 
 
-def _refusal(model: nn.Module, prunable: Prunable, groups: Sequence[Group]) -> str | None:
-    """Why the network fails with ``groups`` at half their width, or None if it works."""
-    widths = {group.name: group.width(0.5) for group in groups}
-    scores = {group.name: np.zeros(group.units) for group in groups}
+def _groups_in(prunable: Prunable, names: Iterable[str], where: str | None) -> list[str]:
+    """Groups with entries in a module."""
+    if where is None:
+        return []
+    return [
+        name
+        for name in names
+        if any(f"{m.module}.".startswith(f"{where}.") for m in prunable.group(name).members)
+    ]
+
+
+def _failing_separately(
+    model: nn.Module, prunable: Prunable, widths: Mapping[str, int]
+) -> dict[str, str]:
+    """Groups that fail separately; if others still fail, those that fail with preceding ones."""
+    failing = {}
+    for name, width in widths.items():
+        rejection = _rejection(model, prunable, {name: width})
+        if rejection is not None:
+            failing[name] = str(rejection)
+    others = {name: width for name, width in widths.items() if name not in failing}
+    if _rejection(model, prunable, others) is None:
+        return failing
+    together: dict[str, int] = {}
+    for name, width in others.items():
+        rejection = _rejection(model, prunable, together | {name: width})
+        if rejection is None:
+            together[name] = width
+        else:
+            failing[name] = str(rejection)
+    return failing
+
+
+def _rejection(
+    model: nn.Module, prunable: Prunable, widths: Mapping[str, int]
+) -> WidthsRejected | None:
+    """Why the network fails in ``widths``, or None if it works."""
+    wide = dict(widths)
+    if not wide:
+        return None
+    scores = {name: np.zeros(prunable.group(name).units) for name in wide}
     large = units_of(prunable.graph)
     while True:
         try:
-            realize_exactly(model, prunable, large, widths, scores)
-        except ChannelsDoNotFit as finding:  # depends on the width; the network's code runs in it
-            if finding.group not in widths:
-                return str(finding)
-            del widths[finding.group]
-        except WidthsRejected as why:
-            return str(why)
+            realize_exactly(model, prunable, large, wide, scores)
+        except ChannelsDoNotFit as rejection:  # depends on the width; the network's code runs in it
+            if rejection.group not in wide:
+                return rejection
+            del wide[rejection.group]
+        except WidthsRejected as rejection:
+            return rejection
         else:
             return None
 
@@ -147,14 +241,14 @@ def _sort(
     model: nn.Module,
     empty: Prunable,
     refused: Mapping[str, str],
-    steps: Mapping[str, int],
+    steps: Mapping[str, int | None],
 ) -> Prunable:
-    units = Units(empty.graph)
+    units = units_of(empty.graph).copy()
     groups = []
     for group in units.groups():
         if group.name in refused:
             units.refuse(group, refused[group.name])
         else:
-            groups.append(replace(group, steps=steps.get(group.name, group.steps)))
+            groups.append(replace(group, steps=steps.get(group.name) or group.steps))
     layers = protected_layers(model, first_names(model), units, groups)
     return replace(empty, groups=tuple(groups), protected=tuple(layers))

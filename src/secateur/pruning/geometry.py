@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from secateur.benchmarking.layer_timer import Layer
 from secateur.pruning.channels import Prunable
 from secateur.pruning.tracing.channel_graph import Axis
-from secateur.pruning.tracing.trace import Example, call, first_names, weightless
+from secateur.pruning.tracing.trace import Example, call_for_shapes, first_names, weightless
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -45,7 +44,7 @@ class Geometry:
 
     def __init__(self, model: nn.Module, prunable: Prunable) -> None:
         self.calls = list_calls(model, prunable.example)
-        self._sizes = prunable.graph.sizes
+        self._within = prunable.graph.within
         self._steps = {group.name: group.steps for group in prunable.groups}
         self._parts: dict[Axis, list[tuple[str, int]]] = {}
         for group in prunable.groups:
@@ -64,7 +63,9 @@ class Geometry:
         full = layer_call.layer
         outputs = self._size(Axis(layer_call.weight, 0), full.outputs, widths)
         read = self._size(Axis(layer_call.weight, 1), full.inputs // full.groups, widths)
-        groups = full.groups * outputs // full.outputs if full.groups > 1 else 1
+        groups = full.groups
+        if groups > 1 and layer_call.weight not in self._within:
+            groups = groups * outputs // full.outputs
         return replace(full, inputs=read * groups, outputs=outputs, groups=groups)
 
     def layers(self, widths: Mapping[str, int], among: Iterable[int] | None = None) -> list[Layer]:
@@ -99,8 +100,7 @@ def list_calls(model: nn.Module, example: Example) -> list[Call]:
     for module in probe.modules():
         if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
             module.register_forward_hook(note)
-    with torch.inference_mode():
-        call(probe, example)
+    call_for_shapes(probe, example)
     return calls
 
 

@@ -125,9 +125,8 @@ def plan_masks(model: nn.Module, plan: Plan) -> Masks:
             kept = torch.zeros(parameters[axis.tensor].shape[axis.axis], dtype=torch.bool)
             kept[list(keep)] = True
             _narrow(tensors, parameters[axis.tensor], axis, kept)
-    prefixes = tuple(f"{block}." for block in plan.blocks)
     for name, parameter in parameters.items():
-        if name.startswith(prefixes):
+        if plan.removes(name):
             tensors[name] = torch.zeros(parameter.shape, dtype=torch.bool)
     return Masks(tensors)
 

@@ -86,6 +86,7 @@ class Setting(BaseModel):
         module: Name of the module; empty for the network itself.
         attribute: Name of the attribute.
         value: Value after the removal.
+        index: Position of the value, if the attribute is a list or tuple.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -93,6 +94,7 @@ class Setting(BaseModel):
     module: str
     attribute: str
     value: int
+    index: int | None = None
 
 
 class Reindex(BaseModel):
@@ -104,7 +106,29 @@ class Reindex(BaseModel):
     values: tuple[int, ...]
 
 
-_OPTIONAL = ("blocks", "scales", "settings", "indices")
+class Shortcut(BaseModel):
+    """A removed residual block, and the part of it that is kept.
+
+    Attributes:
+        module: Name of the block.
+        path: Names of the children that are kept, in the order in which they run. If empty, the
+            block is replaced by an identity.
+        relu: Whether a ReLU follows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    module: str
+    path: tuple[str, ...] = ()
+    relu: bool = False
+
+    def removes(self, tensor: str) -> bool:
+        """Whether the tensor of that name is removed."""
+        kept = tuple(f"{self.module}.{part}." for part in self.path)
+        return tensor.startswith(f"{self.module}.") and not tensor.startswith(kept)
+
+
+_OPTIONAL = ("blocks", "shortcuts", "scales", "settings", "indices")
 
 
 class Plan(BaseModel):
@@ -116,6 +140,7 @@ class Plan(BaseModel):
         folds: Constants to fold into biases.
         cuts: Kept entries of tensors.
         blocks: Modules replaced by identities; see :mod:`secateur.pruning.blocks`.
+        shortcuts: Blocks of which only the projection is kept.
         scales: Weights to scale.
         settings: Module attributes to change.
         indices: Index buffers to change.
@@ -134,13 +159,15 @@ class Plan(BaseModel):
     folds: tuple[Fold, ...] = ()
     cuts: tuple[Cut, ...] = ()
     blocks: tuple[str, ...] = ()
+    shortcuts: tuple[Shortcut, ...] = ()
     scales: tuple[Scale, ...] = ()
     settings: tuple[Setting, ...] = ()
     indices: tuple[Reindex, ...] = ()
 
     def to_json(self) -> str:
         """Return the plan as JSON, without optional parts that are empty."""
-        return self.model_dump_json(exclude={part for part in _OPTIONAL if not getattr(self, part)})
+        empty = {part for part in _OPTIONAL if not getattr(self, part)}
+        return self.model_dump_json(exclude=empty, exclude_none=True)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -174,6 +201,11 @@ class Plan(BaseModel):
         """Kept indices along each axis that is cut."""
         return {Axis(path, cut.axis): cut.keep for cut in self.cuts for path in cut.paths}
 
+    def removes(self, tensor: str) -> bool:
+        """Whether the tensor of that name is removed with a block."""
+        whole = (Shortcut(module=name) for name in self.blocks)
+        return any(block.removes(tensor) for block in (*whole, *self.shortcuts))
+
     def then(self, later: Plan) -> Plan:
         """Compose this plan with ``later`` into one plan for stored weights.
 
@@ -191,12 +223,13 @@ class Plan(BaseModel):
                         raise misfit(path, f"{cut.size} entries on axis {cut.axis}", len(before))
                     keeps[axis] = tuple(before[index] for index in cut.keep)
         blocks = tuple(dict.fromkeys((*self.blocks, *later.blocks)))
-        prefixes = tuple(f"{block}." for block in later.blocks)
-        keeps = {axis: keep for axis, keep in keeps.items() if not axis.tensor.startswith(prefixes)}
-        settings = {(s.module, s.attribute): s for s in (*self.settings, *later.settings)}
+        shortcuts = tuple(dict.fromkeys((*self.shortcuts, *later.shortcuts)))
+        keeps = {axis: keep for axis, keep in keeps.items() if not later.removes(axis.tensor)}
+        settings = {(s.module, s.attribute, s.index): s for s in (*self.settings, *later.settings)}
         indices = {index.tensor: index for index in (*self.indices, *later.indices)}
         update = {
             "blocks": blocks,
+            "shortcuts": shortcuts,
             "settings": tuple(settings.values()),
             "indices": tuple(indices.values()),
         }

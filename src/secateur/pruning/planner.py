@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,7 +59,7 @@ def start_of(model: nn.Module, example_input: Example, options: recipe.Removal) 
 def select_groups(model: nn.Module, example_input: Example, options: recipe.Removal) -> Prunable:
     """Removable channels without those that the options keep."""
     heads = options.attention == "heads"
-    prunable = find_prunable(model, example_input, heads=heads)
+    prunable = find_prunable(model, example_input, heads=heads, grouped=options.grouped)
     names = [name for name, _ in model.named_modules()]
     for pattern in (*options.keep, *options.fractions):
         if not any(matches(name, (pattern,)) for name in names):
@@ -103,6 +103,7 @@ def plan_channels(
     seed: int = 0,
     curves: Mapping[str, Curve] | None = None,
     threads: int | None = None,
+    scores: Mapping[str, Scores] | None = None,
 ) -> tuple[Plan, Prunable]:
     """Plan a removal after which ``fraction`` of the starting network is gone.
 
@@ -115,6 +116,8 @@ def plan_channels(
         seed: Seed of random importance.
         curves: For ``sensitivity``: from group to (fraction, loss) of the starting network.
         threads: For ``latency``: threads of the runtime; by default those of torch.
+        scores: From group to scores of its units, used instead of ``options.importance``; see
+            :func:`secateur.pruning.importance.channel_importance`.
 
     Returns:
         The plan, and the removable channels.
@@ -125,13 +128,16 @@ def plan_channels(
     refuse_compiled(model)
     if not is_permanent(model):
         model = permanent_copy(model)
-    blocks: tuple[str, ...] = ()
+    blocks = Plan()
     if options.depth:
         blocks = _blocks_of(model, example_input, options, start, seed)
         model = permanent_copy(model)
-        apply_plan(model, Plan(blocks=blocks))
-    plan, prunable = _plan(model, example_input, options, fraction, start, seed, curves, threads)
-    return plan.model_copy(update={"blocks": blocks}), prunable
+        apply_plan(model, blocks)
+    plan, prunable = _plan(
+        model, example_input, options, fraction, start, seed, curves, threads, scores
+    )
+    update = {"blocks": blocks.blocks, "shortcuts": blocks.shortcuts}
+    return plan.model_copy(update=update), prunable
 
 
 def _blocks_of(
@@ -140,12 +146,12 @@ def _blocks_of(
     options: recipe.Removal,
     start: Start | None,
     seed: int,
-) -> tuple[str, ...]:
+) -> Plan:
     """Plan blocks to remove, until ``options.depth`` of the starting ones are gone."""
     now = len(find_blocks(model, example_input))
     first = now if start is None else start.blocks
     count = blocks_to_go(first, options.depth) - (first - now)
-    return plan_blocks(model, example_input, count, options.importance, seed).blocks
+    return plan_blocks(model, example_input, count, options.importance, seed)
 
 
 def _plan(
@@ -157,10 +163,11 @@ def _plan(
     seed: int,
     curves: Mapping[str, Curve] | None,
     threads: int | None,
+    scores: Mapping[str, Scores] | None,
 ) -> tuple[Plan, Prunable]:
     """Plan channels only; see :func:`plan_channels`."""
     prunable = select_groups(model, example_input, options)
-    scores = channel_importance(model, prunable, options.importance, seed)
+    scores = scores or channel_importance(model, prunable, options.importance, seed)
     job = _Job(model, prunable, scores, options, start or Start(prunable, model), curves)
     if options.objective is None:
         return job.plan(job.widths(fraction)), prunable
@@ -282,19 +289,23 @@ def _channels(prunable: Prunable) -> int:
     return sum(channels_of(prunable, group.name) for group in prunable.groups)
 
 
-def explain_shortfall(plan: Plan, prunable: Prunable, fraction: float) -> str | None:
+def explain_shortfall(
+    plan: Plan, prunable: Prunable, fraction: float, sparse: Collection[str] = ()
+) -> str | None:
     """Why a plan removes nothing or almost nothing; None if it removes enough.
 
-    Almost nothing is less than a tenth of ``fraction`` of all layer outputs.
+    Almost nothing is less than a tenth of ``fraction`` of all layer outputs, except those of
+    ``sparse``, layers that lose individual weights.
     """
     keeps = plan.keeps()
-    produced = {axis: prunable.graph.sizes[axis] for axis in prunable.graph.sources}
+    produced = {
+        axis: prunable.graph.sizes[axis]
+        for axis in prunable.graph.sources
+        if axis.tensor.rpartition(".")[0] not in sparse
+    }
     removed = sum(size - len(keeps[axis]) for axis, size in produced.items() if axis in keeps)
-    if (
-        plan.blocks
-        or fraction == 0
-        or (removed and removed >= 0.1 * fraction * sum(produced.values()))
-    ):
+    enough = removed and removed >= 0.1 * fraction * sum(produced.values())
+    if plan.blocks or plan.shortcuts or fraction == 0 or enough:
         return None
     by: dict[str, list[str]] = {}
     for layer in prunable.protected:

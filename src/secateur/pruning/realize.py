@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from secateur.errors import NetworkError
-from secateur.pruning.adapt import WidthsRejected, scales, settings
+from secateur.pruning.adapt import WidthsRejected, conv_groups, scales, settings
 from secateur.pruning.channels import Group, Ints, Prunable, Scores, Units, units_of
 from secateur.pruning.plan import Plan, Reindex, Setting
 from secateur.pruning.surgery import apply_plan
@@ -27,6 +27,10 @@ from secateur.pruning.tracing.trace import follow_channels, weightless, with_val
 _Bucket = tuple[tuple[tuple[Axis, int], ...], int, bool]
 """Axes of a unit, its operations, and whether it is protected; units with equal keys are
 interchangeable."""
+
+
+_CACHED = 2
+"""Smaller networks whose units are kept."""
 
 
 class ChannelsDoNotFit(WidthsRejected):
@@ -154,7 +158,8 @@ def realize_exactly(
             removed = len(member.index) * (group.steps - widths[group.name]) // group.steps
             sizes[member.axis] -= removed
     numbers = settings(prunable.graph, large, groups, widths)
-    small = _run_small(model, prunable, sizes, numbers)
+    numbers += conv_groups(model, prunable.graph, sizes)
+    small = _small_units(model, prunable, sizes, numbers)
     _require_same(prunable.graph, small.graph, sizes)
     plan = _match(prunable, large, small, groups, scores)
     cut = {path for each in plan.cuts for path in each.paths}
@@ -166,6 +171,21 @@ def realize_exactly(
     return plan.model_copy(update={"settings": tuple(numbers), "indices": indices})
 
 
+def _small_units(
+    model: nn.Module, prunable: Prunable, sizes: Mapping[Axis, int], numbers: list[Setting]
+) -> Units:
+    """Units of the smaller network, cached: checking half the width and planning it are one run."""
+    cached, key = prunable.graph.smaller, (tuple(sizes.values()), tuple(numbers))
+    if key not in cached:
+        small = _run_small(model, prunable, sizes, numbers)
+        if prunable.values:  # the run depends on the weights
+            return small
+        if len(cached) == _CACHED:
+            del cached[next(iter(cached))]
+        cached[key] = small
+    return cached[key]
+
+
 def _run_small(
     model: nn.Module, prunable: Prunable, sizes: Mapping[Axis, int], numbers: list[Setting]
 ) -> Units:
@@ -175,11 +195,12 @@ def _run_small(
     try:
         apply_plan(probe, Plan(cuts=cuts, settings=tuple(numbers)))
         _rank_indices(probe, prunable.graph, {path for cut in cuts for path in cut.paths})
-        graph = follow_channels(probe, prunable.example, prunable.graph, prunable.heads)
+        graph = follow_channels(probe, prunable.example, prunable.graph)
         return Units(graph)
     except NetworkError as error:
         cause = f"{type(error.__cause__).__name__}: {error.__cause__}".splitlines()[0]
-        raise WidthsRejected(f"smaller, it does not run ({cause})") from error
+        where = None if error.where is None else str(error.where)
+        raise WidthsRejected(f"smaller, it does not run ({cause})", where=where) from error
 
 
 @torch.no_grad()
@@ -213,11 +234,15 @@ def _require_same(large: ChannelGraph, small: ChannelGraph, sizes: Mapping[Axis,
 
 def _buckets(units: Units) -> dict[_Bucket, list[int]]:
     """Interchangeable units, in the network's order."""
+    places: dict[tuple[tuple[int, int], ...], tuple[tuple[Axis, int], ...]] = {}
+    for own in units.signatures:
+        if own not in places:
+            places[own] = tuple(sorted((units.axes[axis], many) for axis, many in own))
     buckets: dict[_Bucket, list[int]] = {}
     firsts = units.by_unit[units.bounds[:-1]]
+    tours = units.tours.tolist()
     for unit in np.argsort(firsts, kind="stable").tolist():
-        places = tuple((units.axes[axis], many) for axis, many in units.signatures[unit])
-        key = (tuple(sorted(places)), int(units.tours[unit]), unit in units.reasons)
+        key = (places[units.signatures[unit]], tours[unit], unit in units.reasons)
         buckets.setdefault(key, []).append(unit)
     return buckets
 
@@ -273,23 +298,34 @@ def _best(candidates: list[int], score_of: Scores, count: int) -> list[int]:
     return [candidates[position] for position in sorted(ranked.tolist())]
 
 
+def _places(large: Units, small: Units, stands_for: Ints) -> Ints:
+    """Node of the large network for each node of the small one, shape (nodes,).
+
+    A unit and its counterpart have equally many nodes on each axis, in the same order.
+    """
+    rank = {axis: number for number, axis in enumerate(large.axes)}
+    ranks = np.array([rank[axis] for axis in small.axes], np.int64)
+    small_order = np.lexsort((ranks[small.axis_of], small.of))
+    large_order = np.lexsort((large.axis_of, large.of))
+    units = small.of[small_order]
+    within = np.arange(small.graph.count) - small.bounds[units]
+    node_of = np.empty(small.graph.count, np.int64)
+    node_of[small_order] = large_order[large.bounds[stands_for[units]] + within]
+    return node_of
+
+
 def _read_plan(prunable: Prunable, large: Units, small: Units, stands_for: Ints) -> Plan:
-    node_of = np.full(small.graph.count, -1)
-    for unit in range(small.number):
-        small_nodes, large_nodes = small.nodes(unit), large.nodes(int(stands_for[unit]))
-        places = {large.axes[axis]: large_nodes[large.axis_of[large_nodes] == axis]
-                  for axis in np.unique(large.axis_of[large_nodes]).tolist()}  # fmt: skip
-        for axis in np.unique(small.axis_of[small_nodes]).tolist():
-            node_of[small_nodes[small.axis_of[small_nodes] == axis]] = places[small.axes[axis]]
+    node_of = _places(large, small, stands_for)
     edges = np.sort(node_of[small.graph.edges], axis=1)
     count = prunable.graph.count
     known = prunable.graph.edges @ np.array([count, 1])
     if not np.isin(edges @ np.array([count, 1]), known).all():
         raise WidthsRejected("smaller, it would join channels that the large network keeps apart")
+    small_of = np.full(count, -1)
+    small_of[node_of] = np.arange(small.graph.count)
     for small_nodes, large_nodes in zip(small.graph.visits, large.graph.visits, strict=True):
-        present = np.zeros(count, bool)
-        present[large_nodes] = True
-        if not np.array_equal(np.flatnonzero(present[node_of]), small_nodes):
+        kept = small_of[large_nodes]
+        if not np.array_equal(np.sort(kept[kept >= 0]), small_nodes):
             raise WidthsRejected(
                 "smaller, it would send channels another way than the large network"
             )
@@ -297,12 +333,18 @@ def _read_plan(prunable: Prunable, large: Units, small: Units, stands_for: Ints)
     for axis, start in small.graph.offsets.items():
         nodes = node_of[start : start + small.graph.sizes[axis]]
         keeps[axis] = large.index_of[nodes].tolist()
-        if axis.axis == INPUTS:
-            width = prunable.graph.blocks[axis]
-            local = np.array(keeps[axis]) % width
-            if not np.array_equal(local, np.arange(len(local)) % width):
-                raise WidthsRejected(
-                    f"smaller, {axis.tensor} would read its inputs in another order"
-                )
+    for axis, keep in keeps.items():
+        if axis.axis == INPUTS and not _in_order(prunable.graph, small.graph, axis, keep):
+            raise WidthsRejected(f"smaller, {axis.tensor} would read its inputs in another order")
     plan = Plan.of(keeps, prunable.graph.sizes)
     return plan.model_copy(update={"scales": scales(large, small, node_of)})
+
+
+def _in_order(large: ChannelGraph, small: ChannelGraph, axis: Axis, keep: list[int]) -> bool:
+    """Whether a grouped convolution reads the kept inputs of each group in their order."""
+    groups, places = np.divmod(np.array(keep), large.blocks[axis])
+    small_groups, small_places = np.divmod(np.arange(len(keep)), small.blocks[axis])
+    if axis.tensor not in large.within:
+        return bool((places == small_places).all())
+    alike = places == places[: small.blocks[axis]][small_places]
+    return bool((groups == small_groups).all() and alike.all())

@@ -42,6 +42,7 @@ def plan_removal(
     keep: Sequence[str | nn.Module] = (),
     fractions: Mapping[str, float] | None = None,
     attention: Literal["width", "heads"] = "width",
+    grouped: Literal["groups", "width"] = "groups",
     depth: float = 0.0,
     seed: int = 0,
     strict: bool = False,
@@ -70,6 +71,8 @@ def plan_removal(
         keep: Modules, their names, or patterns such as ``"head.*"``; all their outputs are kept.
         fractions: From module name or pattern to its own fraction.
         attention: Whether attentions lose channels within each head, or entire heads.
+        grouped: Whether grouped convolutions lose entire groups, or the same channels of each
+            group. A convolution for which one is impossible loses the other.
         depth: Fraction of the residual blocks to remove first, in [0, 1), the least important ones;
             see :func:`secateur.pruning.blocks.plan_blocks`. Other fractions refer to the remaining
             network.
@@ -107,6 +110,7 @@ def plan_removal(
         keep=_names(model, keep),
         fractions=dict(fractions or {}),
         attention=attention,
+        grouped=grouped,
         depth=depth,
     )
     share = fraction if target is None else 1 - target

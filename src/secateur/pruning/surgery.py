@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from secateur.pruning.masked_norms import count_what_stays
 from secateur.pruning.masks import plan_masks
-from secateur.pruning.plan import Cut, Fold, Plan, Scale, misfit
+from secateur.pruning.plan import Cut, Fold, Plan, Scale, Setting, misfit
+from secateur.pruning.shortcuts import ShortcutOnly
+from secateur.pruning.tracing.heads import separate_heads
 from secateur.pruning.tracing.permanent import copy_of, make_permanent
 from secateur.pruning.tracing.trace import first_names
 
@@ -105,8 +108,7 @@ def shrink_state(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     Raises:
         NetworkError: The size of a tensor does not fit the plan.
     """
-    prefixes = tuple(f"{block}." for block in plan.blocks)
-    smaller = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
+    smaller = {name: tensor for name, tensor in state.items() if not plan.removes(name)}
     for cut in plan.cuts:
         for path in cut.paths:
             if path in smaller:
@@ -183,17 +185,39 @@ def apply_plan(model: nn.Module, plan: Plan) -> None:
     for name in plan.blocks:
         _module(model, name)
         model.set_submodule(name, nn.Identity())
-    apply_cuts(model, plan.cuts)
+    for short in plan.shortcuts:
+        block = _module(model, short.module)
+        try:
+            model.set_submodule(short.module, ShortcutOnly(block, short.path, short.relu))
+        except AttributeError:
+            raise misfit(short.module, f"children {', '.join(short.path)}", "none") from None
+    groups = {each.module: each.value for each in plan.settings if each.attribute == "groups"}
+    apply_cuts(model, plan.cuts, groups)
     for setting in plan.settings:
-        module = _module(model, setting.module)
-        if type(getattr(module, setting.attribute, None)) is not int:
-            raise misfit(f"{setting.module}.{setting.attribute}", "a number", "none of that name")
-        setattr(module, setting.attribute, setting.value)
+        _set_attribute(_module(model, setting.module), setting)
     for index in plan.indices:
         buffer = _tensor(model, index.tensor)
         if len(buffer) != len(index.values):
             raise misfit(index.tensor, f"{len(index.values)} entries", len(buffer))
         buffer.copy_(torch.tensor(index.values))
+
+
+def _set_attribute(module: nn.Module, setting: Setting) -> None:
+    value = getattr(module, setting.attribute, None)
+    new: Any = setting.value
+    if setting.index is not None and type(value) in (list, tuple):
+        assert isinstance(value, (list, tuple))
+        items = list(value)
+        known = setting.index < len(items) and type(items[setting.index]) is int
+        items[setting.index : setting.index + 1] = [setting.value]
+        new = type(value)(items)
+    else:
+        known = type(value) is int
+    if not known:
+        raise misfit(f"{setting.module}.{setting.attribute}", "a number", "none of that name")
+    setattr(module, setting.attribute, new)
+    if isinstance(module, nn.MultiheadAttention):
+        module.head_dim = module.out_proj.in_features // module.num_heads
 
 
 @torch.no_grad()
@@ -206,8 +230,15 @@ def _multiply(model: nn.Module, scale: Scale) -> None:
     tensor.mul_(factors.view([-1 if d == scale.axis else 1 for d in range(tensor.ndim)]))
 
 
-def apply_cuts(model: nn.Module, cuts: Iterable[Cut]) -> None:
+def apply_cuts(
+    model: nn.Module, cuts: Iterable[Cut], groups: Mapping[str, int] = MappingProxyType({})
+) -> None:
     """Cut ``model`` in place, and update the layers' attributes.
+
+    Args:
+        model: Modified.
+        cuts: Kept entries.
+        groups: Numbers of groups by module; other convolutions keep their inputs per group.
 
     Raises:
         NetworkError: A cut does not fit the network.
@@ -228,10 +259,10 @@ def apply_cuts(model: nn.Module, cuts: Iterable[Cut]) -> None:
                 shapes.setdefault(owner, {}).setdefault(leaf, old.shape)
                 setattr(model.get_submodule(owner), leaf, new)
     for owner, before in shapes.items():
-        _refit(model.get_submodule(owner), before)
+        _refit(model.get_submodule(owner), before, groups.get(owner))
 
 
-def _refit(layer: nn.Module, before: Mapping[str, torch.Size]) -> None:
+def _refit(layer: nn.Module, before: Mapping[str, torch.Size], groups: int | None) -> None:
     """Update a layer's width attributes from its tensors; ``before`` has the old shapes."""
     leaf = next(iter(before))
     new, old = getattr(layer, leaf).shape, before[leaf]
@@ -239,7 +270,7 @@ def _refit(layer: nn.Module, before: Mapping[str, torch.Size]) -> None:
         was, shape = before["weight"], layer.weight.shape
         outputs, inputs = (1, 0) if layer.transposed else (0, 1)
         if layer.groups > 1:
-            layer.groups = layer.groups * shape[0] // was[0]
+            layer.groups = groups or layer.groups * shape[0] // was[0]
         layer.out_channels = shape[outputs] * (layer.groups if layer.transposed else 1)
         layer.in_channels = shape[inputs] * (1 if layer.transposed else layer.groups)
     elif isinstance(layer, nn.Linear) and "weight" in before:
@@ -258,12 +289,15 @@ def _refit(layer: nn.Module, before: Mapping[str, torch.Size]) -> None:
 
 
 def _refit_attention(layer: nn.MultiheadAttention) -> None:
-    """Update an attention: inner width equals outer width, with the same number of heads."""
-    weight = layer.in_proj_weight if layer._qkv_same_embed_dim else layer.q_proj_weight
+    """Update an attention with the same number of heads; separate them from the outer width."""
+    packed = layer.in_proj_weight is not None
+    weight = layer.in_proj_weight if packed else layer.q_proj_weight
+    if weight.shape[0] != weight.shape[1] * (3 if packed else 1):
+        separate_heads(layer)
     layer.embed_dim = weight.shape[1]
-    layer.kdim = weight.shape[1] if layer._qkv_same_embed_dim else layer.k_proj_weight.shape[1]
-    layer.vdim = weight.shape[1] if layer._qkv_same_embed_dim else layer.v_proj_weight.shape[1]
-    layer.head_dim = layer.embed_dim // layer.num_heads
+    layer.kdim = weight.shape[1] if packed else layer.k_proj_weight.shape[1]
+    layer.vdim = weight.shape[1] if packed else layer.v_proj_weight.shape[1]
+    layer.head_dim = weight.shape[0] // (3 if packed else 1) // layer.num_heads
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def output_curvature(
     network, generator = Simulated(model), torch.Generator().manual_seed(seed)
     sums: dict[str, Tensor] = {}
     for batch in images.split(_BATCH):
-        outputs, logits = _outputs(network, batch.clone().requires_grad_())
+        outputs, logits = layer_outputs(network, batch.clone().requires_grad_())
         labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         gradients = torch.autograd.grad(loss, list(outputs.values()))
@@ -89,7 +89,7 @@ def _measured_to_foretold(
     return {name: measured[name] / foretold[name] for name in errors}
 
 
-def _outputs(network: Simulated, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def layer_outputs(network: Simulated, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The output of each layer with a weight, and the logits."""
     values, outputs = network.start(images), dict[str, Tensor]()
     before: onnx.NodeProto | None = None

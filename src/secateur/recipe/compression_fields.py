@@ -47,6 +47,10 @@ class Removal(Part):
         default="width",
         description="What attentions lose: channels within each head, or whole heads.",
     )
+    grouped: Literal["groups", "width"] = Field(
+        default="groups",
+        description="What grouped convolutions lose: whole groups, or the same channels of each.",
+    )
     depth: Fraction = Field(
         default=0.0, description="Fraction of the residual blocks that leave before channels do."
     )

@@ -14,38 +14,53 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from secateur.pruning.tracing.channel_graph import Width, known
+from secateur.pruning.tracing.channel_graph import Home, Multiple, Width, known
 from secateur.pruning.tracing.labels import Ledger, Weight, thin
 from secateur.pruning.tracing.rules import tensors_in, varying
 
 
 class MarkedInt(int):
-    """An attribute of a module, or a multiple of it, marked with its origin.
+    """An attribute of a module, a multiple of it, or a difference, marked with its origin.
 
     Attributes:
-        home: Module and attribute of the origin.
+        home: Origin.
         factor: Multiple of the attribute.
+        less: What is subtracted.
     """
 
-    home: tuple[str, str]
+    home: Home
     factor: float
+    less: tuple[Multiple, ...]
 
-    def __new__(cls, value: int, home: tuple[str, str], factor: float = 1.0) -> MarkedInt:
+    def __new__(
+        cls, value: int, home: Home, factor: float = 1.0, less: tuple[Multiple, ...] = ()
+    ) -> MarkedInt:
         number = super().__new__(cls, value)
-        number.home, number.factor = home, factor
+        number.home, number.factor, number.less = home, factor, less
         return number
 
+    def _times(self, value: int, ratio: float) -> MarkedInt:
+        less = tuple(each._replace(factor=each.factor * ratio) for each in self.less)
+        return MarkedInt(value, self.home, self.factor * ratio, less)
+
     def __mul__(self, other: int) -> int:
-        product = int(self) * other
-        plain = type(other) is int
-        return MarkedInt(product, self.home, self.factor * other) if plain else product
+        product = int(self) * int(other)
+        return self._times(product, other) if type(other) is int else product
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: int) -> int:
-        quotient = int(self) // other
-        exact = type(other) is int and quotient * other == int(self)
-        return MarkedInt(quotient, self.home, self.factor / other) if exact else quotient
+        quotient = int(self) // int(other)
+        exact = isinstance(other, int) and quotient * int(other) == int(self)
+        return self._times(quotient, 1 / int(other)) if exact else quotient
+
+    def __sub__(self, other: int) -> int:
+        difference = int(self) - int(other)
+        if not isinstance(other, MarkedInt) or other.less:
+            return difference
+        value = round(int(other) / other.factor)
+        less = (*self.less, Multiple(other.home, other.factor, value))
+        return MarkedInt(difference, self.home, self.factor, less)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MarkedInt:
         return self
@@ -55,13 +70,20 @@ class MarkedInt(int):
 
 
 def mark_widths(probe: nn.Module) -> None:
-    """Mark every integer attribute above 1 of modules defined by the network."""
+    """Mark every integer above 1 in attributes of modules defined by the network."""
     for name, module in probe.named_modules():
         if type(module).__module__.startswith("torch.nn"):
             continue
         for attribute, value in list(vars(module).items()):
             if type(value) is int and value > 1:
-                vars(module)[attribute] = MarkedInt(value, (name, attribute))
+                vars(module)[attribute] = MarkedInt(value, Home(name, attribute))
+            elif type(value) in (list, tuple):
+                vars(module)[attribute] = type(value)(
+                    MarkedInt(each, Home(name, attribute, position))
+                    if type(each) is int and each > 1
+                    else each
+                    for position, each in enumerate(value)
+                )
 
 
 class WatchWidths(TorchFunctionMode):
@@ -85,14 +107,17 @@ class WatchWidths(TorchFunctionMode):
     def _note(self, number: MarkedInt, tensor: Tensor, dimension: int) -> None:
         labels = self.ledger.value(tensor)
         if isinstance(labels, Weight):
-            return
-        with _disable_current_modes():
-            if dimension not in varying(labels):
+            if labels.axes[dimension] is None:
                 return
-            (thinned,) = thin(labels)
-            slices = [known(each.numpy()) for each in thinned.unbind(dimension)]
+            slices = list(self.ledger.nodes(labels, dimension)[:, None])
+        else:
+            with _disable_current_modes():
+                if dimension not in varying(labels):
+                    return
+                (thinned,) = thin(labels)
+                slices = [known(each.numpy()) for each in thinned.unbind(dimension)]
         uses = self.ledger.graph.attributes.setdefault(number.home, [])
-        uses.append(Width(number.factor, slices))
+        uses.append(Width(number.factor, number.less, slices))
 
 
 def _marked(value: Any) -> Iterator[MarkedInt]:

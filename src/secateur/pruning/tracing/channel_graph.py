@@ -8,7 +8,7 @@ joined by an *edge*.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,9 @@ FIXED = -1
 
 ZERO = -2
 """Label of zeros that may become part of any channel: results of ``zeros_like``."""
+
+_FEW = 2048
+"""Number of labels up to which sorting is fast."""
 
 INPUTS = -1
 """Virtual axis of a grouped convolution's inputs over all groups, which its weight lacks."""
@@ -52,15 +55,38 @@ class Event(NamedTuple):
     nodes: Nodes
 
 
+class Home(NamedTuple):
+    """An integer attribute of a module, or an item of a list or tuple of integers."""
+
+    module: str
+    attribute: str
+    position: int | None = None
+
+    def __str__(self) -> str:
+        """Return it as in code."""
+        name = f"{self.module}.{self.attribute}" if self.module else self.attribute
+        return name if self.position is None else f"{name}[{self.position}]"
+
+
+class Multiple(NamedTuple):
+    """An attribute times a factor, and the attribute's value in the large network."""
+
+    home: Home
+    factor: float
+    value: int
+
+
 class Width(NamedTuple):
     """One use of a module attribute as the size of a dimension of channels.
 
     Attributes:
         factor: Size of the dimension as a multiple of the attribute.
+        less: Multiples of other attributes that are subtracted.
         slices: The channels at each position along the dimension.
     """
 
     factor: float
+    less: tuple[Multiple, ...]
     slices: list[Nodes]
 
 
@@ -85,13 +111,17 @@ class ChannelGraph:
         weight_uses: One-dimensional weights, once for each operation that reads them.
         biases: Pairs of channels and the bias entries added to them.
         rows: Sets of channels that shrink equally, such as the heads of an attention.
-        attributes: Widths held by module attributes, by module and attribute.
+        attributes: Widths held by module attributes.
         indices: Integer buffers that reorder channels, with their values.
         outputs: Shape and dtype of all outputs of the network.
         visits: For each computed result, in order, its nodes.
         unfollowed: Operations without a rule, as ``name at module``.
         grouped: Weights of norms in several groups.
+        heads: Whether attentions lose entire heads, instead of channels within each.
+        within: Weights of grouped convolutions that lose the same channels of each group, instead
+            of entire groups.
         units: Cached components of the graph.
+        smaller: Cached units of smaller networks, by sizes and settings.
         trains: Whether the network was also run in training mode.
         count: Number of nodes.
     """
@@ -111,14 +141,17 @@ class ChannelGraph:
     weight_uses: list[Axis] = field(default_factory=list)
     biases: list[tuple[Nodes, Nodes]] = field(default_factory=list)
     rows: list[list[Nodes]] = field(default_factory=list)
-    attributes: dict[tuple[str, str], list[Width]] = field(default_factory=dict)
+    attributes: dict[Home, list[Width]] = field(default_factory=dict)
     indices: dict[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
     visits: list[Nodes] = field(default_factory=list)
     unfollowed: dict[str, None] = field(default_factory=dict)
     grouped: set[str] = field(default_factory=set)
+    heads: bool = False
+    within: frozenset[str] = frozenset()
     trains: bool = False
     units: Any = None
+    smaller: dict[Any, Any] = field(default_factory=dict)
     _edges: list[Nodes] = field(default_factory=list)
     count: int = 0
 
@@ -140,8 +173,9 @@ class ChannelGraph:
         free = (pairs != FIXED).all(1)
         joined = pairs[free & (pairs[:, 0] != pairs[:, 1])]
         if joined.size:
-            self._edges.append(_distinct_pairs(joined))
-        self.protect(pairs[~free], why)
+            self._edges.append(joined if len(joined) <= _FEW else _distinct_pairs(joined))
+        if not free.all():
+            self.protect(pairs[~free], why)
 
     def protect(self, nodes: Nodes, why: str) -> None:
         """Protect nodes."""
@@ -168,6 +202,15 @@ class ChannelGraph:
         if (nodes == FIXED).any():
             self.protect(nodes, f"{what} counts them together with what no channel makes")
 
+    def copy(self) -> ChannelGraph:
+        """A copy that a second run can extend; arrays, which are never modified, are shared."""
+        copied = replace(self, attributes={k: list(v) for k, v in self.attributes.items()})
+        for part in fields(self):
+            value = getattr(copied, part.name)
+            if part.name != "attributes" and isinstance(value, (dict, list, set)):
+                setattr(copied, part.name, value.copy())
+        return copied
+
     @property
     def edges(self) -> Nodes:
         """Distinct sorted pairs, shape (pairs, 2)."""
@@ -180,16 +223,24 @@ def _distinct_pairs(pairs: Nodes) -> Nodes:
     """Distinct sorted pairs, with the smaller node first."""
     low, high = pairs.min(1), pairs.max(1)
     base = int(high.max()) + 1
-    codes = np.unique(low * base + high)
+    codes = _distinct(low * base + high)
     return np.stack([codes // base, codes % base], axis=1)
 
 
 def known(nodes: Nodes) -> Nodes:
-    """The distinct nodes among labels, without FIXED."""
+    """The distinct nodes among labels, without FIXED, increasing."""
     flat = nodes.ravel()
-    if flat.size < 256:
-        distinct = np.unique(flat)
+    if flat.size <= _FEW:
+        distinct = _distinct(flat)
         return distinct[distinct >= 0]
     present = np.zeros(max(int(flat.max()), 0) + 1, bool)  # faster than sorting
     present[flat[flat >= 0]] = True
     return np.flatnonzero(present)
+
+
+def _distinct(values: Nodes) -> Nodes:
+    """As ``np.unique``, which hashes and is slower for small arrays."""
+    ordered = np.sort(values)
+    first = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]

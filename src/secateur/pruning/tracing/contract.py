@@ -187,7 +187,7 @@ def _reduced(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Ope
     """Sum over channels: entire heads, or remaining channels, as masked ones add zero."""
     if letter not in operand.wide():
         return operand
-    if ledger.heads or not operand.zero:
+    if ledger.graph.heads or not operand.zero:
         return _joined(ledger, operand, letter, where)
     dimension = operand.letters.index(letter)
     (thinned,) = thin(operand.labels)

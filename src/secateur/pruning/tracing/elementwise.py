@@ -155,9 +155,11 @@ def meet(
     expanded = [ledger.labels(tensor).expand(shape) for tensor in lines]
     wide = {dimension for labels in expanded for dimension in varying(labels)}
     full: list[Tensor] = []
+    numbers: list[Tensor] = []
     gates = False
     for tensor, labels in zip(lines, expanded, strict=True):
         if _is_broadcast(tensor, shape, wide):
+            numbers += [tensor] if not bool((thin(labels)[0] != FIXED).any()) else []
             ledger.graph.protect(thin(labels)[0].numpy(), f"{spoken} spreads them over channels")
             gates |= not isinstance(ledger.value(tensor), Weight)
         else:
@@ -176,7 +178,9 @@ def meet(
         ledger.graph.gated.append(thin(main)[0].numpy().ravel())
     for tensor in grids:
         _meet_grid(ledger, tensor, main, spoken)
-    return main
+    lead = len(shape)
+    along = {d for t in numbers for d in range(lead - t.ndim, lead) if t.shape[d - lead] > 1}
+    return mixed(ledger, main, sorted(along), f"{spoken} meets numbers of their own")
 
 
 def _is_grid(value: Value) -> bool:
@@ -278,13 +282,15 @@ def _reduce(
         for tensor in tensors_in(result):
             ledger.label(tensor, fixed(tensor), Traits(factor=factor))
         return
-    labels = mixed(ledger, labels, dims, f"{name} at {ledger.where}")
+    where = ledger.where
+    join = partial(mixed, ledger, labels, dims, f"{name} at {where}", where)
     for dimension in reversed(dims):
         labels = labels.narrow(dimension, 0, 1)
         if not argument(func, args, kwargs, "keepdim"):
             labels = labels.squeeze(dimension)
     for tensor in tensors_in(result):
         ledger.label(tensor, labels, Traits(zero=traits.zero and name in _KEEPS_ZERO))
+        ledger.once_read(tensor, join)  # the averaged weights of an attention are rarely read
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")
@@ -297,7 +303,9 @@ def _softmax(
     ledger.label(result, mixed(ledger, labels, [dimension], f"softmax at {ledger.where}"))
 
 
-def mixed(ledger: Ledger, labels: Tensor, dims: Sequence[int], spoken: str) -> Tensor:
+def mixed(
+    ledger: Ledger, labels: Tensor, dims: Sequence[int], spoken: str, where: str | None = None
+) -> Tensor:
     """Join all labels along ``dims`` with one another."""
     wide = varying(labels)
     for dimension in dims:
@@ -307,5 +315,5 @@ def mixed(ledger: Ledger, labels: Tensor, dims: Sequence[int], spoken: str) -> T
             ledger.graph.join(
                 first.numpy(), thinned.numpy(), f"{spoken} mixes them with channels that must stay"
             )
-            ledger.graph.tell(ledger.where, f"mixes them all ({spoken})", thinned.numpy())
+            ledger.graph.tell(where or ledger.where, f"mixes them all ({spoken})", thinned.numpy())
     return labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -81,11 +81,12 @@ PLAIN = Traits()
 def thin(labels: Tensor, also: Sequence[Tensor] = ()) -> list[Tensor]:
     """Labels reduced to one element along dimensions of stride zero in all tensors."""
     every = [labels, *also]
-    index = tuple(
-        slice(0, 1) if all(each.stride(d) == 0 for each in every) else slice(None)
-        for d in range(labels.ndim)
-    )
-    return [each[index] for each in every]
+    strides = zip(*(each.stride() for each in every), strict=True)
+    index = tuple(slice(None) if any(own) else _ONE for own in strides)
+    return every if _ONE not in index else [each[index] for each in every]
+
+
+_ONE = slice(0, 1)
 
 
 def moved(weight: Weight, order: list[int | None]) -> Weight:
@@ -106,7 +107,6 @@ class Ledger:
         parameters: Those that are parameters, which masks can zero.
         larger: Graph of the large network if this one is smaller, else None.
         stack: Names of the running modules, innermost last.
-        heads: Whether attentions lose entire heads, instead of channels within each.
     """
 
     def __init__(
@@ -116,16 +116,16 @@ class Ledger:
         parameters: Collection[str],
         larger: ChannelGraph | None,
         stack: Sequence[str],
-        heads: bool = False,
     ) -> None:
         self.graph = graph
         self._weights, self._parameters = weights, parameters
         self.wider: Collection[Axis] = {} if larger is None else larger.sizes
         self.grouped: Collection[str] = () if larger is None else larger.grouped
-        self._stack, self.heads = stack, heads
+        self._stack = stack
         self._values: dict[int, tuple[Tensor, Value, Traits]] = {}  # keeps ids unique
         self._stored: dict[int, list[Tensor]] = {}
         self._data: dict[int, tuple[Tensor, Tensor]] = {}
+        self._later: dict[int, Callable[[], object]] = {}
 
     @property
     def where(self) -> str:
@@ -188,6 +188,17 @@ class Ledger:
         channels = self.traits(tensor).linear
         if channels is not None:
             self.graph.uses.append(channels)
+
+    def once_read(self, tensor: Tensor, action: Callable[[], object]) -> None:
+        """Call ``action`` when an operation reads ``tensor``, or the network returns it."""
+        self._later[_storage(tensor)] = action
+
+    def read(self, tensor: Tensor) -> None:
+        """Call the action of ``tensor``, which an operation reads."""
+        if self._later:
+            action = self._later.pop(_storage(tensor), None)
+            if action is not None:
+                action()
 
     def close(self, tensor: Tensor) -> None:
         """Protect the channels of an open factor of ``tensor`` that nothing absorbed."""

@@ -75,6 +75,8 @@ def _convolution(
         produced = ledger.nodes(weight, outside)
         _read(ledger, weight, inside, channels)
         _make(ledger, weight, outside, produced)
+    elif weight.name in ledger.graph.within and not transposed:
+        produced = _grouped_within(ledger, weight, channels, groups)
     else:
         produced = _grouped(ledger, weight, channels, groups, transposed)
     traits = _bias(ledger, argument(func, args, kwargs, "bias"), produced)
@@ -138,6 +140,18 @@ def _grouped(
     if transposed:  # outputs of a group share one axis of the weight
         return np.repeat(produced[:, 0], weight.shape[1])
     return makers
+
+
+def _grouped_within(ledger: Ledger, weight: Weight, channels: Nodes, groups: int) -> Nodes:
+    """Each group loses the same of its inputs, and equally many of its outputs."""
+    inputs = ledger.graph.nodes(weight.name, INPUTS, len(channels))
+    ledger.graph.blocks[Axis(weight.name, INPUTS)] = len(channels) // groups
+    ledger.graph.join(inputs, channels, f"{ledger.where} reads channels that must stay")
+    _read(ledger, weight, 1, inputs.reshape(groups, -1))
+    produced = ledger.nodes(weight, 0)
+    _make(ledger, weight, 0, produced)
+    ledger.graph.shrink_alike(list(produced.reshape(groups, -1)), f"the groups of {ledger.where}")
+    return produced
 
 
 def _bias(ledger: Ledger, bias: Any, produced: Nodes) -> Traits:
@@ -208,12 +222,36 @@ def dense(
     weight = ledger.value(weights)
     assert isinstance(weight, Weight)
     dimension, inside, outside = where
+    wide = varying(ledger.labels(images))
+    if wide and dimension % images.ndim not in wide and outputs == dimension % images.ndim:
+        _mix_positions(ledger, images, weights, outside, bias, result, outputs)
+        return
     channels = _channels(ledger, images, dimension)
     produced = ledger.nodes(weight, outside)
     _read(ledger, weight, inside, channels)
     _make(ledger, weight, outside, produced)
     traits = _bias(ledger, bias, produced)
     ledger.label(result, spread(produced, outputs, result), traits)
+
+
+def _mix_positions(
+    ledger: Ledger,
+    images: Tensor,
+    weights: Tensor,
+    outside: int,
+    bias: Any,
+    result: Tensor,
+    dimension: int,
+) -> None:
+    """A linear layer over positions, as in MLP-Mixer: channels pass, and its own width is kept."""
+    weight = ledger.value(weights)
+    assert isinstance(weight, Weight)
+    _make(ledger, weight, outside, ledger.nodes(weight, outside))
+    for tensor in tensors_in((weights, bias)):
+        keep(ledger, tensor, f"{ledger.where} mixes positions of channels")
+    labels = ledger.labels(images).narrow(dimension, 0, 1).expand(result.shape)
+    zero = bias is None and ledger.traits(images).zero
+    ledger.label(result, labels, Traits(zero=zero))
 
 
 @rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "instance_norm")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,11 +34,13 @@ from secateur.pruning.tracing import (  # noqa: F401  they register rules
 )
 from secateur.pruning.tracing.attributes import WatchWidths, mark_widths
 from secateur.pruning.tracing.channel_graph import ChannelGraph
+from secateur.pruning.tracing.heads import separate_heads
 from secateur.pruning.tracing.labels import Ledger, Weight
 from secateur.pruning.tracing.permanent import copy_of, make_permanent
 from secateur.pruning.tracing.rules import (
     cannot_follow,
     only_moves,
+    result_without_data,
     rule_of,
     takes_factors,
     tensors_in,
@@ -61,6 +64,8 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         args, kwargs = self._without_data(args, kwargs or {})
+        for tensor in tensors_in(args, kwargs):
+            self.ledger.read(tensor)
         rule = rule_of(func)
         if rule is None:
             with self:  # the operations of its decomposition are intercepted in turn
@@ -68,7 +73,9 @@ class _Watch(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
             rule = cannot_follow
-        result = func(*args, **kwargs)
+        result = result_without_data(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         if not only_moves(rule):
             for tensor in tensors_in(args, kwargs):
                 self.ledger.use(tensor)
@@ -120,6 +127,9 @@ def weightless(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {}
     for owner, module in model.named_modules():
+        # Most of a module's collections are empty; copying them would take the longest.
+        memo |= {id(part): type(part)() for part in vars(module).values()
+                 if type(part) in (dict, OrderedDict, set) and not part}  # fmt: skip
         for name, tensor in _tensors_of(module):
             if is_lazy(tensor):
                 raise NetworkError(
@@ -204,6 +214,22 @@ def call(model: nn.Module, example: Example) -> Any:
     return model(*example) if isinstance(example, tuple) else model(example)
 
 
+class _QuickNorms(TorchDispatchMode):
+    """Skips torch's slow batch-norm on the meta device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = result_without_data(func, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if result is None else result
+
+
+def call_for_shapes(probe: nn.Module, example: Example) -> None:
+    """Run a network of :func:`weightless` for its hooks, which may read shapes only."""
+    with torch.inference_mode(), _QuickNorms():
+        call(probe, example)
+
+
 def _twice(example: Example) -> Example:
     return tree_map_only(
         Tensor, lambda t: t.expand(2, *t.shape[1:]).clone() if t.ndim else t, example
@@ -215,6 +241,7 @@ def follow_channels(
     example: Example,
     larger: ChannelGraph | None = None,
     heads: bool = False,
+    within: frozenset[str] = frozenset(),
 ) -> ChannelGraph:
     """Run ``probe``, a network of :func:`weightless`, on ``example``; return its channel graph.
 
@@ -224,23 +251,28 @@ def follow_channels(
         probe: Is in inference mode afterwards.
         example: Result of :func:`example_of`.
         larger: Graph of the large network if ``probe`` is a smaller version; if that one ran in
-            training mode, so must this.
+            training mode, so must this. Its ``heads`` and ``within`` are used.
         heads: Whether an attention loses whole heads, in place of channels within each.
+        within: Weights of grouped convolutions that lose channels within each group.
 
     Raises:
         NetworkError: The network depends on values, or does not run on the input's shape.
     """
+    graph = ChannelGraph(heads=heads, within=within)
+    if larger is not None:
+        graph.heads, graph.within = larger.heads, larger.within
+    if graph.heads:
+        separate_heads(probe)
     mark_widths(probe)
-    graph = ChannelGraph()
     probe.eval()
-    _watch(probe, example, graph, larger, heads)
+    _watch(probe, example, graph, larger)
     if larger is not None and not larger.trains:
         return graph
-    both = copy.deepcopy(graph)
+    both = graph.copy()
     both.trains = True
     try:
         probe.train()
-        _watch(probe, _twice(example), both, larger, heads)
+        _watch(probe, _twice(example), both, larger)
     except NetworkError:
         if larger is not None:
             raise
@@ -255,7 +287,6 @@ def _watch(
     example: Example,
     graph: ChannelGraph,
     larger: ChannelGraph | None,
-    heads: bool,
 ) -> None:
     parameters = dict(probe.named_parameters())
     weights = {
@@ -265,7 +296,7 @@ def _watch(
         for name, tensor in {**parameters, **dict(probe.named_buffers())}.items()
     }
     with _module_stack(probe) as stack, _same_dice(), torch.inference_mode(), _no_fast_path():
-        ledger = Ledger(graph, weights, parameters, larger, stack, heads)
+        ledger = Ledger(graph, weights, parameters, larger, stack)
         try:
             with _Watch(ledger), WatchWidths(ledger):
                 outputs = call(probe, example)
@@ -279,6 +310,7 @@ def _watch(
                     found=f"{type(output).__name__} that no operation of torch returned",
                     remedy="return plain tensors from forward",
                 )
+            ledger.read(output)
             graph.outputs.append((tuple(output.shape), str(output.dtype)))
             graph.protect(ledger.labels(output).numpy(), "they are the network's output")
             ledger.close(output)
@@ -365,13 +397,21 @@ def refuse_compiled(model: nn.Module) -> None:
 def _module_stack(model: nn.Module) -> Iterator[list[str]]:
     """Names of running modules, outermost first; after a failure, the failing module is last."""
     stack = [type(model).__name__]
-    handles = []
-    for name, module in model.named_modules():
-        if name:
-            handles += [
-                module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)),
-                module.register_forward_hook(lambda *_: (stack.pop(), None)[1]),
-            ]
+    names = {module: name for name, module in model.named_modules() if name}
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        if module in names:
+            stack.append(names[module])
+
+    def leave(module: nn.Module, *_: Any) -> None:
+        if module in names:
+            stack.pop()
+
+    hooks = nn.modules.module
+    handles = [
+        hooks.register_module_forward_pre_hook(enter),
+        hooks.register_module_forward_hook(leave),
+    ]
     try:
         yield stack
     finally:
