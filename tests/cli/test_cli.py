@@ -213,13 +213,13 @@ def test_help_is_quick() -> None:
         (["show", "nothing.here"], 2, ["nothing to show (nothing.here)"]),
         (["report", "nothing.here"], 1, ["records.jsonl"]),
         (["pack", "nothing.here", "-o", "x.sec"], 2, ["nothing to pack (nothing.here)"]),
-        (["verify", "nothing.sec"], 1, ["No such file", "nothing.sec"]),
+        (["verify", "nothing.sec"], 2, ["No such file", "nothing.sec"]),
         (["run", "--set", "quantize.price=-1"], 2, ["quantize.price"]),
         (["run", "--set", "train.learning_rate=inf"], 2, ["train.learning_rate", "finite"]),
         (["run", "--set", f"train.epochs={'9' * 5000}"], 2, ["cannot read --set (train.epochs)"]),
         (["run", "--set", f"name={'n' * 300}"], 2, ["recipe key name", "at most 100"]),
-        (["pack", "net.onnx", "-o", "/dev/null"], 1, ["cannot write (/dev/null)", "a device"]),
-        (["unpack", "net.sec", "-o", "none/net.onnx"], 1, ["no such folder"]),
+        (["pack", "net.onnx", "-o", "/dev/null"], 2, ["cannot write (/dev/null)", "a device"]),
+        (["unpack", "net.sec", "-o", "none/net.onnx"], 2, ["no such folder"]),
     ],
 )
 def test_bad_input_is_one_clear_line(

@@ -77,9 +77,9 @@ def matrix(coder, bank, gaps, rows, columns):
         return dense(coder, bank, rows, columns)
     (count,) = coder.bit_list([31])
     skipped = dense(coder, gaps, 1, count)
-    values = dense(coder, bank, 1, count)
+    kept = dense(coder, bank, 1, count)
     values, at = [0] * (rows * columns), -1
-    for gap, value in zip(skipped, values, strict=True):
+    for gap, value in zip(skipped, kept, strict=True):
         at += gap + 1
         values[at] = value
     return values
