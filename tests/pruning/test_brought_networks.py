@@ -158,7 +158,6 @@ def test_a_quantized_module_is_refused_with_the_remedy() -> None:
             call(quantized, IMAGES)
 
 
-@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there:UserWarning")
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda n: torch.compile(n, backend="eager")])
 @pytest.mark.parametrize("run_before", [False, True])
 def test_wrapped_networks_shrink_inside_their_wrapper(wrap, run_before) -> None:
@@ -170,7 +169,6 @@ def test_wrapped_networks_shrink_inside_their_wrapper(wrap, run_before) -> None:
     assert sum(p.numel() for p in small.parameters()) < 0.35 * parameters(chain())
 
 
-@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there:UserWarning")
 def test_a_compiled_part_of_a_network_shrinks() -> None:
     network = chain()
     network[3] = torch.compile(network[3], backend="eager")

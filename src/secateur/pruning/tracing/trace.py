@@ -397,21 +397,13 @@ def refuse_compiled(model: nn.Module) -> None:
 def _module_stack(model: nn.Module) -> Iterator[list[str]]:
     """Names of running modules, outermost first; after a failure, the failing module is last."""
     stack = [type(model).__name__]
-    names = {module: name for name, module in model.named_modules() if name}
-
-    def enter(module: nn.Module, *_: Any) -> None:
-        if module in names:
-            stack.append(names[module])
-
-    def leave(module: nn.Module, *_: Any) -> None:
-        if module in names:
-            stack.pop()
-
-    hooks = nn.modules.module
-    handles = [
-        hooks.register_module_forward_pre_hook(enter),
-        hooks.register_module_forward_hook(leave),
-    ]
+    handles = []
+    for name, module in model.named_modules():
+        if name:
+            handles += [
+                module.register_forward_pre_hook(lambda *_, name=name: stack.append(name)),
+                module.register_forward_hook(lambda *_: (stack.pop(), None)[1]),
+            ]
     try:
         yield stack
     finally:
