@@ -13,7 +13,7 @@ FUZZ := PYTHONPATH=src:tests OMP_NUM_THREADS=1 $(BIN)/python -m fuzzing
 run: $(READY)  ## the main job: compress the network in the package, with a verdict and a report
 	$(BIN)/secateur compress
 
-test: $(READY)  ## every test but the slow ones; the goal is 6 minutes on two quiet cores
+test: $(READY)  ## every test but the slow ones; less than 6 minutes on two cores
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(READY)  ## the slow tests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def page(records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
         "checked to run and to return the same shape.",
         "",
         f"{any_record['processor']}, one thread; {versions}. Seconds are processor time of "
-        "planning, on a machine that did other work too.",
+        f"planning, on a machine that did other work too. Commits: {commits(rows)}.",
         "",
         *summary(rows),
         "",
@@ -44,6 +45,12 @@ def page(records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
         *(_row(name, record) for name, record in rows.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def commits(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The commits that made the records, with the number of networks of each."""
+    counts = Counter(record["commit"] for record in rows.values())
+    return ", ".join(f"{commit} ({count})" for commit, count in counts.most_common())
 
 
 def left(record: Mapping[str, Any]) -> float | None:
