@@ -121,9 +121,12 @@ class RayEngine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Ray's own future changes
             try:
+                # Without an address Ray would look for a running cluster, and wait for minutes for
+                # one that was killed and left its address behind.
                 context = ray.init(
-                    self.address, log_to_driver=False, logging_level="ERROR", namespace="secateur"
-                )
+                    self.address or "local",
+                    log_to_driver=False, logging_level="ERROR", namespace="secateur",
+                )  # fmt: skip
             except Exception as error:  # ConnectionError, RuntimeError of versions, and others
                 raise _no_cluster(self.address, error) from error
         try:
