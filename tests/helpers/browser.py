@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import tempfile
 import warnings
 from contextlib import contextmanager
 
@@ -69,7 +70,9 @@ def firefox():
         warnings.simplefilter("ignore", DeprecationWarning)  # the client's own
         from marionette_driver.marionette import Marionette
 
-        client = Marionette(bin=FIREFOX, app="fxdesktop", headless=True, gecko_log=os.devnull)
+        # A log that exists is removed first: never name a device here.
+        log = os.path.join(tempfile.mkdtemp(), "gecko.log")
+        client = Marionette(bin=FIREFOX, app="fxdesktop", headless=True, gecko_log=log)
         client.start_session()
         try:
             yield client
