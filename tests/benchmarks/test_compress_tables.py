@@ -20,11 +20,13 @@ def estimate(value: float) -> dict[str, float]:
     return {"value": value, "low": value - 1, "high": value + 1}
 
 
-def write(folder: Path, wrong: dict[str, int], ms: dict[str, float]) -> list[str]:
+def write(
+    folder: Path, wrong: dict[str, int], ms: dict[str, float], packed: int = 5_000
+) -> list[str]:
     """The page of one network: images each row gets wrong, and its time."""
     variants = [
         {"top1": estimate(90.0), "drop": estimate(0.5), "size_bytes": size}
-        for size in (40_000, 10_000, 5_000)
+        for size in (40_000, 10_000, packed)
     ]
     ladder = [{"latency": estimate(time)} for time in (10.0, 4.0, 1.0)]
     network = NETWORK | {"variants": variants, "ladder": ladder, "verdict": {"status": "met"}}
@@ -61,13 +63,18 @@ def test_ours_is_compared_with_the_fastest_that_lost_little_enough(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("wrong", "time", "words"),
-    [(212, 1.0, "no: 0.10 points less accurate"), (204, 6.0, "no: 2.00× as slow")],
+    ("wrong", "time", "packed", "words"),
+    [
+        (212, 1.0, 5_000, "no: 0.10 points less accurate"),
+        (204, 6.0, 5_000, "no: 2.00× as slow"),
+        (204, 1.0, 20_000, "no: 2.00× as large"),
+    ],
 )
 def test_says_by_how_much_ours_is_behind(
-    tmp_path: Path, wrong: int, time: float, words: str
+    tmp_path: Path, wrong: int, time: float, packed: int, words: str
 ) -> None:
-    cells = verdict(write(tmp_path, WRONG | {"ours-int8": wrong}, MS | {"ours-int8": time}))
+    wrongs, times = WRONG | {"ours-int8": wrong}, MS | {"ours-int8": time}
+    cells = verdict(write(tmp_path, wrongs, times, packed))
     assert cells[-1] == words
 
 
