@@ -71,6 +71,18 @@ def commit() -> str:
         return "unknown"
 
 
+def cores() -> int:
+    """Number of cores that this process may use: fewer than the machine's in some containers.
+
+    Example:
+        >>> cores() >= 1
+        True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def threads() -> int:
     """Number of threads of torch."""
     import torch  # imported here, because packed files are read without torch

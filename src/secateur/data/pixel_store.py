@@ -27,6 +27,7 @@ from torch import Tensor
 from secateur.console import progress, say
 from secateur.data.images import MappedPixels, Pixels, fingerprint_of
 from secateur.disk import read_bytes, replacing, write_json
+from secateur.environment import cores
 from secateur.errors import DataError, StoreError
 from secateur.imaging import PIXEL_LIMIT, Preparation, decode
 
@@ -99,7 +100,7 @@ class ImageFiles:
         # Pillow releases the interpreter lock to decode and resize, so threads suffice.
         with (
             warnings.catch_warnings(),
-            ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+            ThreadPoolExecutor(cores()) as pool,
             progress("decode", len(paths)) as tick,
         ):
             warnings.simplefilter("ignore")  # damaged metadata

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -30,13 +29,14 @@ from secateur.data.encoded import Encoded, JoinedShards, ParquetShards, TarShard
 from secateur.data.images import Images, MappedPixels
 from secateur.data.listing import PARTS
 from secateur.data.splits import split
+from secateur.environment import cores
 from secateur.errors import DataError
 from secateur.imaging import PIXEL_LIMIT, Preparation, decode
 
 CACHED = 2**28
 """Bytes of decoded images up to which a selection is decoded once and kept."""
 
-_WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_WORKERS = cores()
 
 
 class StreamedPixels(MappedPixels):

@@ -88,7 +88,7 @@ class LocalEngine:
 
     def run(self, todo: list[Cell], work: Work, finished: Finished) -> None:
         """See :class:`Engine`."""
-        free, threads = Queue[str](), max(1, (os.cpu_count() or 1) // self.slots)
+        free, threads = Queue[str](), max(1, torch.get_num_threads() // self.slots)
         for device in self.devices:
             free.put(device)
 

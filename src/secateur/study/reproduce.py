@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from rich.table import Table
 
 from secateur.console import progress, say
-from secateur.environment import choose_device
+from secateur.environment import choose_device, cores
 from secateur.errors import SecateurError, UsageError
 from secateur.remote import Remote
 from secateur.report.numbers import duration
@@ -193,7 +192,7 @@ def local_engine(device: str, jobs: int | None) -> LocalEngine:
     """Processes of this machine, ``jobs`` at a time; None for one on each GPU, or two cores."""
     where = choose_device(device)
     if where.type != "cuda":
-        return LocalEngine([str(where)] * (jobs or max(1, (os.cpu_count() or 1) // 2)))
+        return LocalEngine([str(where)] * (jobs or max(1, cores() // 2)))
     every = range(torch.cuda.device_count()) if device == "auto" else [where.index or 0]
     names = [f"cuda:{index}" for index in every]
     return LocalEngine([names[index % len(names)] for index in range(jobs or len(names))])

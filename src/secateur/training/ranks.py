@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from secateur.console import say
+from secateur.environment import cores
 from secateur.errors import UsageError
 
 _PATIENCE = timedelta(days=30)  # the others wait while process 0 makes a stage alone
@@ -106,7 +107,7 @@ def launch(processes: int, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it in one line
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="secateur",
