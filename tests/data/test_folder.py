@@ -158,6 +158,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     make(tmp_path, ("train", "test"))
     image = tmp_path / "train" / "a" / "000.png"
     image.rename(image.parent / os.fsdecode(b"\xff.png"))
+    (image.parent / os.fsdecode(b"notes.\xff")).write_bytes(b"")
     assert len(load_folder(tmp_path, PREPARE).source) == 15
     (tmp_path / "train" / "a").rename(tmp_path / "train" / os.fsdecode(b"\xff\n"))
     with pytest.raises(DataError, match=r"class name that is not UTF-8.*\\xff"):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.errors import DataError
+from secateur.escaping import printable
 from secateur.imaging import SUFFIXES
 
 PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -162,7 +163,7 @@ def _images(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
         elif _hidden(entry.name):
             skipped["hidden file"] += 1
         elif suffix not in SUFFIXES:
-            skipped[f"{suffix} file" if suffix else "file without a suffix"] += 1
+            skipped[printable(f"{suffix} file" if suffix else "file without a suffix")] += 1
         else:
             yield Path(entry.path)
 
