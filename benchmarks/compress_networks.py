@@ -3,7 +3,7 @@
 Run: python -m benchmarks compress_networks results/compress --data DIR [NETWORK ...]
      the same with --train-only for the images and the trained weights alone
      the same with --time-again to time every file of every finished network once more, in turns
-     the same with --table for the tables of finished networks
+     the same with --table for the tables of finished networks, and their figure outcome.svg
 DIR holds CIFAR-10's official files. An excerpt is written as folders of PNG files; each network is
 trained briefly on it, compressed by `secateur compress`, and by the tools of
 `benchmarks.peers.any_network`. Finished steps are skipped, failed ones repeated; work files are in
@@ -30,6 +30,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.common import records
+from benchmarks.compress_figure import draw
 from benchmarks.compress_tables import COMPRESSED, MAX_DROP, PEERS, TIMES, newest, page
 from benchmarks.peers.any_network import KEYS, Compressed, evaluate, in_turns
 from benchmarks.peers.rows import PACKAGES as PEER_PACKAGES
@@ -92,6 +93,7 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     if options.table:
         print("\n".join(page(options.out)))
+        draw(options.out)
         return
     chosen = [NETWORKS[name] for name in options.networks or NETWORKS]
     work, within = options.out / "work", options.within

@@ -37,6 +37,9 @@ LIST = Path(__file__).with_suffix(".txt")
 SECONDS = 240
 """Processor time that one network may take, in each of the two tools."""
 
+GIGABYTES = 12
+"""Memory that one network may take."""
+
 
 def listed() -> dict[str, str]:
     """Every network of the list, with its library."""
@@ -143,6 +146,7 @@ def by_torch_pruning(name: str) -> dict[str, Any]:
 def _child(work: Callable[[str], dict[str, Any]], name: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_DATA, (GIGABYTES * 10**9,) * 2)
     warnings.simplefilter("ignore")
     try:
         pipe.send(work(name))
