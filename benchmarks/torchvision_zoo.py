@@ -30,7 +30,7 @@ from secateur import environment
 from secateur.benchmarking.cost import macs, parameters
 from secateur.onnx_ir.export import export_onnx
 from secateur.pruning.find import find_prunable
-from secateur.pruning.tracing.trace import weightless
+from secateur.pruning.tracing.probe import weightless
 from secateur.runtimes import OnnxRuntime
 
 FAMILIES = {

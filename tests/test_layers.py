@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md are those of the code, and functions fit on a screen."""
+"""The layers of docs/architecture.md are those of the code; modules and functions are short."""
 
 from __future__ import annotations
 
@@ -72,6 +72,18 @@ def test_imports_go_down_only(package: str) -> None:
 def test_module_names_are_unique() -> None:
     names = [path.name for path in PACKAGE.rglob("*.py") if path.stem != "__init__"]
     assert sorted(names) == sorted(set(names))
+
+
+MODULE_LINES = 400
+"""Lines of a module of the package."""
+
+
+def test_modules_are_short() -> None:
+    length = {
+        path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {name: count for name, count in length.items() if count > MODULE_LINES} == {}
 
 
 MOST_LINES = 60

@@ -21,7 +21,7 @@ from secateur.pruning.importance import Importance
 from secateur.pruning.plan import Plan, Shortcut
 from secateur.pruning.shortcuts import ShortcutOnly
 from secateur.pruning.tracing.permanent import copy_of, make_permanent
-from secateur.pruning.tracing.trace import Example, call
+from secateur.pruning.tracing.probe import Example, call
 
 
 def find_blocks(model: nn.Module, example_input: Example) -> list[Shortcut]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from secateur.errors import NetworkError
 from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph, Nodes, known
-from secateur.pruning.tracing.trace import Example
+from secateur.pruning.tracing.probe import Example
 
 Ints = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]

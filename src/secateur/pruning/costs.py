@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.pruning.channels import Prunable
 from secateur.pruning.plan import Plan
 from secateur.pruning.tracing.channel_graph import INPUTS, Axis
-from secateur.pruning.tracing.trace import call_for_shapes, first_names, weightless, with_values
+from secateur.pruning.tracing.probe import call_for_shapes, first_names, weightless, with_values
 
 Counted = Literal["macs", "parameters"]
 

@@ -12,15 +12,8 @@ from torch import nn
 from secateur.pruning.adapt import is_depthwise
 from secateur.pruning.channels import Prunable, protected_layers, units_of
 from secateur.pruning.realize import ChannelsDoNotFit, WidthsRejected, realize_exactly
-from secateur.pruning.tracing.trace import (
-    Example,
-    ValuesNeededError,
-    example_of,
-    first_names,
-    follow_channels,
-    weightless,
-    with_values,
-)
+from secateur.pruning.tracing.probe import Example, example_of, first_names, weightless, with_values
+from secateur.pruning.tracing.trace import ValuesNeededError, follow_channels
 
 
 def find_prunable(

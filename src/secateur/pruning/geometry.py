@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.benchmarking.layer_timer import Layer
 from secateur.pruning.channels import Prunable
 from secateur.pruning.tracing.channel_graph import Axis
-from secateur.pruning.tracing.trace import Example, call_for_shapes, first_names, weightless
+from secateur.pruning.tracing.probe import Example, call_for_shapes, first_names, weightless
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

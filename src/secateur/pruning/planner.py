@@ -29,7 +29,7 @@ from secateur.pruning.plan import Plan
 from secateur.pruning.realize import realize_widths
 from secateur.pruning.surgery import apply_plan
 from secateur.pruning.tracing.permanent import is_permanent, permanent_copy
-from secateur.pruning.tracing.trace import Example, refuse_compiled
+from secateur.pruning.tracing.probe import Example, refuse_compiled
 
 _NORMS = ("l1", "l2", "fpgm")
 """Criteria whose scores are comparable between layers only after division by the layer's mean."""

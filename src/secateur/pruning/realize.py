@@ -22,7 +22,8 @@ from secateur.pruning.channels import Group, Ints, Prunable, Scores, Units, unit
 from secateur.pruning.plan import Plan, Reindex, Setting
 from secateur.pruning.surgery import apply_plan
 from secateur.pruning.tracing.channel_graph import INPUTS, Axis, ChannelGraph
-from secateur.pruning.tracing.trace import follow_channels, weightless, with_values
+from secateur.pruning.tracing.probe import weightless, with_values
+from secateur.pruning.tracing.trace import follow_channels
 
 _Bucket = tuple[tuple[tuple[Axis, int], ...], int, bool]
 """Axes of a unit, its operations, and whether it is protected; units with equal keys are

@@ -17,7 +17,7 @@ from secateur.pruning.importance import Importance
 from secateur.pruning.plan import Plan
 from secateur.pruning.planner import explain_shortfall, plan_channels
 from secateur.pruning.surgery import remove
-from secateur.pruning.tracing.trace import Example
+from secateur.pruning.tracing.probe import Example
 
 Objective = Literal["macs", "parameters", "latency"]
 

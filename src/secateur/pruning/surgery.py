@@ -17,7 +17,7 @@ from secateur.pruning.plan import Cut, Fold, Plan, Scale, Setting, misfit
 from secateur.pruning.shortcuts import ShortcutOnly
 from secateur.pruning.tracing.heads import separate_heads
 from secateur.pruning.tracing.permanent import copy_of, make_permanent
-from secateur.pruning.tracing.trace import first_names
+from secateur.pruning.tracing.probe import first_names
 
 
 def remove(model: nn.Module, plan: Plan) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from secateur.pruning.tracing.trace import weightless
+from secateur.pruning.tracing.probe import weightless
 
 
 class Unsupported(Exception):  # noqa: N818  a finding, not an error
