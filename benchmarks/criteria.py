@@ -197,8 +197,8 @@ def measure(path: Path, data: Path, images: int) -> None:
         if reference is None or reference.seed != cell.seed:
             reference = Reference(cell.seed, data, images)
         records = [run(cell, reference)]
-        if (whole := Cell("none", "none", cell.seed)) not in done:
-            done.add(whole)
+        if (unpruned := Cell("none", "none", cell.seed)) not in done:
+            done.add(unpruned)
             records.append({
                 "criterion": "none", "scope": "none", "seed": cell.seed, "images": images,
                 "compared": len(reference.compared), "macs_left": 1.0, "parameters_left": 1.0,
@@ -238,19 +238,19 @@ def against(records: Records, others: Records) -> tuple[float, float, float] | N
 
 def page(records: Records) -> str:
     """The page as Markdown."""
-    whole = [record for record in records if record["criterion"] == "none"]
-    if not whole:
+    unpruned = [record for record in records if record["criterion"] == "none"]
+    if not unpruned:
         return "# Criteria compared\n\nNothing is measured yet.\n"
     lines = [
         "# Criteria compared", "",
         "Written by `python -m benchmarks criteria --data DIR` from [its cells](cells.jsonl). "
-        f"ResNet-8 on CIFAR-10, {whole[0]['images']:,} training images, {EPOCHS} epochs. Channels "
-        f"are removed until {100 * LEFT:.0f} % of the multiply-accumulates remain; {MORE} epochs "
-        f"follow. Accuracy on {whole[0]['compared']:,} other training images, in percent: mean "
-        "over seeds ± standard deviation (seeds). Differences are paired by image, with 95 % "
-        "intervals over images, for these trainings.", "",
-        f"Unpruned: {_mean(whole)}. {whole[0]['processor']}, one thread; "
-        f"{', '.join(f'{k} {v}' for k, v in whole[0]['versions'].items())}.",
+        f"ResNet-8 on CIFAR-10, {unpruned[0]['images']:,} training images, {EPOCHS} epochs. "
+        f"Channels are removed until {100 * LEFT:.0f} % of the multiply-accumulates remain; {MORE} "
+        f"epochs follow. Accuracy on {unpruned[0]['compared']:,} other training images, in "
+        "percent: mean over seeds ± standard deviation (seeds). Differences are paired by image, "
+        "with 95 % intervals over images, for these trainings.", "",
+        f"Unpruned: {_mean(unpruned)}. {unpruned[0]['processor']}, one thread; "
+        f"{', '.join(f'{k} {v}' for k, v in unpruned[0]['versions'].items())}.",
     ]  # fmt: skip
     for scope in SCOPES:
         lines += ["", f"## `{scope}` scope", "",

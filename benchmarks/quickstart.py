@@ -32,10 +32,10 @@ def section(folder: Path) -> str:
             for row in (HEADINGS, *summary_rows(variants_of(Findings.of(records))))]  # fmt: skip
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" + " ---: |" * (len(HEADINGS) - 1))
-    return "\n".join([_says(folder.name, records), "", *lines])
+    return "\n".join([_caption(folder.name, records), "", *lines])
 
 
-def _says(name: str, records: list[Record]) -> str:
+def _caption(name: str, records: list[Record]) -> str:
     seconds_of = {str(r.at["stage"]): r.value for r in records if r.metric == "seconds"}
     epochs: dict[str, float] = {}
     for record in records:

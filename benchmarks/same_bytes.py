@@ -40,8 +40,8 @@ same.
 
 def run(command: tuple[str, ...], folder: Path) -> dict[str, tuple[int, str]]:
     """Run a command in ``folder``, an empty one; path of each file to its size and SHA-256."""
-    whole = [sys.executable, "-m", "secateur", *command, "--out", "out"]
-    done = subprocess.run(whole, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+    arguments = [sys.executable, "-m", "secateur", *command, "--out", "out"]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode not in (0, 3):  # 3: the goal of compress is missed
         raise RuntimeError(done.stderr)
     files = sorted(p for p in (folder / "out").rglob("*") if p.suffix in KINDS and p.is_file())

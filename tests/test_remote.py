@@ -191,13 +191,13 @@ def test_a_stage_that_was_made_before_is_uploaded(tmp_path: Path) -> None:
 def test_storage_that_cannot_be_used_is_one_line(
     storage: type[FlakyStorage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for url, says in (
+    for url, message in (
         ("runs", "not an object storage"),
         ("file:///tmp/x", "not an object storage"),
         ("nowhere://x", "unknown kind of storage"),
         ("zip://x", "storage without conditional writes"),
     ):
-        with pytest.raises(UsageError, match=says):
+        with pytest.raises(UsageError, match=message):
             Remote(url)
     monkeypatch.setattr("fsspec.get_filesystem_class", _not_installed)
     with pytest.raises(UsageError, match=r"pip install 'secateur\[s3\]'"):

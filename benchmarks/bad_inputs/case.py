@@ -35,7 +35,7 @@ class Case:
         name: Short description of the input.
         command: Arguments of ``secateur``; after ``-c``, Python code.
         files: From path to content; paths are relative to the folder in which the command runs.
-        says: Pattern that stdout or stderr must match.
+        message: Pattern that stdout or stderr must match.
         ends: ``rejected``: one line on stderr and exit code ``code``; ``accepted``: exit code 0; or
             ``either``.
         code: Exit code if rejected: 2 for a given file, 1 for a stored result.
@@ -47,7 +47,7 @@ class Case:
     name: str
     command: tuple[str, ...]
     files: Mapping[str, Content] = field(default_factory=dict)
-    says: str = ""
+    message: str = ""
     ends: str = REJECTED
     code: int = 2
     mebibytes: int = MEBIBYTES
@@ -100,11 +100,11 @@ Linux ``ru_maxrss`` includes the memory of the process that forked, and the benc
 
 def _measured(command: tuple[str, ...], folder: Path) -> tuple[int, float, float, bytes, bytes]:
     """Run a command; return exit code, seconds, peak memory in MiB, stdout and stderr."""
-    whole = [sys.executable, *([] if command[0] == "-c" else ["-m", "secateur"]), *command]
+    arguments = [sys.executable, *([] if command[0] == "-c" else ["-m", "secateur"]), *command]
     report, start = folder / ".report", time.monotonic()
     with (folder / ".out").open("w+b") as out, (folder / ".err").open("w+b") as err:
         process = subprocess.Popen(  # noqa: S603 (no shell)
-            [sys.executable, "-S", "-c", _WAIT, str(report), *whole],
+            [sys.executable, "-S", "-c", _WAIT, str(report), *arguments],
             cwd=folder, stdout=out, stderr=err, start_new_session=True,
         )  # fmt: skip
         try:
@@ -132,8 +132,8 @@ def _faults(
     faults += [sign for sign in ("Traceback", "internal error") if sign in text]
     if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
         faults.append("control characters")
-    if not re.search(case.says, text):
-        faults.append(f"does not say {case.says!r}")
+    if not re.search(case.message, text):
+        faults.append(f"does not say {case.message!r}")
     if seconds >= SECONDS:
         faults.append("no end")
     if mebibytes > case.mebibytes:

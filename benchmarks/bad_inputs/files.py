@@ -23,7 +23,7 @@ RECIPES, STORED, OUTPUTS = "Recipes", "Stages, checkpoints, records", "Outputs"
 
 def recipes() -> Iterator[Case]:
     """Recipes given to ``show`` and ``train``."""
-    for name, content, says in (
+    for name, content, message in (
         ("an infinite number", TINY.replace("0.05", "inf"), "learning_rate"),
         ("not a number", TINY.replace("0.05", "nan"), "learning_rate"),
         ("an integer of 5,000 digits", TINY + f"seed = {'9' * 5000}", "not a TOML file"),
@@ -45,7 +45,7 @@ def recipes() -> Iterator[Case]:
     ):
         for command in (("show", "tiny.toml"), ("groups", "tiny.toml")):
             if command[0] == "show" or callable(content):
-                yield Case(RECIPES, name, command, {"tiny.toml": content}, says)
+                yield Case(RECIPES, name, command, {"tiny.toml": content}, message)
     odd = ("show", os.fsdecode(b"\xff\x1b[31m"))
     yield Case(
         RECIPES, "an argument with control characters, not UTF-8", odd, {}, "nothing to show"
@@ -139,8 +139,8 @@ def stored() -> Iterator[Case]:
     newest = "runs/stages/*.partial/checkpoint.safetensors"
     for name, damage in (("one bit flipped", _flip), ("cut", _cut), ("empty", lambda data: b"")):
         files = {".made": _copied(_interrupted, newest, damage)}
-        name, says = f"checkpoint: {name}", "checkpoint refused"
-        yield Case(STORED, name, TRAIN, files, says, ACCEPTED)
+        name, message = f"checkpoint: {name}", "checkpoint refused"
+        yield Case(STORED, name, TRAIN, files, message, ACCEPTED)
     records = {".made": _copied(_trained, "runs/tiny-*/records.jsonl", _cut)}
     command = ("-c", _REPORT)
     yield Case(STORED, "records: cut", command, records, "records", code=1)
@@ -170,7 +170,7 @@ def outputs() -> Iterator[Case]:
         ("pack", "net.onnx", "-o"),
         ("bench", "net.sec", "--out"),
     ):
-        for name, target, files, says, unchanged in (
+        for name, target, files, message, unchanged in (
             ("a link", "out", dear | {"out": link}, "a symbolic link", "dear.txt"),
             ("a FIFO", "out", {"out": os.mkfifo}, "a FIFO", None),
             ("a folder", "out", {"out": Path.mkdir}, "a folder", None),
@@ -178,7 +178,7 @@ def outputs() -> Iterator[Case]:
             ("the input itself", command[1], {}, "the input itself", command[1]),
             ("in a folder that is missing", "none/out", {}, "no such folder", None),
         ):
-            case = Case(OUTPUTS, f"{name}", (*command, target), inputs | files, says)
+            case = Case(OUTPUTS, f"{name}", (*command, target), inputs | files, message)
             yield Case(**{**case.__dict__, "unchanged": unchanged})
     names = {"names.txt": b"caf\xe9\n" * 10} | inputs
     command = ("quantize", "net.onnx", "--data", "x.npy", "--classes", "names.txt")

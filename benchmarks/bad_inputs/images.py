@@ -92,7 +92,7 @@ def images() -> Iterator[Case]:
             IMAGES, f"{name}: same class as the plain image", ("-c", _COMPARE), files, ends=ACCEPTED
         )
     frames = [Image.new("L", (9, 9), value) for value in (0, 9)]
-    for name, content, says in (
+    for name, content, message in (
         ("a header of 2^30 x 2^30 pixels", _huge(), "image too large"),
         ("400 megapixels in 50 kB", encoded(Image.new("1", (20_000, 20_000))), "too large"),
         ("100 MB of compressed text", _text_bomb(), "cannot read image"),
@@ -107,7 +107,7 @@ def images() -> Iterator[Case]:
         ("a folder without images", Path.mkdir, "no image files"),
     ):
         files = {"net.sec": NETWORK, "x.png": content}
-        yield Case(IMAGES, name, ("predict", "net.sec", "x.png"), files, says)
+        yield Case(IMAGES, name, ("predict", "net.sec", "x.png"), files, message)
     odd = {"net.sec": NETWORK, "=1+1.png": plain}
     command = ("predict", "net.sec", "=1+1.png", "--csv")
     yield Case(IMAGES, "a name that is a formula, as CSV", command, odd, "'=1", ACCEPTED)
@@ -160,7 +160,7 @@ def folders() -> Iterator[Case]:
         "fifo": {"images/train/a/9.png": os.mkfifo},
         "loop": {"images/train/a/up": lambda path: path.symlink_to("..")},
     }
-    for name, files, says, ends in (
+    for name, files, message, ends in (
         ("a class is missing in test/", few | some, "classes differ", ""),
         ("test/ is missing", few, "no test images", ""),
         ("a class without images", good | {"images/train/c": Path.mkdir}, "without images", ""),
@@ -174,7 +174,7 @@ def folders() -> Iterator[Case]:
         ("a link to the folder above", good | extra["loop"], "", ACCEPTED),
         ("no such folder", {"tiny.toml": TINY}, "no such", ""),
     ):
-        yield Case(FOLDERS, name, TRAIN, files, says, ends or "rejected")
+        yield Case(FOLDERS, name, TRAIN, files, message, ends or "rejected")
     code = f"{_LOADERS}labels += 5;{_COMPRESS}"
     yield Case(FOLDERS, "a DataLoader with labels out of range", ("-c", code), {}, "classes")
     code = f"{_LOADERS}images[:, 0, 0, 0] = float('nan');{_COMPRESS}"
@@ -215,7 +215,7 @@ def official() -> Iterator[Case]:
         return TINY.replace('"folder"', f'"{name}"')
 
     command = ("train", "tiny.toml", "--data", "data", "--out", "runs")
-    for name, content, says in (
+    for name, content, message in (
         ("other labels", labels, "not the official file"),
         ("cut", labels[:-100], "corrupt"),
         (
@@ -227,7 +227,7 @@ def official() -> Iterator[Case]:
         ("a FIFO", os.mkfifo, "not a regular file"),
     ):
         files = {"tiny.toml": recipe("fashionmnist"), raw: content}
-        yield Case(OFFICIAL, f"FashionMNIST: {name}", command, files, says)
+        yield Case(OFFICIAL, f"FashionMNIST: {name}", command, files, message)
     pickled = pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0]})
     files = {
         "tiny.toml": recipe("cifar10"),

@@ -61,7 +61,7 @@ def packed_files() -> Iterator[Case]:
     flipped[len(flipped) // 2] ^= 1
     deep = b"[" * 100_000 + b"]" * 100_000
     bomb = replace(_squeezed(bytes(100_000_000)), size=1000)
-    for name, data, says in (
+    for name, data, message in (
         ("cut in the middle", good[: len(good) // 2], "not whole"),
         ("one bit flipped", bytes(flipped), "another checksum"),
         ("empty", b"", "not a Secateur file"),
@@ -73,17 +73,17 @@ def packed_files() -> Iterator[Case]:
         ("an integer of 5,000 digits", _with_sections(ABOU=_squeezed(b"9" * 5000)), "damaged"),
         ("a network of another hash", _with_sections(ABOU=_squeezed(b"{}")), "another"),
     ):  # fmt: skip
-        yield Case(PACKED, name, ("verify", "net.sec"), {"net.sec": data}, says)
-    for name, make, says in (
+        yield Case(PACKED, name, ("verify", "net.sec"), {"net.sec": data}, message)
+    for name, make, message in (
         ("a FIFO", os.mkfifo, "a FIFO"),
         ("a folder", Path.mkdir, "a folder"),
         ("a link to /dev/zero", lambda path: path.symlink_to("/dev/zero"), "a device"),
     ):
-        yield Case(PACKED, name, ("verify", "net.sec"), {"net.sec": make}, says)
+        yield Case(PACKED, name, ("verify", "net.sec"), {"net.sec": make}, message)
     predict = ("predict", "net.sec", "x.png")
     control, surrogate = "\x1b[31mred\x07\x9b\n", "\ud800"
     others = [f"class {number}" for number in range(9)]
-    for name, data, says, ends in (
+    for name, data, message, ends in (
         ("a tensor that holds NaN", _with_nan(), "NaN", ""),
         ("class names with control characters", [control, *others], r"x1b\[31mred", ACCEPTED),
         ("a class name with a lone surrogate", [surrogate, *others], "ud800", ACCEPTED),
@@ -91,7 +91,7 @@ def packed_files() -> Iterator[Case]:
     ):
         file = data if isinstance(data, bytes) else _with_metadata(classes=json.dumps(data))
         case = Case(
-            PACKED, name, (*predict, "--top", "10"), {"net.sec": file, "x.png": png()}, says
+            PACKED, name, (*predict, "--top", "10"), {"net.sec": file, "x.png": png()}, message
         )
         yield replace(case, ends=ends) if ends else case
 
@@ -118,7 +118,7 @@ def _external(location: str) -> bytes:
     return model.SerializeToString()
 
 
-def _external_whole(path: Path) -> None:
+def _valid_external(path: Path) -> None:
     model = onnx.load_from_string(quantized("micro"))
     onnx.save_model(model, path, save_as_external_data=True, size_threshold=0, location="w.bin")
 
@@ -156,7 +156,7 @@ def _graphs() -> Iterator[Case]:
     relus = [
         helper.make_node("Relu", [f"x{i}" if i else "image"], [f"x{i + 1}"]) for i in range(70_000)
     ]
-    for name, (nodes, constants), says in (
+    for name, (nodes, constants), message in (
         ("a loop", ([loop], {}), "Loop"),
         ("an operator of another domain", ([custom], {}), "org.example"),
         ("a tensor of 128 GiB", _constant_of_shape(2**35), "memory|alloc|exit code|signal"),
@@ -167,7 +167,9 @@ def _graphs() -> Iterator[Case]:
         def make(path: Path, nodes: list = nodes, constants: dict = constants) -> None:
             graph(nodes, path, constants=constants, domains=("org.example",))
 
-        yield Case(ONNX, name, ("explain", "net.onnx"), {"net.onnx": make}, says, mebibytes=TRIAL)
+        yield Case(
+            ONNX, name, ("explain", "net.onnx"), {"net.onnx": make}, message, mebibytes=TRIAL
+        )
 
 
 def _external_files() -> Iterator[Case]:
@@ -181,6 +183,6 @@ def _external_files() -> Iterator[Case]:
     ):  # fmt: skip
         for command in (("pack", "net.onnx", "-o", "net.sec"), ("explain", "net.onnx")):
             yield Case(ONNX, name, command, {"net.onnx": data, **more}, "external|outside|FIFO")
-    whole = {"net.onnx": _external_whole}
+    valid = {"net.onnx": _valid_external}
     command = ("pack", "net.onnx", "-o", "net.sec")
-    yield Case(ONNX, "external data that is valid", command, whole, "times smaller", ACCEPTED)
+    yield Case(ONNX, "external data that is valid", command, valid, "times smaller", ACCEPTED)

@@ -153,9 +153,9 @@ def _simulation(records: dict[str, Record]) -> Iterator[str]:
     )
     rows = []
     for work, apart, (name, make) in product((10, 60, 600), (False, True), stores.items()):
-        found = simulate(CELLS, NODES, work, Costs(starts, driver, make), 8, apart)
-        takes = (duration(3600 * found[key]) for key in ("hours", "ideal"))
-        shares = (percent(found[key]) for key in ("start", "store", "waiting", "driver"))
+        result = simulate(CELLS, NODES, work, Costs(starts, driver, make), 8, apart)
+        takes = (duration(3600 * result[key]) for key in ("hours", "ideal"))
+        shares = (percent(result[key]) for key in ("start", "store", "waiting", "driver"))
         rows.append([f"{work} s", "apart" if apart else "neighbors", name, *takes, *shares])
     head = [
         "Work of a cell", "Sharing", "Store", "Takes", "Work alone", "Start", "Store", "Lock",

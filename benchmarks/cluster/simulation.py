@@ -56,7 +56,7 @@ def simulate(
         ``hours``; ``ideal``, hours of the work alone; and shares of all nodes' time that are
         ``work``, ``start``, ``store``, ``waiting`` for a lock, and ``driver``.
     """
-    draw, spent = random.Random(seed), Counter[str]()  # noqa: S311 - a simulation
+    draw, seconds = random.Random(seed), Counter[str]()  # noqa: S311 - a simulation
     events = [(0.0, 0, node) for node in range(nodes)]  # time, whether a cell ends, node
     there_from: dict[int, float] = {}
     begun, stored, driver_free = 0, 0, 0.0
@@ -64,7 +64,7 @@ def simulate(
         now, ends, node = heapq.heappop(events)
         if ends:
             driver_free = max(now, driver_free) + costs.driver
-            spent["driver"] += driver_free - now
+            seconds["driver"] += driver_free - now
             heapq.heappush(events, (driver_free, 0, node))
             continue
         if begun == cells:
@@ -82,10 +82,10 @@ def simulate(
             "store": made * costs.make(stored),
         }
         stored += made
-        spent.update(parts)  # type: ignore[arg-type]
+        seconds.update(parts)  # type: ignore[arg-type]
         heapq.heappush(events, (now + sum(parts.values()), 1, node))
-    total = {name: spent[name] / (nodes * driver_free) for name in SHARES}
-    return {"hours": driver_free / 3600, "ideal": spent["work"] / nodes / 3600, **total}
+    total = {name: seconds[name] / (nodes * driver_free) for name in SHARES}
+    return {"hours": driver_free / 3600, "ideal": seconds["work"] / nodes / 3600, **total}
 
 
 SHARES = ("work", "start", "store", "waiting", "driver")

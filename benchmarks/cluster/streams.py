@@ -119,5 +119,5 @@ def imagenet(work: Path) -> Record:
     (folder,) = (work / "runs").glob(f"{RECIPE}-*")
     records = read_records(folder / "records.jsonl")
     top1 = {r.variant: r.value for r in records if r.metric == "top1_percent"}
-    spent = {str(r.at["stage"]): r.value for r in records if r.metric == "seconds"}
-    return {"seconds": round(seconds, 1), "top1_percent": top1, "stages": spent, "processes": 2}
+    stages = {str(r.at["stage"]): r.value for r in records if r.metric == "seconds"}
+    return {"seconds": round(seconds, 1), "top1_percent": top1, "stages": stages, "processes": 2}

@@ -23,7 +23,7 @@ from benchmarks.common.records import Record
 from benchmarks.peers.measure import make_and_evaluate, take_turns
 from benchmarks.peers.row import RowInput
 from benchmarks.peers.rows import ROWS
-from benchmarks.peers.torch_pruning_row import pruned_to_macs, save_whole
+from benchmarks.peers.torch_pruning_row import pruned_to_macs, save_module
 from secateur.benchmarking.cost import macs
 from secateur.compression.command import Arguments, resolve
 from secateur.compression.inputs import Inputs, read_problem
@@ -89,7 +89,7 @@ class Compressed:
             prune_and_train(self, module)
         elif not module.exists():
             contiguous = problem.network.to(memory_format=torch.contiguous_format)
-            save_whole(contiguous.eval(), module)
+            save_module(contiguous.eval(), module)
         quantize = self.resolved[1].quantize
         order = torch.randperm(len(problem.training), generator=torch.Generator().manual_seed(0))
         some = problem.training.take(order[: quantize.images])
@@ -165,4 +165,4 @@ def prune_and_train(compressed: Compressed, path: Path) -> None:
     note = f"{counted:.1f} M MACs, Secateur {int(shipped['macs']) / 1e6:.1f} M"
     note += f"; {len(history)} of {epochs} epochs"
     path.with_suffix(".txt").write_text(note, encoding="utf-8")
-    save_whole(smaller.to(memory_format=torch.contiguous_format).eval(), path)
+    save_module(smaller.to(memory_format=torch.contiguous_format).eval(), path)

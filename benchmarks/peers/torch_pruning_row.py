@@ -89,11 +89,11 @@ def prune_and_train(chain: Chain, folder: Path) -> Path:
         teacher=retraining_teacher(chain),
         label="torch-pruning",
     )
-    save_whole(kept, path)
+    save_module(kept, path)
     return path
 
 
-def save_whole(network: nn.Module, path: Path) -> None:
+def save_module(network: nn.Module, path: Path) -> None:
     """Write a module atomically."""
     partial = path.with_suffix(".partial")
     torch.save(network.cpu(), partial)

@@ -266,12 +266,12 @@ class Remote:
             time.sleep(PAUSE * 2**attempt * random.uniform(0.5, 1))  # noqa: S311
         raise AssertionError
 
-    def _failed(self, found: str, error: Exception | None) -> StoreError:
-        says = " ".join(str(error or "").split())[:200]
+    def _failed(self, cause: str, error: Exception | None) -> StoreError:
+        detail = " ".join(str(error or "").split())[:200]
         return StoreError(
             "storage cannot be used",
             where=self.url,
-            found=f"{found}: {says}" if says else found,
+            found=f"{cause}: {detail}" if detail else cause,
             remedy="check the URL, the credentials and the endpoint",
         )
 

@@ -180,12 +180,12 @@ def augment(
         uint8, shape (N, C, H, W); a new tensor if anything changed.
     """
     n, _, height, width = pixels.shape
-    whole, device = batch or n, pixels.device
+    total, device = batch or n, pixels.device
     if config.flip:
-        flipped = (torch.rand(whole, generator=generator)[part] < 0.5).to(device)
+        flipped = (torch.rand(total, generator=generator)[part] < 0.5).to(device)
         pixels = torch.where(flipped.view(n, 1, 1, 1), pixels.flip(3), pixels)
     if config.crop:
-        drawn = torch.randint(0, 2 * config.crop + 1, (2, whole), generator=generator)
+        drawn = torch.randint(0, 2 * config.crop + 1, (2, total), generator=generator)
         shifts = drawn[:, part].to(device)
         rows = torch.arange(height, device=device) + shifts[0].unsqueeze(1)
         columns = torch.arange(width, device=device) + shifts[1].unsqueeze(1)
@@ -195,7 +195,7 @@ def augment(
         cropped = padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)]
         pixels = cropped.permute(0, 3, 1, 2)
     if config.cutout:
-        corner = torch.rand(2, whole, generator=generator)[:, part].to(device)
+        corner = torch.rand(2, total, generator=generator)[:, part].to(device)
         top = (corner[0] * (height - config.cutout + 1)).long().view(n, 1, 1, 1)
         left = (corner[1] * (width - config.cutout + 1)).long().view(n, 1, 1, 1)
         row = torch.arange(height, device=device).view(1, 1, height, 1)

@@ -197,7 +197,7 @@ class Choice:
             group.name: candidates(group, round_to, self.losses[group.name])
             for group in prunable.groups
         }
-        self.whole = {group.name: group.steps for group in prunable.groups}
+        self.unpruned = {group.name: group.steps for group in prunable.groups}
         self._sharing = _sharing(geometry)
         layers = geometry.layers({})
         self._fixed, self._numbers = 0.0, sum(layer.elements for layer in layers)
@@ -228,7 +228,7 @@ class Choice:
 
     def within(self, limit: float) -> dict[str, int]:
         """Widths with a predicted latency of at most ``limit``, or the fastest widths."""
-        widths = dict(self.whole)
+        widths = dict(self.unpruned)
         first = now = self.latency(widths)
         steps: dict[str, _Step] = {}
         stale = set(widths)

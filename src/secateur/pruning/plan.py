@@ -203,8 +203,8 @@ class Plan(BaseModel):
 
     def removes(self, tensor: str) -> bool:
         """Whether the tensor of that name is removed with a block."""
-        whole = (Shortcut(module=name) for name in self.blocks)
-        return any(block.removes(tensor) for block in (*whole, *self.shortcuts))
+        blocks = (Shortcut(module=name) for name in self.blocks)
+        return any(block.removes(tensor) for block in (*blocks, *self.shortcuts))
 
     def then(self, later: Plan) -> Plan:
         """Compose this plan with ``later`` into one plan for stored weights.

@@ -95,8 +95,8 @@ def _read(path: Path) -> GridFile:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        says = f"{key}: {first['msg']}"
-        raise RecipeError("grid file does not fit", where=path, found=says) from None
+        reason = f"{key}: {first['msg']}"
+        raise RecipeError("grid file does not fit", where=path, found=reason) from None
     except (ValueError, RecursionError) as error:
         raise RecipeError("not a TOML file", where=path, found=error) from error
 

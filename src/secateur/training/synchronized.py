@@ -62,9 +62,9 @@ def _together(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tenso
     means, variances, counts = all_reduce(torch.stack(rows)).unbind(1)
     total = counts.detach().sum(0)
     shares = counts / total
-    whole = (shares * means).sum(0)
-    spread = (shares * (variances + (means - whole) ** 2)).sum(0)
-    return whole, spread, total
+    joint = (shares * means).sum(0)
+    spread = (shares * (variances + (means - joint) ** 2)).sum(0)
+    return joint, spread, total
 
 
 @torch.no_grad()
