@@ -44,6 +44,7 @@ from secateur.store import Store
 from secateur.training.checkpoint import remove_checkpoints
 from secateur.training.evaluation import correct, scorer
 from secateur.training.loop import train
+from secateur.wording import counted
 
 PLAIN: dict[str, Any] = {"rounding": "nearest", "correct_bias": False}
 CORRECTED: dict[str, Any] = {"correct_bias": True}
@@ -249,7 +250,7 @@ def report(options: argparse.Namespace) -> None:
             "|---|" + "---:|" * 7,
             *(row(by_cell[cell]) for cell in CELLS if cell in by_cell),
             "",
-            f"{last['processor']}; {last['threads']} threads; "
+            f"{last['processor']}; {counted(last['threads'], 'thread')}; "
             f"{', '.join(f'{k} {v}' for k, v in last['versions'].items())}; "
             f"commit {', '.join(sorted({record['commit'] for record in records}))}.", "",
         ]  # fmt: skip

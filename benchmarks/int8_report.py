@@ -17,6 +17,7 @@ from benchmarks.common.records import Record, read
 from benchmarks.int8_rows import Row, all_rows
 from secateur.report.numbers import NONE, fixed, probability, size, times
 from secateur.statistics import Interval, mcnemar, paired_drop, proportion, ratio_of_medians, spread
+from secateur.wording import counted
 
 WARMUP = 20
 """Untimed turns."""
@@ -189,7 +190,7 @@ def latency_section(records: list[Record]) -> Iterator[str]:
     newest = {(r["network"], r["resolution"], r["threads"]): r for r in records}
     for (network, side, threads), record in newest.items():
         n = max((len(turns) for turns in milliseconds(record).values()), default=0)
-        setting = f"{side}x{side}x3, batch 1, {threads} threads, n = {n} turns a row"
+        setting = f"{side}x{side}x3, batch 1, {counted(threads, 'thread')}, n = {n} turns a row"
         yield from (f"### {network}", "", f"{setting}, after {WARMUP} that do not count.", "")
         yield from (*latency_table(record), "", *faster_verdicts(record), "")
         yield from (made_with([record]), "")

@@ -13,6 +13,7 @@ from secateur.records import Record, read_records
 from secateur.report import numbers
 from secateur.report.findings import Findings
 from secateur.report.summary import HEADINGS, summary_rows, variants_of
+from secateur.wording import counted
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +54,7 @@ def _caption(name: str, records: list[Record]) -> str:
         f"Reference trained in {numbers.duration(seconds_of['train'])}, whole chain "
         f"{numbers.duration(sum(seconds_of.values()))}. {bench.processor}; {bench.runtime}, "
         "batch 1, "
-        f"{bench.threads} threads, n = {bench.n}; torch {bench.versions['torch']}."
+        f"{counted(bench.threads, 'thread')}, n = {bench.n}; torch {bench.versions['torch']}."
     )
 
 

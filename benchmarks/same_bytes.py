@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.common.markdown import table
 from benchmarks.common.records import Record, append, read
+from secateur.wording import counted
 
 SETS = ("data.images=1000", "train.epochs=1", "prune.rounds=1", "prune.epochs=1",
         "scan.fractions=[0.2, 0.5]", "scan.layer_fractions=[0.5]", "bench.repeats=5")  # fmt: skip
@@ -88,7 +89,7 @@ def page(records: list[Record]) -> str:
         ]
         lines += table(["File", "Bytes", "SHA-256", "The same"], rows)
         lines += [f"\nIn one run only: {path}" for path in record["only_once"]]
-        lines += ["", f"{record['processor']}; {record['threads']} threads; "
+        lines += ["", f"{record['processor']}; {counted(record['threads'], 'thread')}; "
                   f"commit {record['commit']}.", ""]  # fmt: skip
     return "\n".join(lines)
 

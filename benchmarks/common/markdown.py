@@ -37,7 +37,7 @@ def aim_text(reached: bool, missed: str) -> str:
     return "reached" if reached else f"missed by {missed}"
 
 
-def counted(threads: list[int]) -> str:
+def threads_text(threads: list[int]) -> str:
     """Numbers of threads in words: ``1 thread``, ``1, 2 threads``."""
     return f"{', '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
 
@@ -48,4 +48,4 @@ def made_with(records: list[dict[str, Any]]) -> str:
     threads = sorted({record["threads"] for record in records if "threads" in record})
     commits = ", ".join(sorted({record["commit"] for record in records}))
     processors = "; ".join(sorted({record["processor"] for record in records}))
-    return f"{processors}; {counted(threads)}; {versions}; commit {commits}."
+    return f"{processors}; {threads_text(threads)}; {versions}; commit {commits}."

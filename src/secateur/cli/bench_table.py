@@ -10,6 +10,7 @@ from rich.table import Table
 from secateur.benchmarking.comparison import CandidateResult, Comparison
 from secateur.report import numbers
 from secateur.statistics import QUIET, ratio_of_medians, spread
+from secateur.wording import counted
 
 
 def render(result: Comparison) -> Iterator[Table | str]:
@@ -24,9 +25,9 @@ def render(result: Comparison) -> Iterator[Table | str]:
     yield table
     n = len(result.rows[0].samples[batches[0]])
     yield (
-        f"{result.about['processor']}; {result.threads} threads; n = {n} turns, A B A B; median "
-        "(p10 to p90); ratio of medians with its 95 % bootstrap interval; start and memory in a "
-        "new process."
+        f"{result.about['processor']}; {counted(result.threads, 'thread')}; "
+        f"n = {counted(n, 'turn')}, A B A B; median (p10 to p90); ratio of medians "
+        "with its 95 % bootstrap interval; start and memory in a new process."
     )
     if result.noise > QUIET:
         yield (

@@ -30,6 +30,7 @@ from secateur.report.contents import (
 )
 from secateur.report.render import render_report
 from secateur.statistics import Interval, spread
+from secateur.wording import counted
 
 _STATUS: dict[Kind, Literal["met", "missed", "undecided"]] = {
     "meets": "met",
@@ -51,7 +52,7 @@ def write_page(
     """Write the report into ``out``, beside the files that it links to."""
     report = Report(
         title=f"{stages.problem.name}, compressed",
-        description=f"{chosen.candidate.name}, of {len(tried)} candidates",
+        description=f"{chosen.candidate.name}, of {counted(len(tried), 'candidate')}",
         facts=_facts(stages, settings),
         verdict=_verdict(final, settings),
         variants=_variants(stages, chosen, final),
@@ -89,9 +90,9 @@ def _facts(stages: Stages, settings: Settings) -> tuple[str, ...]:
     problem, before = stages.problem, stages.reference_facts
     return (
         f"{problem.name}, {before['parameters']:,} parameters",
-        f"{problem.data_name}, {len(problem.classes)} classes",
+        f"{problem.data_name}, {counted(len(problem.classes), 'class', 'classes')}",
         f"{problem.prepare.resolution} pixels",
-        f"{settings.bench.threads} threads of {environment.processor()}",
+        f"{counted(settings.bench.threads, 'thread')} of {environment.processor()}",
     )
 
 

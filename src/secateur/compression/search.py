@@ -20,6 +20,7 @@ from secateur.pruning.find import find_prunable
 from secateur.tracking import log_metrics
 from secateur.training.loop import GLANCE
 from secateur.training.trainer import Epoch
+from secateur.wording import counted
 
 ASSURED = 0.8
 """A candidate is acceptable if the test passes with at least this probability, from validation."""
@@ -301,7 +302,7 @@ class Search:
             return METHODS[0]
         best = max(right, key=right.__getitem__)
         shown = ", ".join(f"{method} {100 * value:.2f} %" for method, value in right.items())
-        say(f"    channels are chosen by {best}; after {TRIAL_EPOCHS} epoch: {shown}")
+        say(f"    channels are chosen by {best}; after {counted(TRIAL_EPOCHS, 'epoch')}: {shown}")
         return best
 
     def _prune_to_cost(self, quantized: Candidate) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from secateur import recipe
 from secateur.errors import RecipeError
 from secateur.recipe import Count, Part, Positive
+from secateur.wording import counted
 
 Target = Literal["latency", "size", "macs"]
 
@@ -35,7 +36,7 @@ class Goal(Part):
 
     def __str__(self) -> str:
         """The goal in words."""
-        words = f"at most {self.max_drop:g} points less accurate"
+        words = f"at most {counted(self.max_drop, 'point')} less accurate"
         if self.latency_ms is not None:
             words += f", {self.latency_ms:g} ms an image or less"
         if self.size_bytes is not None:

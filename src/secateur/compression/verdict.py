@@ -12,6 +12,7 @@ from scipy import stats
 
 from secateur import statistics
 from secateur.statistics import Interval, paired_drop, proportion
+from secateur.wording import counted
 
 CONFIDENCE = 0.95
 """Confidence level of each one-sided bound."""
@@ -46,7 +47,7 @@ class Verdict:
     def __str__(self) -> str:
         """The verdict in one sentence."""
         value, low, high = self.drop
-        allowed = f"the allowed loss of {self.max_drop:g} points"
+        allowed = f"the allowed loss of {counted(self.max_drop, 'point')}"
         if self.reason:
             return f"The test cannot tell: {self.reason}"
         subject = f"The result {self.kind}"

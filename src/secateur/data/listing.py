@@ -20,6 +20,7 @@ from pathlib import Path
 from secateur.errors import DataError
 from secateur.escaping import printable
 from secateur.imaging import SUFFIXES
+from secateur.wording import counted
 
 PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """From part to the accepted names of its folder."""
@@ -52,7 +53,8 @@ class Listing:
         for part in self.files:
             counts = self.counts(part)
             yield (
-                f"{part}: {sum(counts):,} images of {len(counts)} classes, "
+                f"{part}: {counted(sum(counts), 'image')} of "
+                f"{counted(len(counts), 'class', 'classes')}, "
                 f"{min(counts):,} to {max(counts):,} each"
             )
         if self.skipped:

@@ -32,6 +32,7 @@ from secateur.data.splits import split
 from secateur.environment import cores
 from secateur.errors import DataError
 from secateur.imaging import PIXEL_LIMIT, Preparation, decode
+from secateur.wording import counted
 
 CACHED = 2**28
 """Bytes of decoded images up to which a selection is decoded once and kept."""
@@ -143,7 +144,8 @@ class ShardDataSet(DataSet):
         self._parts: dict[str, Encoded] = {part: kind(paths) for part, paths in files.items()}
         self.classes = _class_names(root, self._parts)
         self.report = tuple(
-            f"{part}: {len(self._parts[part].labels):,} images in {len(paths):,} shards"
+            f"{part}: {counted(len(self._parts[part].labels), 'image')} in "
+            f"{counted(len(paths), 'shard')}"
             for part, paths in files.items()
         )
         labels = self._parts["train"].labels

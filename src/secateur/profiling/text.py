@@ -10,6 +10,7 @@ from secateur.profiling.block_widths import Width, blocks_are_known
 from secateur.profiling.explanation import Explanation
 from secateur.profiling.nodes import Node
 from secateur.profiling.operators import MOVERS
+from secateur.wording import counted
 
 
 def render(explanation: Explanation, everything: bool = False) -> Iterator[str | Table]:
@@ -36,7 +37,7 @@ def render(explanation: Explanation, everything: bool = False) -> Iterator[str |
 
 
 def _header(explanation: Explanation) -> str:
-    threads = f"{explanation.threads} thread" + ("s" if explanation.threads > 1 else "")
+    threads = counted(explanation.threads, "thread")
     spread = f"p10 {explanation.p10_ms:.3f}, p90 {explanation.p90_ms:.3f}"
     return (
         f"{explanation.file}: {explanation.size_bytes:,} bytes, {explanation.precision}, "
@@ -91,7 +92,7 @@ def _island_lines(explanation: Explanation) -> Iterator[str]:
     if not explanation.islands:
         yield f"Still in float: nothing; conversions at the edges, as must be: {edges}"
         return
-    inside = f"{len(explanation.conversions)} conversions inside"
+    inside = f"{counted(len(explanation.conversions), 'conversion')} inside"
     yield f"Still in float: {len(explanation.islands)}, with {inside}"
     for island in explanation.islands:
         elapsed = "" if island.ms is None else f", {island.ms:.3f} ms"
@@ -119,11 +120,12 @@ def _width_lines(widths: tuple[Width, ...], most: int | None) -> Iterator[str]:
         layers.setdefault(str(width), []).append(width)
     elapsed = {line: sum(width.ms for width in same) for line, same in layers.items()}
     names = {width.name for width in widths}
-    yield f"Widths that miss the kernel's block: {f'{len(names)} layers' if names else 'none'}"
+    missing = counted(len(names), "layer") if names else "none"
+    yield f"Widths that miss the kernel's block: {missing}"
     for line in sorted(layers, key=lambda line: -elapsed[line])[:most]:
         first, *others = [width.name for width in layers[line]]
         more = f" and {len(others)} more" if others else ""
         yield f"  {line}"
         yield f"    {first}{more}, {elapsed[line]:.3f} ms in all"
     if most and len(layers) > most:
-        yield f"  and {len(layers) - most} widths more; --all shows them"
+        yield f"  and {counted(len(layers) - most, 'more width')}; --all shows them"

@@ -30,6 +30,7 @@ from secateur.pruning.realize import realize_widths
 from secateur.pruning.surgery import apply_plan
 from secateur.pruning.tracing.permanent import is_permanent, permanent_copy
 from secateur.pruning.tracing.probe import Example, refuse_compiled
+from secateur.wording import counted
 
 _NORMS = ("l1", "l2", "fpgm")
 """Criteria whose scores are comparable between layers only after division by the layer's mean."""
@@ -317,7 +318,8 @@ def explain_shortfall(
     if prunable.groups:
         narrow = min(max(len(m.index) for m in group.makers()) for group in prunable.groups)
         reasons.append(
-            f"{len(prunable.groups)} groups could shrink, the narrowest of {narrow} channels; "
+            f"{counted(len(prunable.groups), 'group')} could shrink, the narrowest of "
+            f"{counted(narrow, 'channel')}; "
             "a smaller round_to or a larger fraction removes some"
         )
     count = f"{removed} of {sum(produced.values())} channels"

@@ -16,6 +16,7 @@ from secateur.report.contents import (
     Variant,
 )
 from secateur.report.vega import CURVE, FAINT, INK, MARK, Chart, Spec, chart
+from secateur.wording import counted
 
 Row = dict[str, Any]
 BEFORE, AFTER = "before", "after"
@@ -60,7 +61,8 @@ def _trade_off(
     split = candidates[0].split
     title = f"Top-1 on {split} images, %, by {by}"
     best = next((row for row in rows if row["chosen"]), rows[-1])
-    alt = f"{title}: {len(rows)} candidates; {best['name']} at {best['x']:.4g}, {best['y']:.4g} %."
+    number = counted(len(rows), "candidate")
+    alt = f"{title}: {number}; {best['name']} at {best['x']:.4g}, {best['y']:.4g} %."
     picked = {"test": "datum.name === picked", "value": MARK}
     chosen = {"test": "datum.chosen", "value": CURVE}
     points = {

@@ -30,6 +30,7 @@ from secateur.report.summary import (
     parity_sentence,
     variants_of,
 )
+from secateur.wording import counted
 
 
 def report_of(
@@ -225,8 +226,8 @@ def _scan_note(findings: Findings) -> str:
     if tolerance is None:
         return f"{every} The threshold of {numbers.percent(threshold.value)} was set by hand."
     within = (
-        f"the upper end of the drop’s 95 % interval stays within the tolerance of {tolerance:g} "
-        f"{'point' if tolerance == 1 else 'points'}."
+        f"the upper end of the drop’s 95 % interval stays within the tolerance of "
+        f"{counted(tolerance, 'point')}."
     )
     if threshold.value > 0:
         return f"{every} Up to {numbers.percent(threshold.value)}, {within}"

@@ -16,6 +16,7 @@ from secateur.report import numbers
 from secateur.statistics import Interval, across_seeds, drop_across_seeds
 from secateur.study.cells import FinishedCell, Group
 from secateur.study.formats import NOT_RUN, Entry
+from secateur.wording import counted
 
 Form = Callable[[float], str]
 
@@ -73,7 +74,7 @@ def speed_up(group: Group, variant: str, machine: str) -> Entry:
 
 def machine_of(record: Record) -> str:
     """Processor, threads and runtime, which comparable latencies must share."""
-    threads = f"{record.threads} thread{'s' * (record.threads != 1)}"
+    threads = counted(record.threads, "thread")
     return f"{record.processor}; {threads}, {record.runtime}"
 
 

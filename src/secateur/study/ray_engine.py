@@ -26,6 +26,7 @@ from secateur.recipe import content_id
 from secateur.remote import Remote
 from secateur.study.engines import Finished, Work, run_logged
 from secateur.study.grid import Cell
+from secateur.wording import counted
 
 PATIENCE = 15.0
 """Seconds in which a cluster's address must answer."""
@@ -134,7 +135,8 @@ class RayEngine:
             self.slots = sum(self.needs.fit(node["Resources"]) for node in nodes)
             url = getattr(context, "dashboard_url", "")
             shown = f"http://{url}" if url else "none: pip install 'ray[default]'"
-            say(f"Ray: {len(nodes)} nodes, {self.slots} cells at a time; dashboard: {shown}")
+            size = f"{counted(len(nodes), 'node')}, {counted(self.slots, 'cell')} at a time"
+            say(f"Ray: {size}; dashboard: {shown}")
             yield
         finally:
             ray.shutdown()

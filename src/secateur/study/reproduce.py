@@ -19,6 +19,7 @@ from secateur.study.forecast import forecast, total_seconds
 from secateur.study.grid import REMOTE_CELLS, Cell, cells, demonstrate, forget_times
 from secateur.study.page import write_reproduction
 from secateur.study.published import DATASETS, NETWORKS
+from secateur.wording import counted
 
 PRESETS = ("quick", "accurate", "fast", "paper")
 TABLES = (1, 2, 3, 4, 5, 6)
@@ -66,7 +67,8 @@ class Study:
             if todo
             else "all done"
         )
-        yield f"{len(self.cells) - len(todo)} of {len(self.cells)} cells done; {side}: {left}"
+        cells = counted(len(self.cells), "cell")
+        yield f"{len(self.cells) - len(todo)} of {cells} done; {side}: {left}"
 
     def run(self, data: Path | None) -> list[str]:
         """Run unfinished cells in parallel; return the errors, one line each.
