@@ -45,10 +45,11 @@ SETTINGS = Settings.model_validate(
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     problem = read_problem(Inputs(), torch.device("cpu"))
-    some, test = problem.validation.spread(400), problem.test().spread(400)
+    training, validation = problem.training.spread(600), problem.validation.spread(400)
+    test = problem.test().spread(400)
     return replace(
-        problem, training=problem.training.spread(600), validation=some, test=lambda: test,
-        test_images=len(test),
+        problem, read=lambda: (training, validation), test=lambda: test,
+        counts={"training": [60] * 10, "validation": [40] * 10}, test_images=len(test),
     )  # fmt: skip
 
 

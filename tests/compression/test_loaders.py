@@ -145,6 +145,7 @@ def test_parts_of_loaders() -> None:
     parts, prepare = loaders(loop, {"validation": loader(20), "test": loader(10)}, None)
     training, validation = parts.read()
     assert (len(training), len(validation), parts.test_images) == (30, 20, 10)
+    assert parts.counts == {"training": [15, 15], "validation": [10, 10]}
     assert (prepare.channels, prepare.resolution, prepare.to_metadata()) == (1, 8, {})
     assert len(parts.test()) == 10
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +13,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from secateur.compression import api, preflight
 from secateur.compression import inputs as reading
+from secateur.compression.api import plan, run
 from secateur.compression.command import Arguments, plan_command
 from secateur.compression.inputs import Inputs, read_problem
+from secateur.compression.parts import three_folders
 from secateur.compression.preflight import power_lines
+from secateur.compression.settings import Settings
+from secateur.data import Preparation
 from secateur.data import folder as folders
-from secateur.errors import SecateurError
+from secateur.errors import RecipeError, SecateurError, StoreError
 
 SAMPLE = 8
 NETWORK = """
@@ -82,6 +89,61 @@ def test_bad_input_fails_before_the_images_are_decoded(
         read_problem(inputs, torch.device("cpu"))
 
 
+def write_network(folder: Path) -> Inputs:
+    """A network that recognizes the cats, which are dark, and images to compress it with."""
+    random = np.random.default_rng(0)
+    for part, name in product(("train", "test"), ("cat", "dog")):
+        (folder / "bright" / part / name).mkdir(parents=True)
+        for index in range(50):
+            pixels = random.integers(0, 100, (8, 8, 3), dtype=np.uint8) + 120 * (name == "dog")
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                folder / "bright" / part / name / f"{index}.png"
+            )
+    weights = {
+        "0.weight": torch.ones(4, 3, 3, 3), "0.bias": torch.zeros(4),
+        "3.weight": torch.tensor([[-1.0] * 4, [1.0] * 4]), "3.bias": torch.zeros(2),
+    }  # fmt: skip
+    save_file(weights, folder / "weights.safetensors")
+    return Inputs(
+        f"{folder / 'net.py'}:build", folder / "weights.safetensors", folder / "bright",
+        mean=(0.5,) * 3, std=(0.5,) * 3,
+    )  # fmt: skip
+
+
+def test_a_plan_decodes_a_sample_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan(read_problem(write_network(folder), torch.device("cpu")), Settings(), folder / "out")
+    assert "images   80 to train, 20 to validate, 100 to test" in capsys.readouterr().err
+
+
+def test_three_folders_are_counted_without_decoding(folder: Path) -> None:
+    for part, count in (("a", 3), ("b", 2), ("c", 1)):
+        write_images(folder / "three", part, ("cat", "dog"), count)
+    named = {name: folder / "three" / part for name, part in
+             (("train", "a"), ("validation", "b"), ("test", "c"))}  # fmt: skip
+    parts = three_folders(named, Preparation((0.5,) * 3, (0.5,) * 3, 8))
+    assert parts.counts == {"training": [3, 3], "validation": [2, 2]}
+    training, validation = parts.read()
+    assert (len(training), len(validation), parts.test_images) == (6, 4, 2)
+
+
+def test_too_little_time_is_known_before_the_images_are_decoded(folder: Path) -> None:
+    inputs = write_network(folder)
+    settings = Settings.model_validate({"goal": {"max_drop": 5.0, "within_seconds": 1}})
+    with pytest.raises(RecipeError, match="the time is too short for one candidate"):
+        run(read_problem(inputs, torch.device("cpu")), settings, inputs, folder / "out")
+
+
+def test_a_full_disk_is_known_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(free=100)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(api, "measure_step", lambda problem: pytest.fail("a step is measured"))
+    inputs = write_network(folder)
+    with pytest.raises(StoreError, match=r"not enough space .*out\)"):
+        run(read_problem(inputs, torch.device("cpu")), Settings(), inputs, folder / "out")
+
+
 def test_a_plan_takes_less_than_ten_seconds_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +160,7 @@ def test_a_plan_takes_less_than_ten_seconds_and_writes_nothing(
     ("max_drop", "test_images", "words"),
     [
         (0.5, 200, ["200 test images cannot show 0.5 points; about 12,000 are needed"]),
-        (1.0, 2000, ["2,000 test images may not show 1 points; about 2,800 are needed"]),
+        (1.0, 2000, ["2,000 test images may not show 1 point; about 2,800 are needed"]),
         (2.0, 2000, []),
     ],
 )

@@ -14,7 +14,7 @@ from secateur.compression.estimate import Estimate, measure_step
 from secateur.compression.final import measure_final
 from secateur.compression.inputs import Inputs, read_problem
 from secateur.compression.loaders import Evaluate, Loader, UserLoop
-from secateur.compression.preflight import check, plan_lines
+from secateur.compression.preflight import check_space, check_time, plan_lines
 from secateur.compression.problem import Problem
 from secateur.compression.report_data import write_page
 from secateur.compression.search import Search
@@ -153,8 +153,9 @@ def compress(
 
 def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Result:
     """Run a compression: preflight, search, verdict, files."""
-    start = time.monotonic()
     estimate = plan(problem, settings, out)
+    problem.load()  # not part of the search, whose time is limited
+    start = time.monotonic()
     stages = Stages(problem, settings, Store(out / "stages"))
     search = Search(stages, settings, estimate, settings.tune.epochs, start)
     chosen = search.run()
@@ -175,13 +176,14 @@ def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Resu
 
 
 def plan(problem: Problem, settings: Settings, out: Path) -> Estimate:
-    """Check a problem and print the plan; nothing is written.
+    """Check a problem and print the plan; nothing is written, and a sample of images is read.
 
     Raises:
         SecateurError: The compression cannot succeed.
     """
+    check_space(problem, out)
     estimate = _estimate(problem, settings)
-    check(problem, estimate, out)
+    check_time(estimate)
     for line in plan_lines(problem, settings, estimate, settings.tune.epochs):
         say(line)
     return estimate
@@ -194,7 +196,7 @@ def _estimate(problem: Problem, settings: Settings) -> Estimate:
         step,
         forward,
         problem.training_images,
-        calibrated + len(problem.validation),
+        calibrated + sum(problem.counts["validation"]),
         problem.test_images,
         settings.goal.within_seconds,
         settings.bench.warmup + settings.bench.repeats,

@@ -114,7 +114,7 @@ def duration(seconds: float) -> str:
 def measure_step(problem: Problem) -> tuple[float, float]:
     """Measure the seconds of training and inference of one image, on a copy of the network."""
     network = copy.deepcopy(problem.network)
-    images = problem.training.spread(STEP_IMAGES)
+    images = problem.sample.spread(STEP_IMAGES)
     inputs, labels = problem.prepare(images.pixels[:]), images.labels
     with torch.inference_mode():
         network.eval()(inputs)

@@ -87,7 +87,8 @@ def read_problem(
 ) -> Problem:
     """Read the images and the network.
 
-    The network is tested on a sample before all images are decoded, which may take long.
+    The network is tested on a sample. All images are decoded when they are first used, because
+    that may take long.
 
     Args:
         inputs: The inputs to read.
@@ -104,14 +105,15 @@ def read_problem(
         network = _network(inputs, len(parts.classes), prepare)
     if not is_file(network):
         network = network.to(device=device).to(memory_format=torch.channels_last).eval()
-    accuracy = _checked_accuracy(network, prepare, parts.sample(SAMPLE).to(device))
-    training, validation = parts.read()
+    sample = parts.sample(SAMPLE).to(device)
+    accuracy = _checked_accuracy(network, prepare, sample)
     return Problem(
         name=Path(inputs.network).name,  # reports and packed files tell no folder of this machine
         data_name=inputs.data.name if inputs.data else ("loaders" if named else EXCERPT),
         network=network,
-        training=training.to(device),
-        validation=validation.to(device),
+        sample=sample,
+        counts=parts.counts,
+        read=parts.read,
         test=parts.test,
         test_images=parts.test_images,
         prepare=prepare,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ class Parts:
 
     Attributes:
         classes: Class names in the order of the labels.
+        counts: From ``training`` and ``validation`` to the number of images of each class.
         sample: Reads at most that number of validation images.
         read: Reads the images for fine-tuning and calibration, and those for all choices.
         test: Reads the test images.
@@ -42,6 +43,7 @@ class Parts:
     """
 
     classes: tuple[str, ...]
+    counts: Mapping[str, Sequence[int]]
     sample: Callable[[int], Images]
     read: Callable[[], tuple[Images, Images]]
     test: Callable[[], Images]
@@ -57,6 +59,7 @@ def excerpt(seed: int) -> tuple[Parts, Preparation]:
     mean, std = normalization(training, "dataset")
     parts = Parts(
         training.classes,
+        _counts(training, validation),
         validation.spread,
         lambda: (training, validation),
         lambda: load(EXCERPT, None, train=False),
@@ -70,6 +73,7 @@ def one_folder(root: Path, prepare: Preparation, seed: int) -> Parts:
     folder = load_folder(root, prepare, validation=VALIDATION, seed=seed)
     return Parts(
         folder.classes,
+        folder.counts(),
         folder.sample,
         lambda: (folder.training, folder.validation),
         lambda: folder.test,
@@ -103,6 +107,10 @@ def three_folders(folders: Mapping[str, Path], prepare: Preparation) -> Parts:
 
     return Parts(
         classes,
+        {
+            "training": listings["train"].counts("train"),
+            "validation": listings["validation"].counts("train"),
+        },
         lambda count: images("validation", count),
         lambda: (images("train"), images("validation")),
         lambda: images("test"),
@@ -139,6 +147,7 @@ def loaders(
     count = len(dataset) if isinstance(dataset, Sized) else 0
     parts = Parts(
         validation.classes,
+        _counts(training, validation),
         validation.spread,
         lambda: (training, validation),
         lambda: collect(test, validation.classes, "test"),
@@ -146,6 +155,15 @@ def loaders(
         loop=loop,
     )
     return parts, cast(Preparation, Prepared(channels, side, known))
+
+
+def _counts(training: Images, validation: Images) -> dict[str, list[int]]:
+    """Number of images of each class."""
+    parts = {"training": training, "validation": validation}
+    return {
+        part: images.labels.bincount(minlength=len(images.classes)).tolist()
+        for part, images in parts.items()
+    }
 
 
 def kind_of(named: Mapping[str, Any]) -> str:

@@ -12,19 +12,18 @@ from secateur.compression.problem import Problem
 from secateur.compression.search import METHODS
 from secateur.compression.settings import Settings
 from secateur.compression.verdict import can_show, images_needed
-from secateur.data import Images
 from secateur.errors import RecipeError, StoreError
+from secateur.wording import counted
 
 COPIES = 12
 """Disk space of a search, as a multiple of the network's size."""
 
 
-def check(problem: Problem, estimate: Estimate, out: Path) -> None:
-    """Raise an error if the compression cannot succeed.
+def check_space(problem: Problem, out: Path) -> None:
+    """Check that the disk has space for the search.
 
     Raises:
-        StoreError: There is too little space on the disk.
-        RecipeError: The time limit is too short for one candidate.
+        StoreError: It has too little.
     """
     needed = COPIES * 4 * count(problem.network, problem.input_shape)[1]
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
@@ -34,6 +33,14 @@ def check(problem: Problem, estimate: Estimate, out: Path) -> None:
             "not enough space", where=out, expected=f"{needed / 1e6:,.0f} MB",
             found=f"{free / 1e6:,.0f} MB", remedy="choose another --out",
         )  # fmt: skip
+
+
+def check_time(estimate: Estimate) -> None:
+    """Check that the time limit is long enough for one candidate.
+
+    Raises:
+        RecipeError: It is too short.
+    """
     shortest = 2 * estimate.fixed + estimate.verdict
     if estimate.within is not None and estimate.within < shortest:
         raise RecipeError(
@@ -48,16 +55,19 @@ def plan_lines(
     """Yield lines that describe the network, the goal, the search and its estimated time."""
     network, goal = problem.network, settings.goal
     shape = "x".join(map(str, problem.input_shape))
-    counted, elements = count(network, problem.input_shape)
+    macs, parameters = count(network, problem.input_shape)
+    training, validation = (problem.counts[part] for part in ("training", "validation"))
     yield (
-        f"network  {problem.name}: {elements:,} parameters, {counted / 1e6:,.1f} M MACs, "
+        f"network  {problem.name}: {parameters:,} parameters, {macs / 1e6:,.1f} M MACs, "
         f"input {shape}"
     )
     yield (
-        f"images   {len(problem.training):,} to train, {len(problem.validation):,} to validate, "
-        f"{problem.test_images:,} to test; {len(problem.classes)} classes"
+        f"images   {sum(training):,} to train, {sum(validation):,} to validate, "
+        f"{problem.test_images:,} to test; {counted(len(problem.classes), 'class', 'classes')}"
     )
-    yield f"         {_fewest(problem.training)}"
+    fewest = min(training)
+    smallest = problem.classes[training.index(fewest)]
+    yield f"         fewest to train: {fewest:,} of {smallest!r}"
     yield from (f"         {line}" for line in problem.report)
     yield f"goal     {goal}"
     yield from power_lines(goal.max_drop, problem.accuracy, problem.test_images)
@@ -67,7 +77,7 @@ def plan_lines(
         return
     yield (
         f"tries    int8 without training; {len(METHODS)} ways to choose channels; then up to "
-        f"{settings.tries} widths, {epochs} epochs each, chosen on validation"
+        f"{counted(settings.tries, 'width')}, {counted(epochs, 'epoch')} each, chosen on validation"
     )
     yield (
         f"takes    about {duration(estimate.total(epochs, settings.tries, len(METHODS)))}"
@@ -87,13 +97,6 @@ def power_lines(max_drop: float, accuracy: float, test_images: int) -> Iterator[
     if test_images < needed:
         verb = "may not" if can_show(max_drop, test_images) else "cannot"
         yield (
-            f"warning  {test_images:,} test images {verb} show {max_drop:g} points; "
-            f"about {needed:,} are needed"
+            f"warning  {counted(test_images, 'test image')} {verb} show "
+            f"{counted(max_drop, 'point')}; about {needed:,} are needed"
         )
-
-
-def _fewest(images: Images) -> str:
-    """The class with the fewest images."""
-    counts = images.labels.bincount(minlength=len(images.classes))
-    smallest = int(counts.argmin())
-    return f"fewest to train: {int(counts[smallest]):,} of {images.classes[smallest]!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,8 +22,10 @@ class Problem:
         name: Name of the network.
         data_name: Name of the data set.
         network: The trained network, in inference mode, on ``device``; reference and teacher.
-        training: Training images, on ``device``.
-        validation: Validation images, on ``device``; candidates are compared on them.
+        sample: Some validation images, on ``device``; enough for the checks before the search.
+        counts: From ``training`` and ``validation`` to the number of images of each class.
+        read: Function that reads the images of training and validation, which may take long;
+            called once, when one of them is first used.
         test: Function that reads the test images; called once.
         test_images: Number of test images.
         prepare: Maps stored pixels to the network's input.
@@ -36,8 +38,9 @@ class Problem:
     name: str
     data_name: str
     network: nn.Module
-    training: Images
-    validation: Images
+    sample: Images
+    counts: Mapping[str, Sequence[int]]
+    read: Callable[[], tuple[Images, Images]]
     test: Callable[[], Images]
     test_images: int
     prepare: Preparation
@@ -46,16 +49,35 @@ class Problem:
     report: tuple[str, ...] = ()
     loop: UserLoop = field(default_factory=UserLoop)
 
+    @cached_property
+    def _images(self) -> tuple[Images, Images]:
+        training, validation = self.read()
+        return training.to(self.device), validation.to(self.device)
+
+    def load(self) -> None:
+        """Read the images of training and validation, unless that is done."""
+        _ = self._images
+
+    @property
+    def training(self) -> Images:
+        """Training images, on ``device``."""
+        return self._images[0]
+
+    @property
+    def validation(self) -> Images:
+        """Validation images, on ``device``; candidates are compared on them."""
+        return self._images[1]
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the outputs."""
-        return self.training.classes
+        return self.sample.classes
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Shape of one prepared image, (C, H, W)."""
         side = self.prepare.resolution
-        return self.training.pixels.shape[1], side, side
+        return self.sample.pixels.shape[1], side, side
 
     @property
     def example(self) -> torch.Tensor:
@@ -66,7 +88,7 @@ class Problem:
     def training_images(self) -> int:
         """Number of images of an epoch."""
         dataset = getattr(self.loop.loader, "dataset", None)
-        return len(dataset) if isinstance(dataset, Sized) else len(self.training)
+        return len(dataset) if isinstance(dataset, Sized) else sum(self.counts["training"])
 
     @property
     def _training_identity(self) -> str:
