@@ -22,6 +22,7 @@ from secateur.data import DataSet, Images, Preparation, geometry, open_data
 from secateur.errors import SecateurError
 from secateur.models.build import build_network
 from secateur.pruning.plan import Plan
+from secateur.pruning.planner import Start, start_of
 from secateur.pruning.surgery import rebuild
 from secateur.recipe import Part, Recipe
 from secateur.store import Stage, Store
@@ -216,6 +217,11 @@ class Chain:
         return build_network(
             self.recipe.network, facts["shape"][0], len(facts["classes"]), self.recipe.seed
         )
+
+    @cached_property
+    def dense(self) -> Start:
+        """The unpruned architecture, and the channels that can be removed from it."""
+        return start_of(self.fresh_network(), self.example, self.recipe.prune)
 
     def load_network(self, stage: str | Stage) -> nn.Module:
         """Rebuild a stage's network, in inference mode, from its recipe, plan and weights."""

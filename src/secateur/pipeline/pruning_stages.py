@@ -13,7 +13,6 @@ from secateur import recipe
 from secateur.console import say
 from secateur.pipeline.chain import Chain, StageDefinition, changed_fields, plan_of
 from secateur.pipeline.sensitivity_stage import (
-    dense_network,
     pruning_threshold,
     sensitivity_curves,
     sparse_layers,
@@ -103,7 +102,7 @@ def retraining_teacher(chain: Chain) -> Teacher | None:
 def _plan_round(chain: Chain, before: Stage, network: nn.Module, index: int) -> Plan:
     """Plan a round; print the reasons if almost nothing has been removed after it."""
     config, fraction = chain.recipe.prune, fraction_of_round(chain, index)
-    start = dense_network(chain)
+    start = chain.dense
     if config.importance == "taylor":
         training, _ = chain.parts
         leave_gradients(network, training.spread(GRADIENT_IMAGES), chain.prepare)

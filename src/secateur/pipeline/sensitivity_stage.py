@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.console import progress
 from secateur.pipeline.chain import Chain, changed_fields
-from secateur.pruning.planner import Start, linear_layers, start_of
+from secateur.pruning.planner import linear_layers
 from secateur.sensitivity.scan import ScanPoint, choose_threshold, scan_layers, scan_network
 from secateur.store import write_json
 
@@ -25,7 +25,7 @@ def scan_key(chain: Chain) -> dict[str, Any]:
 def make_scan(chain: Chain, folder: Path) -> None:
     """Scan all groups together on all validation images, then each layer on some of them."""
     config, network = chain.recipe.scan, chain.load_network("train")
-    prunable, weights = dense_network(chain).prunable, sparse_layers(chain)
+    prunable, weights = chain.dense.prunable, sparse_layers(chain)
     _, validation = chain.parts
     some = validation.spread(config.images)
     layers = len(prunable.groups) + len(weights)
@@ -45,11 +45,6 @@ def make_scan(chain: Chain, folder: Path) -> None:
             "protected": [asdict(layer) for layer in prunable.protected],
         },
     )
-
-
-def dense_network(chain: Chain) -> Start:
-    """The groups that can be removed from the unpruned network."""
-    return start_of(chain.fresh_network(), chain.example, chain.recipe.prune)
 
 
 def sparse_layers(chain: Chain) -> list[str]:
