@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,3 +110,17 @@ def test_nothing_is_logged_by_default(tmp_path: Path, calls: Calls) -> None:
     with tracking("", tmp_path):
         log_metrics("train", 1, {"loss": 0.5})
     assert calls == []
+
+
+@pytest.mark.parametrize("tool", ["tensorboard", "mlflow"])
+def test_the_folder_is_made(tmp_path: Path, calls: Calls, tool: str) -> None:
+    with tracking(tool, tmp_path / "out" / "run"):
+        assert (tmp_path / "out" / "run").is_dir()
+
+
+def test_mlflow_sends_nothing_about_its_use(
+    tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    with tracking("mlflow", tmp_path):
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

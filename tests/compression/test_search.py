@@ -89,13 +89,14 @@ def searched(
     within: float | None = None,
     step: float | None = None,
     drift: Lost = lambda candidate: 1.0,
+    settings: dict[str, Any] | None = None,
     **goal: Any,
 ) -> tuple[Measured, Search, Stages]:
     prunable = SimpleNamespace(groups=("one",))
     monkeypatch.setattr(searching, "find_prunable", lambda network, example: prunable)
-    settings = Settings.model_validate({"goal": {"max_drop": 1.0} | goal, "tries": 8})
+    chosen = {"goal": {"max_drop": 1.0} | goal, "tries": 8} | (settings or {})
     stages = Stages(lost, step, drift)
-    search = Search(stages, settings, estimate(within), 4, time.monotonic())  # type: ignore[arg-type]
+    search = Search(stages, Settings.model_validate(chosen), estimate(within), 4, time.monotonic())  # type: ignore[arg-type]
     return search.run(), search, stages
 
 
@@ -139,6 +140,19 @@ def test_ships_the_float_network_where_rounding_loses_too_much(
     assert chosen.candidate == Candidate()
     methods = [one.candidate.quantize.method for one in search.tried if one.candidate.quantize]
     assert "auto" in methods  # a more careful quantization was tried
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_careful_quantization_equalizes_only_where_channels_share_a_scale(
+    monkeypatch: pytest.MonkeyPatch, per_channel: bool
+) -> None:
+    quantize = {"quantize": {"per_channel": per_channel}}
+    lost = lambda candidate: 0.0 if candidate == Candidate() else 4.0  # noqa: E731
+    _, search, _ = searched(monkeypatch, lost, settings=quantize)
+    tried = [one.candidate.quantize for one in search.tried if one.candidate.quantize]
+    careful = [config for config in tried if config.method == "auto"]
+    assert careful
+    assert {config.equalize for config in careful} == {not per_channel}
 
 
 @pytest.mark.parametrize(("lost", "ships"), [(0.75, "int8"), (0.95, "float")])

@@ -232,7 +232,7 @@ def test_files_are_decoded_once_and_again_when_they_change(
     assert not [f for f in (tmp_path / "cache").iterdir() if f.suffix not in (".u8", ".json")]
 
 
-@pytest.mark.parametrize("damage", ["pixel", "cut", "fingerprint", "no JSON"])
+@pytest.mark.parametrize("damage", ["pixel", "cut", "longer", "fingerprint", "no JSON"])
 def test_a_damaged_cache_is_made_again_and_that_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -243,9 +243,9 @@ def test_a_damaged_cache_is_made_again_and_that_is_reported(
     content = stored.read_bytes()
     if damage == "pixel":
         stored.write_bytes(content[:700] + bytes([content[700] ^ 1]) + content[701:])
-    elif damage == "cut":
+    elif damage in ("cut", "longer"):
         stored.unlink()  # its mapping stays
-        stored.write_bytes(content[:-1])
+        stored.write_bytes(content[:-1] if damage == "cut" else content + b"more")
     else:
         about.write_text('{"fingerprint": "0"}' if damage == "fingerprint" else "[" * 10_000)
     capsys.readouterr()
@@ -253,6 +253,8 @@ def test_a_damaged_cache_is_made_again_and_that_is_reported(
     assert "decodedagain" in "".join(capsys.readouterr().err.split())
     assert torch.equal(after.pixels[:], expected)
     assert after.fingerprint == fingerprint
+    (stored,) = (tmp_path / "cache").glob("*.u8")
+    assert stored.stat().st_size == len(content)
     mapped(root, tmp_path).source  # type: ignore[attr-defined]  # noqa: B018
     assert "decodedagain" not in "".join(capsys.readouterr().err.split())
 

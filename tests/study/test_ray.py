@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import socket
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -74,6 +76,32 @@ def test_a_node_runs_as_many_cells_as_fit() -> None:
 def test_the_last_line_of_an_error_is_its_reason() -> None:
     assert _first_line(RuntimeError("Traceback\n  File x\n\nValueError: 3\n")) == "ValueError: 3"
     assert _first_line(RuntimeError()) == "RuntimeError"
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "expected"),
+    [
+        (None, None, "local"),
+        ("auto", None, "auto"),
+        (None, "auto", "auto"),
+        ("local", "auto", "local"),
+    ],
+)
+def test_ray_looks_for_no_cluster_that_was_not_named(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, variable: str | None, expected: str
+) -> None:
+    addresses: list[str | None] = []
+    ray = SimpleNamespace(
+        init=lambda address, **options: addresses.append(address),
+        nodes=list, shutdown=lambda: addresses.append("shut down"),
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with RayEngine(address)._connected():
+        assert addresses == [expected]
+    assert addresses == [expected, "shut down"]
 
 
 @needs_ray

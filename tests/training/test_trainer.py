@@ -329,3 +329,15 @@ def test_precision(
     images = torch.zeros(4, *_images(4).pixels.shape[1:])
     Trainer(network, config, seed=0).step(images, torch.zeros(4, dtype=torch.int64), rate=0.1)
     assert dtypes == [expected]
+
+
+@pytest.mark.parametrize(("own", "others"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_teacher_has_its_own_precision(own: str, others: str) -> None:
+    teacher, dtypes = _network().eval(), []
+    teacher[-1].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    config, images = CONFIG.model_copy(update={"precision": others}), _images(8)
+    trainer = Trainer(_network(), config, 0, teacher=Teacher(teacher, PREPARE, 0.5, own))  # type: ignore[arg-type]
+    trainer.step(PREPARE(images.pixels), images.labels, 0.1, images.pixels)
+    assert dtypes == [{"bf16": torch.bfloat16, "fp32": torch.float32}[own]]
+    assert trainer.teacher is not None
+    assert trainer.teacher(images.pixels).dtype == torch.float32
