@@ -39,9 +39,11 @@ KEYS = (
     "fp32-onnxruntime",
     "fp32-openvino",
     "quantize_static-per-channel",
+    "quantize_static-u8s8",
     "nncf",
     "torch-pruning",
     "torch-pruning-int8",
+    "torch-pruning-u8s8",
     "ours-int8",
     "ours-int8-openvino",
 )

@@ -36,9 +36,20 @@ def from_float(make: Make) -> Any:
     return made
 
 
-def quantize_static_per_channel(source: RowInput, folder: Path) -> RowOutput:
-    """With 7-bit weights without VNNI, as its manual advises."""
-    make = onnxruntime_static(per_channel=True, reduce_range=not has_vnni())
+def quantize_static_s8s8(source: RowInput, folder: Path) -> RowOutput:
+    """Signed activations, the default; with 7-bit weights without VNNI, as its manual advises."""
+    return _quantize_static(source, folder)
+
+
+def quantize_static_u8s8(source: RowInput, folder: Path) -> RowOutput:
+    """Unsigned activations, for the instructions of x86; 7-bit weights without VNNI."""
+    from onnxruntime.quantization import QuantType
+
+    return _quantize_static(source, folder, activation_type=QuantType.QUInt8)
+
+
+def _quantize_static(source: RowInput, folder: Path, **options: Any) -> RowOutput:
+    make = onnxruntime_static(per_channel=True, reduce_range=not has_vnni(), **options)
     files = make(source.onnx, source.images, folder)
     return RowOutput(files[0], files)
 

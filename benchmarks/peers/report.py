@@ -53,8 +53,9 @@ one-sided test at 95 %, of the seed at hand.
 
 Every tool gets the same float network and calibration images, used as its manual asks: torch.ao
 calibrates on one batch of 50, as published, with torchvision's ReLU for ReLU6; where the processor
-has no VNNI, ONNX Runtime's `per_channel` and torchao have `reduce_range`; NNCF's accuracy control
-looks at 2,000 validation images and may lose 0.3 points on them; Torch-Pruning removes the recipe's
+has no VNNI, ONNX Runtime's `per_channel` and torchao have `reduce_range`. S8S8, the default of
+ONNX Runtime's tool, has signed activations, U8S8 unsigned ones. NNCF's accuracy control looks at
+2,000 validation images and may lose 0.3 points on them; Torch-Pruning removes the recipe's
 fraction by magnitude, and trains afterward exactly as Secateur's rounds do.
 """
 

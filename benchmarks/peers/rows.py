@@ -46,8 +46,12 @@ ROWS = {
         "onnxruntime", "reference", from_float(onnxruntime_static()), PlainOnnxRuntime, "int8",
     ),
     "quantize_static-per-channel": Row(
-        "ONNX Runtime `quantize_static`, `per_channel`",
-        "onnxruntime", "reference", onnx_rows.quantize_static_per_channel, PlainOnnxRuntime, "int8",
+        "ONNX Runtime `quantize_static`, `per_channel`, S8S8",
+        "onnxruntime", "reference", onnx_rows.quantize_static_s8s8, PlainOnnxRuntime, "int8",
+    ),
+    "quantize_static-u8s8": Row(
+        "ONNX Runtime `quantize_static`, `per_channel`, U8S8",
+        "onnxruntime", "reference", onnx_rows.quantize_static_u8s8, PlainOnnxRuntime, "int8",
     ),
     "nncf": Row(
         "NNCF, defaults", "openvino", "reference", from_float(nncf_quantize), OpenVino, "int8"
@@ -65,9 +69,14 @@ ROWS = {
         "onnxruntime", "torch-pruning", from_float(as_it_is), onnx_runtime, "pruned",
     ),
     "torch-pruning-int8": Row(
-        "Torch-Pruning, fine-tuned, `quantize_static` `per_channel`",
+        "Torch-Pruning, fine-tuned, `quantize_static` `per_channel`, S8S8",
         "onnxruntime", "torch-pruning",
-        onnx_rows.quantize_static_per_channel, PlainOnnxRuntime, "pruned",
+        onnx_rows.quantize_static_s8s8, PlainOnnxRuntime, "pruned",
+    ),
+    "torch-pruning-u8s8": Row(
+        "Torch-Pruning, fine-tuned, `quantize_static` `per_channel`, U8S8",
+        "onnxruntime", "torch-pruning",
+        onnx_rows.quantize_static_u8s8, PlainOnnxRuntime, "pruned",
     ),
     "neural-compressor": Row(
         "Neural Compressor, static", "torch.compile", "reference",
