@@ -130,8 +130,11 @@ def _contract(
             first_labels, second_labels = _grids(first, second, grid)
             ledger.graph.join(first_labels, second_labels, f"{where} meets channels that must stay")
             ledger.graph.tell(ledger.where, "multiplies and adds them up", first_labels)
-            first = _reduced(ledger, first, letter, where)
-            second = _reduced(ledger, second, letter, where)
+            # If only one varies along the letter, its channels all depend on the other's.
+            both = letter in first.wide() and letter in second.wide()
+            sum_up = _reduced if both else _joined
+            first = sum_up(ledger, first, letter, where)
+            second = sum_up(ledger, second, letter, where)
     first, second = (_without(each, summed) for each in (first, second))
     return _outer(ledger, first, second, out, shape, where)
 
