@@ -239,6 +239,11 @@ class Units:
         If one of them must be kept, so must the others.
         """
         bound = [(self.units_in(nodes), what) for nodes, what in self.graph.couplings]
+        for first, second, what in self.graph.ties:
+            units = self.units_in(first)
+            others = self.units_in(second)
+            if not np.isin(others, units).all():
+                bound.append((np.union1d(units, others), what))
         bound = [(members, what) for members, what in bound if members.size]
         if not bound:
             return {}

@@ -1,14 +1,18 @@
-"""Module attributes that hold widths, such as ``num_heads`` and ``head_dim``.
+"""Numbers that hold widths: module attributes such as ``num_heads``, and sizes of tensors.
 
-If such a number is the size of a dimension in a reshape, a split or a slice, the smaller network
-needs another value. The numbers are marked to trace where they are used.
+If an attribute is the size of a dimension in a reshape, a split or a slice, the smaller network
+needs another value. If a size of one tensor is used for another, both must shrink alike, as in
+``reshape(B, N, heads, C // heads)`` with ``C`` of the input. The numbers are marked to trace where
+they are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,8 +23,16 @@ from secateur.pruning.tracing.labels import Ledger, Weight, thin
 from secateur.pruning.tracing.rules import tensors_in, varying
 
 
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """The size of one dimension of a tensor with channels."""
+
+    labels: Tensor
+    dimension: int
+
+
 class MarkedInt(int):
-    """An attribute of a module, a multiple of it, or a difference, marked with its origin.
+    """An attribute or size, a multiple of it, or a difference, marked with its origin.
 
     Attributes:
         home: Origin.
@@ -28,12 +40,12 @@ class MarkedInt(int):
         less: What is subtracted.
     """
 
-    home: Home
+    home: Home | Extent
     factor: float
     less: tuple[Multiple, ...]
 
     def __new__(
-        cls, value: int, home: Home, factor: float = 1.0, less: tuple[Multiple, ...] = ()
+        cls, value: int, home: Home | Extent, factor: float = 1.0, less: tuple[Multiple, ...] = ()
     ) -> MarkedInt:
         number = super().__new__(cls, value)
         number.home, number.factor, number.less = home, factor, less
@@ -45,7 +57,10 @@ class MarkedInt(int):
 
     def __mul__(self, other: int) -> int:
         product = int(self) * int(other)
-        return self._times(product, other) if type(other) is int else product
+        if isinstance(other, MarkedInt) and isinstance(self.home, Extent):
+            return other * int(self)
+        size = isinstance(other, MarkedInt) and isinstance(other.home, Extent)
+        return self._times(product, int(other)) if type(other) is int or size else product
 
     __rmul__ = __mul__
 
@@ -57,6 +72,8 @@ class MarkedInt(int):
     def __sub__(self, other: int) -> int:
         difference = int(self) - int(other)
         if not isinstance(other, MarkedInt) or other.less:
+            return difference
+        if isinstance(self.home, Extent) or isinstance(other.home, Extent):
             return difference
         value = round(int(other) / other.factor)
         less = (*self.less, Multiple(other.home, other.factor, value))
@@ -98,11 +115,30 @@ class WatchWidths(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func == _SHAPE:
+            return self._mark(args[0], result)
+        if func is Tensor.size:
+            dimension = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            marked = self._mark(args[0], args[0].shape)
+            return marked if dimension is None else marked[dimension]
         name = getattr(func, "__name__", "")
         if name in _SIZES and any(True for _ in _marked((args, kwargs))):
             for number, tensor, dimension in _SIZES[name](args, kwargs, result):
                 self._note(number, tensor, dimension)
         return result
+
+    def _mark(self, tensor: Tensor, sizes: torch.Size) -> torch.Size:
+        """Mark the sizes of dimensions along which channels differ."""
+        labels = self.ledger.value(tensor)
+        if isinstance(labels, Weight):
+            return sizes
+        with _disable_current_modes():
+            return torch.Size(
+                MarkedInt(size, Extent(labels, dimension)) if stride and size > 1 else size
+                for dimension, (size, stride) in enumerate(
+                    zip(sizes, labels.stride(), strict=True)
+                )
+            )
 
     def _note(self, number: MarkedInt, tensor: Tensor, dimension: int) -> None:
         labels = self.ledger.value(tensor)
@@ -116,7 +152,13 @@ class WatchWidths(TorchFunctionMode):
                     return
                 (thinned,) = thin(labels)
                 slices = [known(each.numpy()) for each in thinned.unbind(dimension)]
-        uses = self.ledger.graph.attributes.setdefault(number.home, [])
+        graph = self.ledger.graph
+        if isinstance(number.home, Extent):
+            with _disable_current_modes():
+                source = known(thin(number.home.labels)[0].numpy())
+            graph.tie(source, np.concatenate(slices), f"a size at {self.ledger.where}")
+            return
+        uses = graph.attributes.setdefault(number.home, [])
         uses.append(Width(number.factor, number.less, slices))
 
 
@@ -131,6 +173,8 @@ def _marked(value: Any) -> Iterator[MarkedInt]:
     elif isinstance(value, dict):
         yield from _marked(tuple(value.values()))
 
+
+_SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 _Use = tuple[MarkedInt, Tensor, int]
 

@@ -103,6 +103,7 @@ class ChannelGraph:
         events: Effects of operations, for explanations.
         protections: Protected nodes with reasons.
         couplings: Nodes that an operation splits or reorders by position, with the operation.
+        ties: Pairs of sets of nodes that can only shrink alike, with the operation.
         gated: Nodes whose channels are multiplied or shifted by other tensors.
         scalars: All numeric arguments of operations, except widths, in order.
         scales: Numbers that directly multiply the output channels of a layer, with the channels; if
@@ -134,6 +135,7 @@ class ChannelGraph:
     events: list[Event] = field(default_factory=list)
     protections: list[tuple[Nodes, str]] = field(default_factory=list)
     couplings: list[tuple[Nodes, str]] = field(default_factory=list)
+    ties: list[tuple[Nodes, Nodes, str]] = field(default_factory=list)
     gated: list[Nodes] = field(default_factory=list)
     scalars: list[tuple[str, float]] = field(default_factory=list)
     scales: list[tuple[float, Nodes]] = field(default_factory=list)
@@ -201,6 +203,11 @@ class ChannelGraph:
         self.couplings.append((known(nodes), what))
         if (nodes == FIXED).any():
             self.protect(nodes, f"{what} counts them together with what no channel makes")
+
+    def tie(self, first: Nodes, second: Nodes, what: str) -> None:
+        """Record that the size of ``second`` is computed from that of ``first``."""
+        if not np.isin(second, first).all():
+            self.ties.append((first, known(second), what))
 
     def copy(self) -> ChannelGraph:
         """A copy that a second run can extend; arrays, which are never modified, are shared."""

@@ -154,12 +154,14 @@ def meet(
     lines = [t for t in inputs if not _is_grid(ledger.value(t))]
     expanded = [ledger.labels(tensor).expand(shape) for tensor in lines]
     wide = {dimension for labels in expanded for dimension in varying(labels)}
+    main_one = _main_dimension(expanded, wide)
     full: list[Tensor] = []
     numbers: list[Tensor] = []
     gates = False
     for tensor, labels in zip(lines, expanded, strict=True):
-        if _is_broadcast(tensor, shape, wide):
-            numbers += [tensor] if not bool((thin(labels)[0] != FIXED).any()) else []
+        labelled = bool((thin(labels)[0] != FIXED).any())
+        if _is_broadcast(tensor, shape, main_one if labelled else wide):
+            numbers += [] if labelled else [tensor]
             ledger.graph.protect(thin(labels)[0].numpy(), f"{spoken} spreads them over channels")
             gates |= not isinstance(ledger.value(tensor), Weight)
         else:
@@ -181,6 +183,14 @@ def meet(
     lead = len(shape)
     along = {d for t in numbers for d in range(lead - t.ndim, lead) if t.shape[d - lead] > 1}
     return mixed(ledger, main, sorted(along), f"{spoken} meets numbers of their own")
+
+
+def _main_dimension(every: Sequence[Tensor], wide: set[int]) -> set[int]:
+    """The dimension of channels, if labels differ along several, as those of added tokens do."""
+    if len(wide) < 2:
+        return wide
+    thinned = [thin(labels)[0] for labels in every]
+    return {max(wide, key=lambda d: (max(_distinct(labels, d) for labels in thinned), d))}
 
 
 def _is_grid(value: Value) -> bool:
