@@ -215,6 +215,8 @@ def _outer(
                 first = _joined(ledger, first, letter, where)
             for letter in other:
                 second = _joined(ledger, second, letter, where)
+        elif (own or other) and not ledger.graph.heads:
+            return _held(ledger, *((first, second) if own else (second, first)), out, shape, where)
         first_labels, second_labels = (
             each.aligned(out).expand(tuple(shape)) for each in (first, second)
         )
@@ -225,7 +227,15 @@ def _outer(
         return _Operand(labels, out, first.zero or second.zero)
     (operand,) = produced
     fixed = second if operand is first else first
-    _hold_rows(ledger, operand, fixed, where)
+    return _held(ledger, operand, fixed, out, shape, where)
+
+
+def _held(
+    ledger: Ledger, operand: _Operand, other: _Operand, out: str, shape: Sequence[int], where: str
+) -> _Operand:
+    """A product whose channels are those of ``operand``; those of ``other``, the heads, stay."""
+    ledger.graph.protect(thin(other.labels)[0].numpy(), f"{where} counts them as heads")
+    _hold_rows(ledger, operand, other, where)
     return _Operand(operand.aligned(out).expand(tuple(shape)), out, operand.zero)
 
 
