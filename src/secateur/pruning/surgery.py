@@ -258,8 +258,12 @@ def apply_cuts(
                 owner, _, leaf = name.rpartition(".")
                 shapes.setdefault(owner, {}).setdefault(leaf, old.shape)
                 setattr(model.get_submodule(owner), leaf, new)
+    refitted: set[nn.Module] = set()  # a module may have several names
     for owner, before in shapes.items():
-        _refit(model.get_submodule(owner), before, groups.get(owner))
+        layer = model.get_submodule(owner)
+        if layer not in refitted:
+            refitted.add(layer)
+            _refit(layer, before, groups.get(owner))
 
 
 def _refit(layer: nn.Module, before: Mapping[str, torch.Size], groups: int | None) -> None:
