@@ -20,6 +20,7 @@ NAMES = (
     "networks",
     "pack_time",
     "peers",
+    "plan_time",
     "pruning_grid",
     "quantize_file",
     "quickstart",

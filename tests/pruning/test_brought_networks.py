@@ -12,62 +12,12 @@ from torch.nn.utils import parametrizations, spectral_norm
 from torch.nn.utils import prune as torch_prune
 
 import secateur
+from helpers.halving import IMAGES, Between, halve, parameters
 from secateur.errors import NetworkError
 from secateur.pruning.find import find_prunable
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import NothingRemovedWarning
 from secateur.pruning.tracing.heads import separate_heads
-
-IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def leaves(value) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [leaf for each in (value.values() if isinstance(value, dict) else value)
-            for leaf in leaves(each)]  # fmt: skip
-
-
-def halve(network: nn.Module, most: float, *inputs: Tensor, tolerance: float = 1e-9, **options):
-    """Remove half at random; exact in float64, after a round trip through JSON."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim == 1:
-                parameter.uniform_(0.3, 1)
-    network, inputs = network.double().eval(), tuple(x.double() for x in inputs or (IMAGES,))
-    options = {"importance": "random", "round_to": 1, **options}
-    plan = secateur.plan_removal(network, inputs if len(inputs) > 1 else inputs[0], 0.5, **options)
-    plan = Plan.from_json(plan.to_json())
-    masked, small = secateur.apply_masks(network, plan), secateur.remove(network, plan)
-    with torch.no_grad():
-        for ours, expected in zip(leaves(small(*inputs)), leaves(masked(*inputs)), strict=True):
-            assert ours.shape == expected.shape
-            assert float((ours - expected).norm() / expected.norm()) < tolerance
-            assert float(expected.std(0).max()) > 0
-    left = parameters(small) / parameters(network)
-    assert left < most, f"{left:.2f} of the parameters stay"
-    return small
-
-
-class Between(nn.Module):
-    """A convolution to 16 channels, something, and a convolution that reads them."""
-
-    def __init__(self, call, **parts: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
-        self.head, self.call = nn.Linear(16, 5), call
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.call(self, F.relu(self.first(x)))
-        return self.head(F.relu(self.second(x)).mean((2, 3)))
-
 
 # ---- never wrong, never silently nothing
 
@@ -156,6 +106,28 @@ def test_a_quantized_module_is_refused_with_the_remedy() -> None:
     for call in (secateur.plan_removal, find_prunable):
         with pytest.raises(NetworkError, match=message):
             call(quantized, IMAGES)
+
+
+@pytest.mark.parametrize("wrap", [lambda n: n.state_dict(), lambda n: torch.export.export(
+    n, (IMAGES,))], ids=["weights", "exported"])  # fmt: skip
+def test_what_is_no_module_is_refused_in_words(wrap) -> None:
+    with pytest.raises(NetworkError, match=r"not a network: expected a torch.nn.Module, found"):
+        secateur.plan_removal(wrap(chain().eval()), IMAGES)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_network_prepared_for_quantization_is_refused_with_the_remedy() -> None:
+    network = chain().train()
+    network.qconfig = torch.ao.quantization.default_qat_qconfig
+    prepared = torch.ao.quantization.prepare_qat(network)
+    with pytest.raises(NetworkError, match="prune the network first, then quantize it"):
+        secateur.plan_removal(prepared, IMAGES)
+
+
+def test_a_sum_that_is_ready_for_quantization_is_a_sum() -> None:
+    """Networks of torchvision that can be quantized hold such modules as floats too."""
+    add = torch.ao.nn.quantized.FloatFunctional()
+    halve(Between(lambda n, x: n.add.add(x, x), add=add), 0.35)
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda n: torch.compile(n, backend="eager")])
@@ -341,6 +313,41 @@ def test_layers_to_keep_and_fractions_of_single_layers() -> None:
         secateur.prune(network, IMAGES, 0.5, keep=["heads"])
 
 
+def normalized() -> nn.Module:
+    layers = (nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    return nn.Sequential(*layers, nn.Conv2d(8, 5, 1)).eval()
+
+
+def test_a_norm_stands_for_the_channels_that_it_normalizes() -> None:
+    network = normalized()
+
+    def widths(**options) -> tuple[int, int]:
+        smaller = secateur.prune(network, IMAGES, 0.5, round_to=1, **options)
+        return smaller[0].out_channels, smaller[3].out_channels
+
+    assert widths(keep=["1"]) == widths(keep=[network[1]]) == (8, 4)
+    assert widths(fractions={"1": 0.25}) == (6, 4)
+
+
+def test_to_keep_the_network_itself_is_to_keep_all() -> None:
+    network = normalized()
+    with pytest.warns(NothingRemovedWarning, match="the options keep it"):
+        assert secateur.plan_removal(network, IMAGES, round_to=1, keep=[network]) == Plan()
+
+
+@pytest.mark.parametrize("wish", [{"keep": ["2"]}, {"fractions": {"2": 0.25}}])
+def test_a_wish_for_a_module_without_channels_of_its_own_is_refused(wish) -> None:
+    with pytest.raises(NetworkError, match=r"module has no parameters \(2\): .* found ReLU"):
+        secateur.plan_removal(normalized(), IMAGES, round_to=1, **wish)
+
+
+def test_fractions_of_single_layers_hold_in_a_global_choice() -> None:
+    options = {"round_to": 1, "scope": "global", "fractions": {"0": 0.25}}
+    smaller = secateur.prune(normalized(), IMAGES, 0.5, **options)
+    assert smaller[0].out_channels == 6
+    assert smaller[3].out_channels < 8
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -370,6 +377,12 @@ def test_frozen_layers_stay_where_gradients_decide() -> None:
     smaller = secateur.prune(network, IMAGES, 0.5, importance="taylor", round_to=1)
     assert [layer.out_channels for layer in smaller] == [8, 4, 5]
     assert [p.requires_grad for p in smaller.parameters()] == [False] * 2 + [True] * 4
+
+
+def test_layers_that_are_all_frozen_have_no_gradients() -> None:
+    network = normalized().requires_grad_(False)
+    with pytest.raises(NetworkError, match=r"all layers are frozen.*another importance"):
+        secateur.plan_removal(network, IMAGES, importance="taylor")
 
 
 # ---- attention

@@ -56,10 +56,14 @@ def channel_importance(
     by_group = {group.name: CRITERIA[importance](model, group) for group in prunable.groups}
     frozen = importance == "taylor" and all(np.isinf(s).all() for s in by_group.values())
     if frozen and prunable.groups:
+        trains = any(parameter.requires_grad for parameter in model.parameters())
         raise NetworkError(
             "no gradients to judge by",
             where=next(iter(prunable.groups[0].makers())).axis.tensor,
-            remedy="run the loss of some training images backward first",
+            found=None if trains else "all layers are frozen",
+            remedy="run the loss of some training images backward first"
+            if trains
+            else "set requires_grad, or choose another importance",
         )
     for name, scores in by_group.items():
         if np.isnan(scores).any():

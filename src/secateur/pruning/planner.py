@@ -29,7 +29,8 @@ from secateur.pruning.plan import Plan
 from secateur.pruning.realize import realize_widths
 from secateur.pruning.surgery import apply_plan
 from secateur.pruning.tracing.permanent import is_permanent, permanent_copy
-from secateur.pruning.tracing.probe import Example, refuse_compiled
+from secateur.pruning.tracing.probe import Example
+from secateur.pruning.tracing.refusals import refuse_unsuitable
 from secateur.wording import counted
 
 _NORMS = ("l1", "l2", "fpgm")
@@ -61,20 +62,54 @@ def select_groups(model: nn.Module, example_input: Example, options: recipe.Remo
     """Removable channels without those that the options keep."""
     heads = options.attention == "heads"
     prunable = find_prunable(model, example_input, heads=heads, grouped=options.grouped)
-    names = [name for name, _ in model.named_modules()]
     for pattern in (*options.keep, *options.fractions):
-        if not any(matches(name, (pattern,)) for name in names):
-            raise NetworkError(
-                "no module of that name",
-                where=pattern,
-                expected="a name of named_modules(), or a pattern such as 'head.*'",
-            )
-    kept = [g for g in prunable.groups if any(matches(m.layer, options.keep) for m in g.makers())]
-    groups = [group for group in prunable.groups if group not in kept]
+        _require_layers(model, pattern)
+    kept = {g.name for pattern in options.keep for g in groups_of(prunable, pattern)}
+    groups = [group for group in prunable.groups if group.name not in kept]
     if options.linear == "weights":
         groups = [group for group in groups if not only_linear(model, group)]
-    protected = (*prunable.protected, *(Protected(g.name, "the options keep it") for g in kept))
+    reasons = (Protected(g.name, "the options keep it") for g in prunable.groups if g.name in kept)
+    protected = (*prunable.protected, *reasons)
     return replace(prunable, groups=tuple(groups), protected=protected)
+
+
+def _require_layers(model: nn.Module, pattern: str) -> None:
+    """Check that a pattern matches a module, and that this has parameters.
+
+    Raises:
+        NetworkError: It does not.
+    """
+    matched = [module for name, module in model.named_modules() if matches(name, (pattern,))]
+    if not matched:
+        raise NetworkError(
+            "no module of that name",
+            where=pattern,
+            expected="a name of named_modules(), or a pattern such as 'head.*'",
+        )
+    if not any(True for module in matched for _ in module.parameters()):
+        raise NetworkError(
+            "module has no parameters",
+            where=pattern,
+            expected="a layer, or a module with layers",
+            found=type(matched[0]).__name__,
+            remedy="name the layer that makes its channels",
+        )
+
+
+def groups_of(prunable: Prunable, pattern: str) -> list[Group]:
+    """Groups whose channels are made in the modules that a pattern matches.
+
+    If they make none, as a norm, the groups whose channels they normalize or shift.
+    """
+    made = [g for g in prunable.groups if any(matches(m.layer, (pattern,)) for m in g.makers())]
+    protected = any(matches(layer.name, (pattern,)) for layer in prunable.protected)
+    if made or protected:
+        return made
+    return [
+        group
+        for group in prunable.groups
+        if any(m.role == "follows" and matches(m.layer, (pattern,)) for m in group.members)
+    ]
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -126,7 +161,7 @@ def plan_channels(
     Raises:
         NetworkError: The network cannot be traced, or the target cannot be reached.
     """
-    refuse_compiled(model)
+    refuse_unsuitable(model)
     if not is_permanent(model):
         model = permanent_copy(model)
     blocks = Plan()
@@ -223,15 +258,15 @@ class _Job:
             more = max(0.0, 1 - (1 - fraction) * total / left) if left else 0.0
             normalize = options.importance in _NORMS
             parts = global_fractions(self.prunable, self.scores, more, normalize)
-            return {group.name: group.width(parts[group.name], round_to) for group in groups}
-        parts = {group.name: fraction for group in all_groups}
-        if options.scope == "sensitivity":
-            parts = sensitivity_fractions(self.start.prunable, self.curves or {}, fraction)
+            wide = {group.name: group.width(parts[group.name], round_to) for group in groups}
+        else:
+            parts = {group.name: fraction for group in all_groups}
+            if options.scope == "sensitivity":
+                parts = sensitivity_fractions(self.start.prunable, self.curves or {}, fraction)
+            wide = {group.name: group.width(parts[group.name], round_to) for group in all_groups}
         for pattern, own in options.fractions.items():
-            for group in all_groups:
-                if any(matches(member.layer, (pattern,)) for member in group.makers()):
-                    parts[group.name] = own
-        wide = {group.name: group.width(parts[group.name], round_to) for group in all_groups}
+            for group in groups_of(self.start.prunable, pattern):
+                wide[group.name] = group.width(own, round_to)
         return {group.name: min(group.steps, _same(wide, group)) for group in groups}
 
     def reach(self, fraction: float) -> Plan:

@@ -18,6 +18,7 @@ from secateur.pruning.plan import Plan
 from secateur.pruning.planner import explain_shortfall, plan_channels
 from secateur.pruning.surgery import remove
 from secateur.pruning.tracing.probe import Example
+from secateur.pruning.tracing.refusals import refuse_unsuitable
 
 Objective = Literal["macs", "parameters", "latency"]
 
@@ -69,7 +70,8 @@ def plan_removal(
         threads: For ``latency``: threads of the runtime; by default those of torch.
         curves: For ``sensitivity``: from group to points (fraction removed, loss).
         keep: Modules, their names, or patterns such as ``"head.*"``; all their outputs are kept.
-        fractions: From module name or pattern to its own fraction.
+            A norm keeps the channels that it normalizes.
+        fractions: From module name or pattern to its own fraction, whatever the ``scope``.
         attention: Whether attentions lose channels within each head, or entire heads.
         grouped: Whether grouped convolutions lose entire groups, or the same channels of each
             group. A convolution for which one is impossible loses the other.
@@ -188,10 +190,11 @@ def _names(model: nn.Module, keep: Sequence[str | nn.Module]) -> tuple[str, ...]
     Raises:
         NetworkError: A module is not one of the network's.
     """
+    refuse_unsuitable(model)
     if isinstance(keep, (str, nn.Module)):
         keep = [keep]
     names = {module: name for name, module in model.named_modules()}
     for module in keep:
         if isinstance(module, nn.Module) and module not in names:
             raise NetworkError("a module to keep is not part of the network", found=module)
-    return tuple(each if isinstance(each, str) else names[each] for each in keep)
+    return tuple(each if isinstance(each, str) else names[each] or "*" for each in keep)

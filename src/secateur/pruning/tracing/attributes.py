@@ -135,9 +135,7 @@ class WatchWidths(TorchFunctionMode):
         with _disable_current_modes():
             return torch.Size(
                 MarkedInt(size, Extent(labels, dimension)) if stride and size > 1 else size
-                for dimension, (size, stride) in enumerate(
-                    zip(sizes, labels.stride(), strict=True)
-                )
+                for dimension, (size, stride) in enumerate(zip(sizes, labels.stride(), strict=True))
             )
 
     def _note(self, number: MarkedInt, tensor: Tensor, dimension: int) -> None:

@@ -18,18 +18,32 @@ import torch
 from torch import Tensor
 
 from secateur.pruning.tracing.channel_graph import FIXED, Nodes, known
-from secateur.pruning.tracing.labels import PLAIN, Ledger, Traits, Weight, thin
+from secateur.pruning.tracing.labels import PLAIN, Ledger, Pair, Traits, Weight, thin
 from secateur.pruning.tracing.layers import dense
-from secateur.pruning.tracing.rules import argument, cannot_follow, name_of, rule, spare, varying
+from secateur.pruning.tracing.rules import (
+    argument,
+    cannot_follow,
+    join_pair,
+    joined_pair,
+    name_of,
+    rule,
+    spare,
+    takes_pair,
+    varying,
+)
 
 
 @dataclass(frozen=True)
 class _Operand:
-    """An operand: labels, a letter for each dimension, and whether masked elements are zero."""
+    """An operand: labels, a letter for each dimension, and whether masked elements are zero.
+
+    An outer product has a second operand ``pair`` of the same letters.
+    """
 
     labels: Tensor
     letters: str
     zero: bool
+    pair: _Operand | None = None
 
     def wide(self) -> set[str]:
         return {self.letters[d] for d in varying(self.labels)}
@@ -45,6 +59,7 @@ class _Operand:
 
 
 @rule("matmul", "mm", "bmm")
+@takes_pair
 def _matmul(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
@@ -60,6 +75,7 @@ def _matmul(
 
 
 @rule("einsum")
+@takes_pair
 def _einsum(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> None:
@@ -89,14 +105,58 @@ def _product(
     for images, weights, names in ((first, second, (left, right)), (second, first, (right, left))):
         weight = ledger.value(weights)
         if isinstance(weight, Weight) and weights.ndim > 1:
+            join_pair(ledger, images)
             return _weighted(ledger, images, weights, (*names, out), result)
+    if _sums_one_of_pair(ledger, first, second, letters, result):
+        return True
     operands = [
         _Operand(spare(ledger.labels(t)), each, ledger.traits(t).zero)
         for t, each in ((first, left), (second, right))
     ]
     joined = _contract(ledger, operands[0], operands[1], out, result.shape)
-    ledger.label(result, joined.labels, Traits(zero=joined.zero))
+    pair = None
+    if joined.pair is not None:
+        pair = Pair(joined.pair.labels, joined.pair.zero)
+        ledger.graph.visits.append(known(thin(pair.labels)[0].numpy()))
+    ledger.label(result, joined.labels, Traits(zero=joined.zero, pair=pair))
     return True
+
+
+def _sums_one_of_pair(
+    ledger: Ledger, first: Tensor, second: Tensor, letters: tuple[str, str, str], result: Tensor
+) -> bool:
+    """Label the product of an outer product and a tensor, if it sums over one's channels.
+
+    Otherwise both labels of outer products are joined.
+    """
+    left, right, out = letters
+    outer = [each for each in (first, second) if ledger.traits(each).pair is not None]
+    if len(outer) == 1:
+        (product,) = outer
+        own, other = (left, right) if product is first else (right, left)
+        partner = second if product is first else first
+        traits = ledger.traits(product)
+        assert traits.pair is not None
+        sides = [
+            _Operand(spare(ledger.labels(product)), own, traits.zero),
+            _Operand(spare(traits.pair.labels), own, traits.pair.zero),
+        ]
+        summed = {s for s in own if s in other and s not in out}
+        sides.sort(key=lambda side: not side.wide() & summed)
+        if sides[0].wide() & summed and not sides[1].wide() & summed:
+            operand = _Operand(spare(ledger.labels(partner)), other, ledger.traits(partner).zero)
+            where = f"product at {ledger.where}"
+            rest = _contract(ledger, sides[0], operand, out, result.shape)
+            _hold_rows(ledger, sides[1], operand, where)
+            labels = _without(sides[1], sorted(summed)).aligned(out).expand(result.shape)
+            pair = [each.numpy() for each in thin(labels, [rest.labels])]
+            if (pair[1] >= 0).any():
+                ledger.graph.join(pair[0], pair[1], f"{where} meets channels that must stay")
+            ledger.label(result, labels, Traits(zero=sides[1].zero))
+            return True
+    for each in outer:
+        join_pair(ledger, each)
+    return False
 
 
 def _weighted(
@@ -132,7 +192,7 @@ def _contract(
             ledger.graph.tell(ledger.where, "multiplies and adds them up", first_labels)
             # If only one varies along the letter, its channels all depend on the other's.
             both = letter in first.wide() and letter in second.wide()
-            sum_up = _reduced if both else _joined
+            sum_up = _reduced if both and (first.zero or second.zero) else _joined
             first = sum_up(ledger, first, letter, where)
             second = sum_up(ledger, second, letter, where)
     first, second = (_without(each, summed) for each in (first, second))
@@ -190,7 +250,7 @@ def _reduced(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Ope
     """Sum over channels: entire heads, or remaining channels, as masked ones add zero."""
     if letter not in operand.wide():
         return operand
-    if ledger.graph.heads or not operand.zero:
+    if ledger.graph.heads:
         return _joined(ledger, operand, letter, where)
     dimension = operand.letters.index(letter)
     (thinned,) = thin(operand.labels)
@@ -211,11 +271,8 @@ def _outer(
         own = first.wide() & (set(first.letters) - set(second.letters))
         other = second.wide() & (set(second.letters) - set(first.letters))
         if own and other:
-            for letter in own:
-                first = _joined(ledger, first, letter, where)
-            for letter in other:
-                second = _joined(ledger, second, letter, where)
-        elif (own or other) and not ledger.graph.heads:
+            return _paired(first, second, out, shape)
+        if (own or other) and not ledger.graph.heads:
             return _held(ledger, *((first, second) if own else (second, first)), out, shape, where)
         first_labels, second_labels = (
             each.aligned(out).expand(tuple(shape)) for each in (first, second)
@@ -228,6 +285,14 @@ def _outer(
     (operand,) = produced
     fixed = second if operand is first else first
     return _held(ledger, operand, fixed, out, shape, where)
+
+
+def _paired(first: _Operand, second: _Operand, out: str, shape: Sequence[int]) -> _Operand:
+    """An outer product with channels of both operands on its own dimensions."""
+    one, other = (
+        _Operand(each.aligned(out).expand(tuple(shape)), out, each.zero) for each in (first, second)
+    )
+    return replace(one, pair=other)
 
 
 def _held(
@@ -278,12 +343,20 @@ def _attention(
     else:
         ledger.graph.scales.append((1 / math.sqrt(query.shape[-1]), channels))
     shape = (*query.shape[:-1], key.shape[-2])
-    weights = _contract(ledger, operands[0], operands[1], batch + "mn", shape)
+    weights = _both(ledger, _contract(ledger, operands[0], operands[1], batch + "mn", shape))
     mask = argument(func, args, kwargs, "attn_mask")
     if mask is not None:
         weights = _masked(ledger, weights, ledger.labels(mask))
-    out = _contract(ledger, weights, operands[2], batch + "mv", result.shape)
+    out = _both(ledger, _contract(ledger, weights, operands[2], batch + "mv", result.shape))
     ledger.label(result, out.labels, replace(PLAIN, zero=out.zero))
+
+
+def _both(ledger: Ledger, operand: _Operand) -> _Operand:
+    """Join both labels of an outer product."""
+    if operand.pair is None:
+        return operand
+    labels = joined_pair(ledger, operand.labels, operand.pair.labels)
+    return replace(operand, labels=labels, zero=operand.zero or operand.pair.zero, pair=None)
 
 
 def _masked(ledger: Ledger, weights: _Operand, mask: Tensor) -> _Operand:

@@ -59,6 +59,22 @@ class Factor:
     why: str
 
 
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Second labels of an outer product, whose elements each belong to a channel of both operands.
+
+    A product that sums over the channels of one operand leaves those of the other, as in linear
+    attention. All other operations join both.
+
+    Attributes:
+        labels: Labels in the shape of the tensor.
+        zero: Whether elements of its masked channels are zero.
+    """
+
+    labels: Tensor
+    zero: bool
+
+
 @dataclass(frozen=True)
 class Traits:
     """Properties of a tensor under masks and scales of weights.
@@ -68,11 +84,13 @@ class Traits:
         linear: Channels to whose weights and biases the tensor is proportional: it is a layer's
             output and was only moved.
         factor: Open factor of the tensor.
+        pair: Second labels, if it is an outer product.
     """
 
     zero: bool = False
     linear: Nodes | None = None
     factor: Factor | None = None
+    pair: Pair | None = None
 
 
 PLAIN = Traits()

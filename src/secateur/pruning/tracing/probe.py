@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from secateur.errors import NetworkError
 from secateur.pruning.tracing.permanent import copy_of, make_permanent
+from secateur.pruning.tracing.refusals import refuse_unsuitable
 from secateur.pruning.tracing.rules import result_without_data, tensors_in
 
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -66,7 +67,7 @@ def with_values(model: nn.Module) -> nn.Module:
 
 
 def _copied(model: nn.Module, copier: Callable[[], nn.Module]) -> nn.Module:
-    refuse_compiled(model)
+    refuse_unsuitable(model)
     try:
         probe = copier()
         make_permanent(probe)
@@ -82,28 +83,6 @@ def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters, buffers and other tensors of a module itself."""
     tensors = {**module._parameters, **module._buffers, **vars(module)}
     return ((name, value) for name, value in tensors.items() if isinstance(value, Tensor))
-
-
-def refuse_compiled(model: nn.Module) -> None:
-    """Check that no module is scripted or quantized.
-
-    Raises:
-        NetworkError: A module is scripted, or its weights are quantized.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise NetworkError(
-                "cannot prune a scripted module",
-                where=name or type(module).__name__,
-                remedy="prune the network before torch.jit.script or torch.jit.trace",
-            )
-        kind = type(module).__module__
-        if kind.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
-            raise NetworkError(
-                "cannot prune a quantized module",
-                where=name or type(module).__name__,
-                remedy="prune the network first, then quantize it",
-            )
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

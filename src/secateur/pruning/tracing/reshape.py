@@ -23,6 +23,7 @@ from secateur.pruning.tracing.rules import (
     note_numbers,
     rule,
     spare,
+    takes_pair,
     tensors_in,
     varying,
 )
@@ -45,6 +46,7 @@ _MOVES = (
 
 
 @rule(*_COPIES)
+@takes_pair
 @moves
 def _copy(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -54,6 +56,7 @@ def _copy(
 
 
 @rule(*_CONVERSIONS)
+@takes_pair
 @moves
 def _convert(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
@@ -84,7 +87,7 @@ def _move(
         return tensors_in(func(labels, *args[1:], **kwargs))
 
     after = [spare(labels) for labels in move(before if many else before[0])]
-    if len(before) == 1:
+    if len(before) == 1 and not (name == "slice" and _cuts_constants(func, before[0], args)):
         couple_if_reordered(ledger, func, before[0], after)
     order_free = many or name in _RASTER or _is_uniform(name, before[0])
     routes = order_free or _keeps_pixels(ledger, name, before[0], after, move)
@@ -96,6 +99,18 @@ def _move(
         (ledger.carry if routes else ledger.label)(tensor, labels, own)
     if not many:
         _tell_orders(ledger, name, before[0], move)
+
+
+def _cuts_constants(func: Any, labels: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether a slice only counts positions without channels from either end, as ``x[:, :-1]``."""
+    dimension, start, end, step = (
+        argument(func, args, {}, name) for name in ("dim", "start", "end", "step")
+    )
+    size = labels.shape[dimension]
+    line = (labels.movedim(dimension, 0).reshape(size, -1) == FIXED).all(1)
+    counted = [line[bound:] if bound < 0 else line[: min(bound, size)]
+               for bound in (start or 0, size if end is None else end) if bound < size]  # fmt: skip
+    return step == 1 and all(bool(each.all()) for each in counted)
 
 
 def couple_if_reordered(ledger: Ledger, func: Any, before: Tensor, after: list[Tensor]) -> None:
@@ -292,6 +307,7 @@ def _pad(
     labels = ledger.labels(args[0])
     amounts = list(args[1])
     wide = varying(labels)
+    pixels = False
     name = name_of(func)
     mode = argument(func, args, kwargs, "mode") if name != "constant_pad_nd" else "constant"
     for pair in range(len(amounts) // 2):
@@ -307,8 +323,9 @@ def _pad(
                 ledger.graph.couple(labels.numpy(), f"pad at {ledger.where}")
         else:
             note_numbers(ledger, name, (before, after))
+            pixels |= bool(before or after)
             size = list(labels.shape)
             size[dimension] += before + after
             labels = labels.narrow(dimension, 0, 1).expand(size)
-    zero = mode not in ("constant", 0) or not argument(func, args, kwargs, "value")
+    zero = not pixels or mode not in ("constant", 0) or not argument(func, args, kwargs, "value")
     ledger.label(result, labels, Traits(zero=zero and ledger.traits(args[0]).zero))

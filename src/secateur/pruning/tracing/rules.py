@@ -7,6 +7,7 @@ protected, and it is reported by name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ Rule = Callable[[Ledger, Any, tuple[Any, ...], dict[str, Any], Any], None]
 _RULES: dict[str, Rule] = {}
 _MOVES: set[Rule] = set()
 _TAKES_FACTORS: set[Rule] = set()
+_TAKES_PAIRS: set[Rule] = set()
 _OTHERS: list[tuple[Callable[[Any], bool], Rule]] = []
 
 
@@ -54,6 +56,17 @@ def takes_factor(function: Rule) -> Rule:
 def takes_factors(function: Rule) -> bool:
     """Whether a rule handles open factors."""
     return function in _TAKES_FACTORS
+
+
+def takes_pair(function: Rule) -> Rule:
+    """Mark a rule that handles outer products."""
+    _TAKES_PAIRS.add(function)
+    return function
+
+
+def takes_pairs(function: Rule) -> bool:
+    """Whether a rule handles outer products."""
+    return function in _TAKES_PAIRS
 
 
 def rule_where(applies: Callable[[Any], bool]) -> Callable[[Rule], Rule]:
@@ -162,6 +175,29 @@ def spread(nodes: Nodes, dimension: int, like: Tensor) -> Tensor:
     """Labels in the shape of ``like`` that differ along one dimension."""
     shape = [-1 if d == dimension else 1 for d in range(like.ndim)]
     return torch.from_numpy(nodes).view(shape).expand(like.shape)
+
+
+# ---- outer products
+
+
+def join_pair(ledger: Ledger, tensor: Tensor) -> None:
+    """Join both labels of an outer product; other tensors stay as they are."""
+    value, traits = ledger.value(tensor), ledger.traits(tensor)
+    if traits.pair is not None and isinstance(value, Tensor):
+        labels = joined_pair(ledger, value, traits.pair.labels)
+        zero = traits.zero or traits.pair.zero
+        ledger.carry(tensor, labels, replace(traits, zero=zero, pair=None))
+
+
+def joined_pair(ledger: Ledger, first: Tensor, second: Tensor) -> Tensor:
+    """Join both labels of an outer product; return labels without the dimensions of one alone."""
+    pair = thin(first, [second])
+    what = f"product at {ledger.where}"
+    ledger.graph.join(pair[0].numpy(), pair[1].numpy(), f"{what} mixes them with others")
+    ledger.graph.tell(ledger.where, f"mixes them all ({what})", pair[0].numpy())
+    common = varying(second)
+    index = tuple(slice(None) if d in common else slice(0, 1) for d in range(first.ndim))
+    return first[index].expand(first.shape)
 
 
 # ---- operations without a rule

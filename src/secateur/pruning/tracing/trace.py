@@ -35,10 +35,12 @@ from secateur.pruning.tracing.labels import Ledger, Weight
 from secateur.pruning.tracing.probe import Example, call, twice
 from secateur.pruning.tracing.rules import (
     cannot_follow,
+    join_pair,
     only_moves,
     result_without_data,
     rule_of,
     takes_factors,
+    takes_pairs,
     tensors_in,
 )
 
@@ -69,6 +71,9 @@ class _Watch(TorchDispatchMode):
         result = result_without_data(func, args, kwargs)
         if result is None:
             result = func(*args, **kwargs)
+        if not takes_pairs(rule):
+            for tensor in tensors_in(args, kwargs):
+                join_pair(self.ledger, tensor)
         if not only_moves(rule):
             for tensor in tensors_in(args, kwargs):
                 self.ledger.use(tensor)
@@ -185,6 +190,7 @@ def _watch(
                     remedy="return plain tensors from forward",
                 )
             ledger.read(output)
+            join_pair(ledger, output)
             graph.outputs.append((tuple(output.shape), str(output.dtype)))
             graph.protect(ledger.labels(output).numpy(), "they are the network's output")
             ledger.close(output)

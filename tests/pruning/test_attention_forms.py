@@ -1,0 +1,149 @@
+"""Forms of attention that networks are published with; each loses half its width exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers.halving import halve
+
+
+class Tokens(nn.Module):
+    """A patch embedding of 32 channels, a block with a residual connection, and a head."""
+
+    def __init__(self, block: nn.Module, heads: int = 4) -> None:
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(3, 32, 2, 2), nn.LayerNorm(32)
+        self.block, self.head = block, nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head((x + self.block(self.norm(x))).mean(1))
+
+
+class WidthOfInput(nn.Module):
+    """Attention whose forward takes the width of a head from its input, as DeiT's first form."""
+
+    def __init__(self, talking: bool) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.before, self.after = (
+            (nn.Linear(4, 4) if talking else nn.Identity()) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        scores = self.before((q @ k.mT).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        weights = self.after(scores.softmax(-1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.proj((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+
+
+@pytest.mark.parametrize("talking", [False, True])
+@pytest.mark.parametrize("fraction", [0.5, 0.25])
+def test_a_width_taken_from_the_input_shrinks_with_it(talking, fraction) -> None:
+    """Talking heads (Shazeer et al. 2020) mix heads, so that all must stay."""
+    small = halve(
+        Tokens(WidthOfInput(talking)), 0.65 if fraction < 0.5 else 0.32, fraction=fraction
+    )
+    left = int(32 * (1 - fraction))
+    assert small.patch.out_channels == small.block.proj.in_features == left
+    assert small.block.qkv.out_features == 3 * left
+    assert small.block.num_heads == 4
+
+
+class CrossCovariance(nn.Module):
+    """Attention between channels (El-Nouby et al. 2021, eq. 2): the softmax is over channels."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.num_heads, self.fused = 4, fused
+        if not fused:
+            self.temperature = nn.Parameter(torch.rand(4, 1, 1))
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.size()
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 4, 1)
+        q, k, v = qkv.unbind(0)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        if self.fused:
+            x = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        else:
+            x = (q @ k.mT * self.temperature).softmax(-1) @ v
+        return self.proj(x.permute(0, 3, 1, 2).reshape(batch, tokens, width))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fraction", [0.5, 0.25])
+def test_attention_between_channels_loses_heads(fused, fraction) -> None:
+    small = halve(
+        Tokens(CrossCovariance(fused)), 0.65 if fraction < 0.5 else 0.32, fraction=fraction
+    )
+    left = int(4 * (1 - fraction))
+    assert small.block.num_heads == left
+    assert fused or len(small.block.temperature) == left
+    assert small.patch.out_channels == 8 * left
+
+
+class ClassToken(nn.Module):
+    """A scale of channels whose tokens come from different layers (Touvron et al. 2021, CaiT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.others = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.scale = nn.Parameter(torch.rand(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * torch.cat([self.first(x[:, :1]), self.others(x[:, 1:])], 1)
+
+
+def test_a_scale_of_channels_does_not_vary_with_the_token() -> None:
+    small = halve(Tokens(ClassToken()), 0.4)
+    assert small.block.scale.shape == (16,)
+
+
+def test_a_depthwise_convolution_under_two_names_keeps_one_channel_per_group() -> None:
+    """Blocks that share a module of their position encoding hold it under their own names."""
+    shared = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+    blocks = [nn.Sequential(shared, nn.Conv2d(16, 16, 1), nn.ReLU()) for _ in range(2)]
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), *blocks, nn.Conv2d(16, 5, 6), nn.Flatten())
+    small = halve(network, 0.5)
+    assert small[1][0] is small[2][0]
+    assert small[1][0].groups == 8
+
+
+class Linear(nn.Module):
+    """Attention without a softmax of scores: keys times values first (Katharopoulos et al. 2020).
+
+    With ``kernel`` a row of ones counts the keys, as in EfficientViT (Cai et al. 2023, eq. 2), else
+    keys have a softmax over tokens, as in Shen et al. 2021, eq. 3.
+    """
+
+    def __init__(self, kernel: bool) -> None:
+        super().__init__()
+        self.kernel, self.num_heads = kernel, 4
+        self.qkv, self.proj = nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if self.kernel:
+            v = F.pad(v, (0, 1), value=1.0)
+            x = F.relu(q) @ (F.relu(k).mT @ v)
+            x = x[..., :-1] / (x[..., -1:] + 1e-6)
+        else:
+            x = q @ (k.softmax(2).mT @ v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_linear_attention_loses_channels_of_each_head(kernel) -> None:
+    small = halve(Tokens(Linear(kernel)), 0.32)
+    assert small.block.num_heads == 4
+    assert small.block.qkv.out_features == 48
