@@ -147,3 +147,22 @@ def test_linear_attention_loses_channels_of_each_head(kernel) -> None:
     small = halve(Tokens(Linear(kernel)), 0.32)
     assert small.block.num_heads == 4
     assert small.block.qkv.out_features == 48
+
+
+class Additive(nn.Module):
+    """Additive attention with normalized queries (Shaker et al. 2023, eq. 6 to 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.weights, self.proj = nn.Parameter(torch.randn(32, 1)), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = F.normalize(self.query(x), dim=-1), F.normalize(self.key(x), dim=-1)
+        scores = F.normalize(query @ self.weights, dim=1)
+        return self.proj((scores * query).sum(1, keepdim=True) * key) + query
+
+
+def test_normalized_queries_shrink() -> None:
+    small = halve(Tokens(Additive()), 0.35)
+    assert small.block.query.out_features == small.block.key.out_features == 16

@@ -181,7 +181,7 @@ def meet(
     for tensor in grids:
         _meet_grid(ledger, tensor, main, spoken)
     lead = len(shape)
-    along = {d for t in numbers for d in range(lead - t.ndim, lead) if t.shape[d - lead] > 1}
+    along = {d for t in numbers for d in range(lead - t.ndim, lead) if _values(t, d - lead) > 1}
     return mixed(ledger, main, sorted(along), f"{spoken} meets numbers of their own")
 
 
@@ -199,8 +199,14 @@ def _is_grid(value: Value) -> bool:
 
 
 def _is_broadcast(tensor: Tensor, shape: Sequence[int], wide: set[int]) -> bool:
+    """Whether a tensor has one value along a dimension, or is expanded along it."""
     lead = len(shape) - tensor.ndim
-    return any(d < lead or (tensor.shape[d - lead] == 1 and shape[d] > 1) for d in wide)
+    return any(d < lead or (_values(tensor, d - lead) == 1 and shape[d] > 1) for d in wide)
+
+
+def _values(tensor: Tensor, dimension: int) -> int:
+    """Number of different values that a tensor can have along a dimension."""
+    return tensor.shape[dimension] if tensor.stride(dimension) else 1
 
 
 def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> None:
