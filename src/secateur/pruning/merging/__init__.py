@@ -1,0 +1,1 @@
+"""Depth by merging: chains of convolutions without activations become one convolution."""
