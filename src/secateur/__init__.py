@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from secateur.pipeline.run import run
     from secateur.profiling.explanation import explain
     from secateur.pruning.find import find_prunable
+    from secateur.pruning.merging.depth import merge_depth
+    from secateur.pruning.merging.rewrite import merge_segments
     from secateur.pruning.plan import Plan
     from secateur.pruning.removal import plan_removal, prune
     from secateur.pruning.surgery import apply_masks, remove, shrink_optimizer
@@ -39,6 +41,8 @@ __all__ = [
     "find_prunable",
     "load",
     "load_recipe",
+    "merge_depth",
+    "merge_segments",
     "pack",
     "plan_removal",
     "prune",
@@ -68,6 +72,8 @@ _HOMES = {
     "find_prunable": "secateur.pruning.find",
     "load": "secateur.artifact.classifier",
     "load_recipe": "secateur.recipe.loading",
+    "merge_depth": "secateur.pruning.merging.depth",
+    "merge_segments": "secateur.pruning.merging.rewrite",
     "pack": "secateur.public",
     "plan_removal": "secateur.pruning.removal",
     "prune": "secateur.pruning.removal",

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from torch import fx, nn
 
-from secateur.errors import NetworkError
 from secateur.pruning.merging.fold import fold
 from secateur.pruning.merging.linear_segment import LinearSegment
 from secateur.pruning.merging.links import Segment
@@ -52,16 +51,23 @@ def merge_segments(network: nn.Module) -> nn.Module:
     Args:
         network: The trained ``linearized`` of :func:`secateur.merge_depth`; not modified.
 
-    Raises:
-        NetworkError: There is no linear segment.
-
+    Examples:
+        >>> first, second = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 8, 3, padding=1)
+        >>> pool, last = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 2)
+        >>> network = nn.Sequential(first, nn.ReLU(), second, pool, nn.Flatten(), last)
+        >>> images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 2
+        >>> depth = secateur.merge_depth(network, images[:1], images, labels, latency=0.9)
+        >>> optimizer = torch.optim.SGD(depth.linearized.train().parameters(), lr=0.01)
+        >>> nn.functional.cross_entropy(depth.linearized(images), labels).backward()
+        >>> optimizer.step()
+        >>> merged = secateur.merge_segments(depth.linearized.eval())
+        >>> torch.allclose(merged(images), depth.linearized(images), atol=1e-5)
+        True
     """
     merged = copy.deepcopy(network)
-    segments = {n: m for n, m in merged.named_modules() if isinstance(m, LinearSegment)}
-    if not segments:
-        raise NetworkError("nothing to merge", found="no linear segment in the network")
-    for name, segment in segments.items():
-        merged.set_submodule(name, fold(segment))
+    for name, segment in list(merged.named_modules()):
+        if isinstance(segment, LinearSegment):
+            merged.set_submodule(name, fold(segment))
     return merged
 
 
