@@ -13,6 +13,7 @@ NAMES = (
     "cluster",
     "compress_networks",
     "criteria",
+    "depth",
     "differences",
     "int8",
     "int8_recovery",

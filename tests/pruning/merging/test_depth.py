@@ -150,6 +150,16 @@ def test_latencies_of_segments_add_up_to_the_network():
     assert all(table[s] == 0 for s in removed)
 
 
+def test_layers_are_scaled_to_a_network_that_is_faster_than_their_sum():
+    traced = trace_modules(tiny(), PICTURES.pixels[:1])
+    (chain,) = chains_of(traced)
+    every = list(chain.segments(7))
+    half = Machine(0).load(traced) / 2
+    table = LatencyTable(traced, PICTURES.pixels[:1], clock, half)
+    assert table[every[0]] == pytest.approx(clock(table.layer(every[0])) / 2)
+    assert 0 < table.outside(every) < half
+
+
 def test_segments_that_are_not_faster_are_not_measured():
     traced = trace_modules(tiny(), PICTURES.pixels[:1])
     table = LatencyTable(traced, PICTURES.pixels[:1], lambda layer: layer.weights / 1e3, 10.0)

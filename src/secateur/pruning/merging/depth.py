@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from secateur.pruning.latency import ATTEMPTS, TOLERANCE, LayerTimes, NetworkTim
 from secateur.pruning.merging.chains import chains_of
 from secateur.pruning.merging.choice import choose_merges
 from secateur.pruning.merging.latency_table import LatencyTable
-from secateur.pruning.merging.links import Segment
+from secateur.pruning.merging.links import Kind, Segment
 from secateur.pruning.merging.loss_table import measure_losses
 from secateur.pruning.merging.rewrite import linearize, merge_segments
 from secateur.pruning.merging.segment_fit import Fit
@@ -161,6 +161,7 @@ def reach_depth(
     layer_times: LayerTimes,
     network_timer: NetworkTimes,
     most_kernel: int = MOST_KERNEL,
+    kinds: Collection[Kind] = ("merge", "remove"),
 ) -> MergedDepth:
     """:func:`merge_depth` with any timers.
 
@@ -174,6 +175,7 @@ def reach_depth(
         layer_times: Time of a layer.
         network_timer: Times the networks.
         most_kernel: Largest side of a merged kernel.
+        kinds: What may be done to a segment, besides keeping it.
 
     Raises:
         NetworkError: The target cannot be reached.
@@ -183,7 +185,7 @@ def reach_depth(
     first, reference = network_timer.time(original, layer_times.reference)
     table = LatencyTable(traced, example_input, layer_times, first / reference)
     every = [segment for chain in chains_of(traced) for segment in chain.segments(most_kernel)]
-    segments = table.faster(every)
+    segments = table.faster(s for s in every if s.kind == "keep" or s.kind in kinds)
     losses = measure_losses(traced, segments, fit, images, prepare, min(BATCH, len(images)))
     search = _Search(traced, table, segments, losses, original, network_timer)
     best = search.within(target)

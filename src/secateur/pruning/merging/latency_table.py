@@ -2,7 +2,8 @@
 
 Layers are measured by the timer that chooses widths, with its cache. The time outside of layers
 (adding, calling, moving results) is proportional to the number of elements that layers output, as
-in :class:`secateur.pruning.latency.Choice`; merging saves it for the inner tensors of a segment.
+in :class:`secateur.pruning.latency.Choice`; merging saves it for the inner tensors of a segment. If
+the network is faster than the sum of its layers, all of them are scaled to it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class LatencyTable:
         self._layers = {call.weight.removesuffix(".weight"): call.layer for call in calls}
         self._layer_times, self.full = layer_times, full
         layers = [call.layer for call in calls]
-        rest = full - sum(map(layer_times, layers))
-        self._moving = max(0.0, rest / sum(layer.elements for layer in layers))
+        inside = sum(map(layer_times, layers))
+        # A layer in a network can be faster than alone, because its input is still in the cache.
+        self._scale = min(1.0, full / inside)
+        self._moving = max(0.0, full - inside) / sum(layer.elements for layer in layers)
 
     def __getitem__(self, segment: Segment) -> float:
         """Latency of a segment, with the projections that are added to it and stay."""
@@ -97,4 +100,4 @@ class LatencyTable:
         return self._layers[f"{graph}.{convolution.conv}" if graph else convolution.conv]
 
     def _time(self, layer: Layer) -> float:
-        return self._layer_times(layer) + self._moving * layer.elements
+        return self._scale * self._layer_times(layer) + self._moving * layer.elements
