@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -180,3 +182,32 @@ def test_removed_branches_are_those_that_pruning_removes(name):
         p.numel() for p in remove(network, plan).parameters()
     )
     assert (outputs(network, IMAGES) - outputs(shallow, IMAGES)).abs().max() > 1e-3
+
+
+def test_what_a_removed_branch_leaves_is_not_overwritten():
+    """An activation in place would change the input of the block, which something else reads."""
+
+    def call(self, x):
+        start = self.first(x)
+        return self.last(self.act(start + self.branch(start))) + start
+
+    network = Net(
+        call, first=conv(3, 4), branch=conv(4, 4), act=nn.SiLU(inplace=True), last=conv(4, 4)
+    )
+    network = lively(network, IMAGES)
+    traced = trace_modules(network, IMAGES[:1])
+    (removal,) = (
+        s for s in chains_of(traced)[0].segments(99) if (s.start, s.end, s.kind) == (1, 2, "remove")
+    )
+    shallow = linearize(traced, [removal])
+    with torch.no_grad():
+        network.branch.weight.zero_()
+        network.branch.bias.zero_()
+    assert_same(network, shallow, IMAGES, 1e-12)
+
+
+def test_a_network_whose_graph_computes_something_else_is_refused():
+    dice = random.Random(0)
+    network = Net(lambda self, x: self.a(x) * dice.random(), a=conv(3, 4))
+    with pytest.raises(NetworkError, match="another output of its graph"):
+        find_chains(network, IMAGES[:1].float())

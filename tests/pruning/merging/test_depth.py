@@ -150,6 +150,32 @@ def test_latencies_of_segments_add_up_to_the_network():
     assert all(table[s] == 0 for s in removed)
 
 
+class Projecting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1)
+        self.project, self.head = nn.Conv2d(3, 8, 1, 2), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.head(F.relu(self.second(F.relu(self.first(x))) + self.project(x)))
+
+
+def test_a_projection_takes_time_until_it_is_merged():
+    traced = trace_modules(Projecting().eval(), PICTURES.pixels[:1])
+    layers = {
+        call.weight.removesuffix(".weight"): clock(call.layer)
+        for call in list_calls(traced, torch.empty(1, *SHAPE, device="meta"))
+    }
+    table = LatencyTable(traced, PICTURES.pixels[:1], clock, sum(layers.values()))
+    (chain,) = chains_of(traced)
+    of = {(s.start, s.end, s.kind): s for s in chain.segments(99)}
+    assert table[of[0, 1, "keep"]] == layers["first"]
+    assert table[of[1, 2, "keep"]] == layers["second"] + layers["project"]
+    assert table[of[0, 2, "merge"]] == clock(table.layer(of[0, 2, "merge"]))
+    assert table[of[0, 2, "remove"]] == layers["project"]
+    assert table.outside(of.values()) == pytest.approx(0)
+
+
 def test_layers_are_scaled_to_a_network_that_is_faster_than_their_sum():
     traced = trace_modules(tiny(), PICTURES.pixels[:1])
     (chain,) = chains_of(traced)

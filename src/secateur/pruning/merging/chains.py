@@ -145,7 +145,9 @@ class _Finder:
         first, second = node.all_input_nodes
         for way, other in ((second, first), (first, second)):
             conv = self._convolved(way)
-            if conv is not None and self._comes_from(other, conv.all_input_nodes[0]):
+            if conv is None or other is conv.all_input_nodes[0]:
+                continue
+            if self._comes_from(other, conv.all_input_nodes[0]):
                 return conv, way
         return None
 

@@ -42,7 +42,7 @@ def trace_modules(model: nn.Module, example_input: Example) -> nn.Module:
             "cannot trace the modules of the network",
             where=type(model).__name__,
             found="another output of its graph",
-            remedy="forward must not change what its modules are",
+            remedy="forward must compute the same in each call",
         )
     return traced
 
