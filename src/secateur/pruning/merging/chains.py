@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from secateur.pruning.merging.links import Chain, Convolution, Link, Skip, Window
 from secateur.pruning.merging.traced import called_once, graphs_of, trace_modules
-from secateur.pruning.tracing.trace import Example
+from secateur.pruning.tracing.probe import Example
 
 _ACTIVATION_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,

@@ -15,7 +15,7 @@ from torch import nn
 from secateur.benchmarking.layer_timer import Layer
 from secateur.pruning.geometry import list_calls
 from secateur.pruning.merging.links import Convolution, Segment
-from secateur.pruning.tracing.trace import Example, example_of
+from secateur.pruning.tracing.probe import Example, example_of
 
 
 class LatencyTable:

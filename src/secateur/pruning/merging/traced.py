@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import NetworkError
 from secateur.pruning.tracing.permanent import permanent_copy
-from secateur.pruning.tracing.trace import Example, call, refuse_compiled
+from secateur.pruning.tracing.probe import Example, call
+from secateur.pruning.tracing.refusals import refuse_unsuitable
 
 
 def trace_modules(model: nn.Module, example_input: Example) -> nn.Module:
@@ -31,7 +32,7 @@ def trace_modules(model: nn.Module, example_input: Example) -> nn.Module:
         NetworkError: The network is scripted or quantized, does not run, or the copy computes
             something else.
     """
-    refuse_compiled(model)
+    refuse_unsuitable(model)
     plain = permanent_copy(model).eval()
     traced = _traced(permanent_copy(plain), {}).eval()
     for module in traced.modules():
