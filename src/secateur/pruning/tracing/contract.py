@@ -272,7 +272,7 @@ def _outer(
         other = second.wide() & (set(second.letters) - set(first.letters))
         if own and other:
             return _paired(first, second, out, shape)
-        if (own or other) and not ledger.graph.heads:
+        if (own or other) and first.wide() and second.wide() and not ledger.graph.heads:
             return _held(ledger, *((first, second) if own else (second, first)), out, shape, where)
         first_labels, second_labels = (
             each.aligned(out).expand(tuple(shape)) for each in (first, second)
