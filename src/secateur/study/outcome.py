@@ -47,8 +47,9 @@ def outcome(tables: Sequence[Table]) -> Outcome:
     ]
     if changed:
         proof.append(
-            f"{changed} of them {'was' if changed == 1 else 'were'} measured with another "
-            "recipe than the published one, which the tables name; that may explain a difference."
+            f"{changed} of the paper's {len(paper)} {'was' if changed == 1 else 'were'} measured "
+            "with another recipe than the published one, which the tables name; that may explain "
+            "a difference."
         )
     return Outcome(
         f"Of the paper's {len(paper)} accuracies, measured here: {_tally(paper)}",

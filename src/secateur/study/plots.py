@@ -100,6 +100,7 @@ _COLOR = {
         "domain": [TITLES[network] for network in NETWORKS],
         "range": [COLORS[network] for network in NETWORKS],
     },
+    "legend": {"symbolOpacity": 1},
 }
 
 
@@ -120,11 +121,12 @@ def _curves(curves: Sequence[Curve]) -> Iterator[Spec]:
             "encoding": {"x": _X, "y": _Y, "color": _COLOR,
                          "tooltip": [{"field": "words", "title": "point"}]},
         }  # fmt: skip
-        if curve.demonstration:
-            words = "demonstration: masks not applied"
-            text = {"type": "text", "align": "right", "dx": -4, "dy": -8, "text": words}
-            last = {"values": data["values"][-1:]}
-            yield {"data": last, "mark": text, "encoding": {"x": _X, "y": _Y, "color": _COLOR}}
+    if any(curve.demonstration for curve in curves):
+        # Once, where no curve passes: all have fallen there.
+        words = ["dashed: demonstration,", "masks not applied"]
+        text = {"type": "text", "align": "right", "baseline": "top", "text": words, "color": INK}
+        yield {"data": {"values": [{"x": 99, "y": 76}]}, "mark": text,
+               "encoding": {"x": _X, "y": _Y}}  # fmt: skip
 
 
 def _row(curve: Curve, point: Point) -> Spec:
@@ -203,14 +205,37 @@ def draw_accuracies(table: Table) -> Chart | None:
         return None
     title = "Top-1 on the test images, %: measured here, in the paper, in the report"
     alt = f"{title}; {len(names)} rows of the table below."
-    return chart(f"accuracies-{table.name}", title, alt, _accuracies(rows, names),
-                 height=22 * len(names) + 60)  # fmt: skip
+    short = _labels(names)
+    body = _accuracies([row | {"label": short[row["name"]]} for row in rows], [*short.values()])
+    step = 34 if any(len(label.split(", ")) > 3 for label in short.values()) else 22
+    return chart(f"accuracies-{table.name}", title, alt, body, height=step * len(names) + 60)
 
 
-def _accuracies(rows: list[Spec], names: list[str]) -> Spec:
-    short = {"labelExpr": "join(slice(split(datum.label, ', '), 0, 3), ', ')"}
-    y = {"field": "name", "type": "nominal", "sort": names, "title": None,
-         "axis": {"labelLimit": 260, "labelOverlap": False, "grid": False} | short}  # fmt: skip
+def _labels(names: Sequence[str]) -> dict[str, str]:
+    """Network, data set and variant of each row; and where rows share them, what tells them apart.
+
+    That is as few of the last words of the setting as differ between all such rows.
+    """
+    words = {name: name.split(", ") for name in names}
+    labels = {}
+    for name in words:
+        head = words[name][:3]
+        alike = {other: each[3:] for other, each in words.items() if each[:3] == head}
+        count = 0
+        while len({(*each[max(0, len(each) - count) :],) for each in alike.values()}) < len(alike):
+            count += 1
+        last = alike[name][max(0, len(alike[name]) - count) :]
+        labels[name] = ", ".join([*head, *last])
+    return labels
+
+
+def _accuracies(rows: list[Spec], labels: list[str]) -> Spec:
+    """Points and intervals; the setting of a row is the second line of its label."""
+    first, rest = (f"join(slice(split(datum.label, ', '), {at}), ', ')" for at in ("0, 3", "3"))
+    lines = {"labelExpr": f"length(split(datum.label, ', ')) > 3 ? [{first}, {rest}] : {first}"}
+    y = {"field": "label", "type": "nominal", "sort": labels, "title": None,
+         "axis": {"labelLimit": 300, "labelLineHeight": 13, "labelOverlap": False, "grid": False}
+                 | lines}  # fmt: skip
     x = {"field": "x", "type": "quantitative", "title": None, "scale": {"zero": False}}
     source = {"field": "source", "type": "nominal", "scale": {"domain": list(SHAPES)}}
     shape = {"scale": {"domain": list(SHAPES), "range": list(SHAPES.values())}}
