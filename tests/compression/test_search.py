@@ -115,6 +115,28 @@ def test_bisection_ends_just_above_the_width_that_is_needed(
     assert len(search.tried) <= 11
 
 
+@pytest.mark.parametrize("width", [0.3, 0.6, 0.9])
+def test_merges_are_tried_until_one_loses_too_much(
+    monkeypatch: pytest.MonkeyPatch, width: float
+) -> None:
+    def lost(candidate: Candidate) -> float:
+        return 5.0 if candidate.kept < (width if candidate.merging else 0.7) else 0.1
+
+    chosen, search, stages = searched(monkeypatch, lost, settings={"merge": True})
+    tried = [one.candidate.kept for one in search.tried if one.candidate.merging]
+    assert tried[:3] == {0.3: [0.8, 0.65, 0.5], 0.6: [0.8, 0.65, 0.5], 0.9: [0.8]}[width]
+    assert bool(chosen.candidate.merging) == (width < 0.9)
+    assert all(each.epochs == 4 for each in stages.trained if each.merging)
+
+
+@pytest.mark.parametrize("goal", [{"target": "size"}, {"latency_ms": 4.0}, {"merge": False}])
+def test_merges_are_tried_only_for_latency_and_where_wanted(
+    monkeypatch: pytest.MonkeyPatch, goal: dict[str, Any]
+) -> None:
+    _, search, _ = searched(monkeypatch, worse_below(0.5), **({"merge": True} | goal))
+    assert not any(one.candidate.merging for one in search.tried)
+
+
 def test_the_first_width_is_the_one_at_which_methods_were_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

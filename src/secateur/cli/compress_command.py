@@ -87,6 +87,9 @@ def compress(
     out: OutFolder = Path("compressed"),
     device: options.Device = "auto",
     log: options.Log = "",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Also try merged layers, if latency is the target.")
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Check the inputs, print what would be done, and stop.")
     ] = False,
@@ -115,7 +118,7 @@ def compress(
         network=network, description=description, weights=weights, data=data, max_drop=max_drop,
         target=target, latency=latency, size=size, within=within, epochs=epochs,
         image_size=image_size, resize=resize, mean=mean or "", std=std or "", threads=threads,
-        seed=seed, device=device,
+        seed=seed, device=device, merge=merge or None,
     )  # fmt: skip
     if plan:
         plan_command(arguments, out)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from secateur import recipe
-from secateur.compression.settings import Target
+from secateur.compression.settings import Goal, Target
 from secateur.recipe import Part
 from secateur.statistics import Interval, paired_drop, proportion
 
@@ -40,30 +40,47 @@ class Removal(Part):
     method: Method = Method()
 
 
+class Merging(Part):
+    """Layers to merge and residual blocks to remove; see :func:`secateur.merge_depth`."""
+
+    kept: Annotated[float, Field(gt=0, lt=1)]
+    """Largest remaining fraction of the latency."""
+
+
 class Candidate(Part):
     """One network to try, as plain data.
 
     Attributes:
         removal: None for the unpruned network.
+        merging: None, or in place of ``removal``.
         epochs: Epochs of fine-tuning.
         quantize: None for a float file.
     """
 
     removal: Removal | None = None
+    merging: Merging | None = None
     epochs: int = 0
     quantize: recipe.Quantize | None = None
 
     @property
     def kept(self) -> float:
         """Fraction of the network's cost that is kept."""
-        return self.removal.kept if self.removal else 1.0
+        changed = self.removal or self.merging
+        return changed.kept if changed else 1.0
+
+    @property
+    def change(self) -> str:
+        """What is removed or merged, for example ``macs 0.50``; empty for the whole network."""
+        if self.merging:
+            return f"latency {self.kept:.2f} by merging"
+        return f"{self.removal.objective} {self.kept:.2f}" if self.removal else ""
 
     @property
     def name(self) -> str:
         """A short description, for example ``macs 0.50, local l2, int8``."""
-        words = []
+        words = [self.change] if self.change else []
         if self.removal:
-            words += [f"{self.removal.objective} {self.kept:.2f}", str(self.removal.method)]
+            words.append(str(self.removal.method))
         words.append("float" if self.quantize is None else _bits(self.quantize))
         return ", ".join(words)
 
@@ -142,6 +159,14 @@ class Measured:
     def relative_latency(self) -> float:
         """Median latency relative to the given network, timed in turns to cancel drift."""
         return self.latency_ms / float(np.median(self.reference_latencies_ms))
+
+    def meets(self, goal: Goal) -> bool:
+        """Whether the files are within a goal's limits on latency and size."""
+        if self.folder is None:
+            return False
+        fast = goal.latency_ms is None or self.latency_ms <= goal.latency_ms
+        small = goal.size_bytes is None or self.packed_bytes <= goal.size_bytes
+        return fast and small
 
     @property
     def metrics(self) -> dict[str, float]:

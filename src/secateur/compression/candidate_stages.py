@@ -16,8 +16,11 @@ import torch
 from torch import nn
 
 from secateur.artifact.packing import pack
+from secateur.benchmarking.layer_timer import LayerTimer
+from secateur.benchmarking.network_timer import NetworkTimer
 from secateur.benchmarking.timing import latencies
-from secateur.compression.candidate import Candidate, Measured, Removal
+from secateur.compression.candidate import Candidate, Measured, Merging, Removal
+from secateur.compression.changes import Change, ChannelRemoval, LayerMerging
 from secateur.compression.loaders import train_with_loader
 from secateur.compression.onnx_network import OnnxNetwork, count
 from secateur.compression.problem import Problem
@@ -26,14 +29,16 @@ from secateur.compression.verdict import Right
 from secateur.data import Images, batches
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import write_model
+from secateur.pruning.merging.depth import FIT_STEPS, reach_depth
+from secateur.pruning.merging.rewrite import to_json
+from secateur.pruning.merging.segment_fit import Fit
+from secateur.pruning.merging.traced import trace_modules
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import plan_removal
-from secateur.pruning.surgery import rebuild, remove
 from secateur.quantization.importing import import_onnx
 from secateur.quantization.qdq import write_qdq
 from secateur.quantization.quantize import quantize_imported
 from secateur.quantization.validation import ValidationSet
-from secateur.recipe import content_id
 from secateur.runtimes import Runtime, open_file
 from secateur.store import Stage, Store, save_tensors, write_bytes, write_json, write_text
 from secateur.training.batch_norm import follow_batches
@@ -44,6 +49,9 @@ from secateur.training.trainer import Epoch, Teacher
 
 GRADIENT_IMAGES = 2000
 """Number of training images whose mean gradient is used by first-order importance."""
+
+MERGING_IMAGES = 500
+"""Number of training images for the fits of segments, and of validation images for their losses."""
 
 REFERENCE = "reference"
 """Name of the given network among what is timed."""
@@ -125,29 +133,35 @@ class Stages:
 
         Candidates with the same plan share this stage.
         """
-        assert candidate.removal is not None
-        plan = self.plan(candidate.removal)
+        change = self.change(candidate)
+        assert change is not None
         key = {
-            "plan": content_id(plan.to_json()),
+            **change.key,
             "tune": self.settings.tune.model_dump(mode="json", exclude_defaults=True),
             "epochs": candidate.epochs,
             "seed": self.settings.seed,
         }
 
         def make(folder: Path) -> None:
-            self._make_tuned(folder, plan, candidate, hopeless)
+            self._make_tuned(folder, change, candidate, hopeless)
 
         return self.store.stage("tune", key, {"reference": self.reference}, make)
 
+    def change(self, candidate: Candidate) -> Change | None:
+        """What a candidate changes in the network, or None."""
+        if candidate.merging is not None:
+            return LayerMerging(self.merges(candidate.merging), self.problem.example, self._fit)
+        return None if candidate.removal is None else ChannelRemoval(self.plan(candidate.removal))
+
     def _make_tuned(
-        self, folder: Path, plan: Plan, candidate: Candidate, hopeless: Hopeless | None
+        self, folder: Path, change: Change, candidate: Candidate, hopeless: Hopeless | None
     ) -> None:
-        assert candidate.removal is not None
-        network, history, reason = remove(self.problem.network, plan), list[Epoch](), ""
+        network, history, reason = change.start(self.problem.network), list[Epoch](), ""
         if candidate.epochs:
             network, history, reason = self._train(
-                folder, network, candidate.epochs, candidate.removal, hopeless
+                folder, network, candidate.epochs, candidate.change, hopeless
             )
+        network = change.finish(network)
         save_tensors(folder / "weights.safetensors", network.state_dict())
         write_json(folder / "history.json", [asdict(epoch) for epoch in history])
         write_json(folder / "tune.json", {"given_up": reason})
@@ -157,7 +171,7 @@ class Stages:
         folder: Path,
         network: nn.Module,
         epochs: int,
-        removal: Removal,
+        change: str,
         hopeless: Hopeless | None,
     ) -> tuple[nn.Module, list[Epoch], str]:
         problem, tune, reasons = self.problem, self.settings.tune, [""]
@@ -169,7 +183,7 @@ class Stages:
         teacher = Teacher(problem.network, problem.prepare, tune.distill) if tune.distill else None
         follow_batches(network)
         checkpoint = folder / "checkpoint.safetensors"
-        label = f"fine-tune at {removal.kept:.2f} of {removal.objective}"
+        label = f"fine-tune at {change}"
         config, network = tune.to_train(network, epochs), self.place(network)
         if problem.loop.loader is not None:
             network, history = train_with_loader(
@@ -215,15 +229,48 @@ class Stages:
             target=removal.kept,
         )
 
+    def merges(self, merging: Merging) -> str:
+        """Choose the layers to merge; see :func:`secateur.pruning.merging.rewrite.to_json`.
+
+        Raises:
+            NetworkError: The network cannot be traced, or the latency cannot be reached.
+        """
+        key = {"merging": merging.model_dump(mode="json"), "threads": self.settings.bench.threads}
+
+        def make(folder: Path) -> None:
+            write_text(folder / "merges.json", self._make_merges(merging))
+
+        stage = self.store.stage("merges", key, {"reference": self.reference}, make)
+        return (stage.folder / "merges.json").read_text(encoding="utf-8")
+
+    def _make_merges(self, merging: Merging) -> str:
+        problem, threads = self.problem, self.settings.bench.threads
+        network = copy.deepcopy(problem.network).cpu()
+        timer = LayerTimer("int8", threads)
+        measured = problem.validation.spread(MERGING_IMAGES).to(torch.device("cpu"))
+        try:
+            merged = reach_depth(
+                network, problem.example, self._fit, measured, problem.prepare, merging.kept, timer,
+                NetworkTimer(problem.input_shape, "int8", threads),
+            )  # fmt: skip
+        finally:
+            timer.save()
+        return to_json(trace_modules(network, problem.example), merged.segments)
+
+    @property
+    def _fit(self) -> Fit:
+        some = self.problem.training.spread(MERGING_IMAGES).to(torch.device("cpu"))
+        return Fit(some, self.problem.prepare, FIT_STEPS)
+
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the training device."""
         return network.to(device=self.problem.device).to(memory_format=torch.channels_last)
 
     def network(self, candidate: Candidate) -> nn.Module:
         """The float network of a candidate, on the CPU, in inference mode."""
-        network = copy.deepcopy(self.problem.network).cpu()
-        if candidate.removal is not None:
-            network = rebuild(network, self.plan(candidate.removal))
+        network, change = copy.deepcopy(self.problem.network).cpu(), self.change(candidate)
+        if change is not None:
+            network = change.rebuild(network)
             network.load_state_dict(self.tuned(candidate).tensors("weights.safetensors"))
         return network.eval()
 
@@ -232,7 +279,7 @@ class Stages:
     def measured(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Measured:
         """Make a candidate's files and measure them, or read them from the store."""
         upstream, seconds = {"reference": self.reference}, 0.0
-        if candidate.removal is not None:
+        if candidate.change:
             upstream["tune"] = tuned = self.tuned(candidate, hopeless)
             seconds = tuned.manifest["seconds"]
             given_up = tuned.json("tune.json")["given_up"]

@@ -38,6 +38,7 @@ class Arguments:
     std: str = ""
     threads: int | None = None
     seed: int | None = None
+    merge: bool | None = None
     device: str = "auto"
 
 
@@ -128,6 +129,7 @@ def _settings(arguments: Arguments) -> list[tuple[str, str, Any]]:
         ("tune", "epochs", arguments.epochs),
         ("bench", "threads", arguments.threads),
         ("", "seed", arguments.seed),
+        ("", "merge", arguments.merge),
     ]
     return [row for row in rows if row[2] is not None]
 

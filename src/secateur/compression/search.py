@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from secateur.compression.candidate import OBJECTIVES, Candidate, Measured, Method, Removal
+from secateur.compression.candidate import OBJECTIVES, Candidate, Measured, Merging, Method, Removal
 from secateur.compression.candidate_stages import Hopeless, Stages
 from secateur.compression.estimate import Estimate
 from secateur.compression.onnx_network import REASON, is_file
-from secateur.compression.settings import Goal, Settings
+from secateur.compression.settings import Settings
 from secateur.compression.verdict import assurance
 from secateur.console import say
 from secateur.errors import NetworkError, SecateurError
@@ -34,6 +34,9 @@ METHODS = (
     Method(importance="taylor", scope="global"),
 )
 """Methods of choosing channels that a short trial compares."""
+
+MERGED = (0.8, 0.65, 0.5)
+"""Fractions of the latency to merge layers to, tried in order until one loses too much."""
 
 PRICED_COST = 3
 """Duration of quantization with pricing relative to without, approximately."""
@@ -100,6 +103,7 @@ class Search:
             say(f"nothing is pruned: {reason}")
         elif self.settings.tries and self.epochs:
             self._prune(quantize)
+            self._merge(quantize)
         self._time_together([one for one in self.tried if self._can_ship(one)])
         self._make_smaller(self.choose())
         self._time_together(self.tried)
@@ -108,7 +112,7 @@ class Search:
     # ---- choosing
 
     def _can_ship(self, measured: Measured) -> bool:
-        return is_absolute(self.goal) or self.acceptable(measured)
+        return self.goal.is_absolute or self.acceptable(measured)
 
     def _time_together(self, candidates: Sequence[Measured]) -> None:
         """Time candidates in turns: only times of the same turns can be compared."""
@@ -140,8 +144,8 @@ class Search:
         every other candidate is more likely to fail.
         """
         finished = [one for one in self.tried if one.folder is not None]
-        if is_absolute(self.goal):
-            within = [one for one in finished if meets_cost(one, self.goal)]
+        if self.goal.is_absolute:
+            within = [one for one in finished if one.meets(self.goal)]
             return max(within or finished, key=self._likely_and_wide)
         changed = [one for one in finished if one.candidate != Candidate()]
         acceptable = [one for one in changed if self.acceptable(one)]
@@ -238,7 +242,7 @@ class Search:
         return "" if prunable.groups else "no group of channels can be removed"
 
     def _prune(self, quantized: Candidate) -> None:
-        if is_absolute(self.goal):
+        if self.goal.is_absolute:
             self._prune_to_cost(quantized)
             return
         method = self._choose_method()
@@ -257,13 +261,28 @@ class Search:
                 low = kept
 
     def _try_kept(self, kept: float, method: Method, quantized: Candidate) -> Measured | None:
-        """Try to keep a fraction of the network; None if the time is over."""
+        """Try to keep a fraction of the channels; None if the time is over."""
+        removal = Removal(kept=kept, objective=OBJECTIVES[self.goal.target], method=method)
+        return self._try_tuned(quantized.model_copy(update={"removal": removal}))
+
+    def _merge(self, quantized: Candidate) -> None:
+        """Try networks with merged layers, while they are acceptable."""
+        if not self.settings.merge or self.goal.target != "latency" or self.goal.is_absolute:
+            return
+        for kept in MERGED:
+            merging = Merging(kept=kept)
+            measured = self._try_tuned(quantized.model_copy(update={"merging": merging}))
+            if measured is None or not self.acceptable(measured):
+                return
+
+    def _try_tuned(self, candidate: Candidate) -> Measured | None:
+        """Try a changed network after all epochs that fit; None if the time is over."""
+        kept = candidate.kept
         epochs = self.estimate.epochs_that_fit(self.epochs, kept, self._elapsed)
         if not epochs:
             say("time is up: the best candidate so far is used")
             return None
-        removal = Removal(kept=kept, objective=OBJECTIVES[self.goal.target], method=method)
-        candidate = quantized.model_copy(update={"removal": removal, "epochs": epochs})
+        candidate = candidate.model_copy(update={"epochs": epochs})
         try:
             measured = self._try(candidate, self._hopeless(epochs, kept))
         except _TimeUpError:
@@ -309,7 +328,7 @@ class Search:
         """Find the largest fraction that meets the goal of latency or size, then fine-tune it."""
         objective, low, high = OBJECTIVES[self.goal.target], self.settings.smallest, 1.0
         as_is = next(one for one in self.tried if one.candidate == quantized)
-        if meets_cost(as_is, self.goal):
+        if as_is.meets(self.goal):
             return
 
         def untrained(kept: float) -> Measured:
@@ -317,7 +336,7 @@ class Search:
             return self._try(quantized.model_copy(update={"removal": removal}))
 
         least = untrained(low)
-        if not meets_cost(least, self.goal):
+        if not least.meets(self.goal):
             raise SecateurError(
                 "the goal cannot be met",
                 expected=str(self.goal),
@@ -327,7 +346,7 @@ class Search:
             )
         while high / low >= CLOSE:
             kept = round(math.sqrt(low * high), 3)
-            if meets_cost(untrained(kept), self.goal):
+            if untrained(kept).meets(self.goal):
                 low = kept
             else:
                 high = kept
@@ -335,7 +354,7 @@ class Search:
         within = [
             one.candidate.kept
             for one in self.tried
-            if one.candidate.removal and meets_cost(one, self.goal)
+            if one.candidate.removal and one.meets(self.goal)
         ]
         self._try_kept(max(within, default=low), self._choose_method(), quantized)
 
@@ -378,17 +397,3 @@ class Search:
 
 def _share(epoch: Epoch) -> float:
     return epoch.validation_right / epoch.validation_images
-
-
-def is_absolute(goal: Goal) -> bool:
-    """Whether the goal is a limit on latency or size."""
-    return goal.latency_ms is not None or goal.size_bytes is not None
-
-
-def meets_cost(measured: Measured, goal: Goal) -> bool:
-    """Whether a candidate meets the goal's limits on latency and size."""
-    if measured.folder is None:
-        return False
-    fast = goal.latency_ms is None or measured.latency_ms <= goal.latency_ms
-    small = goal.size_bytes is None or measured.packed_bytes <= goal.size_bytes
-    return fast and small

@@ -34,6 +34,11 @@ class Goal(Part):
         default=None, description="Time the search may take, kept to a tenth; without it, no limit."
     )
 
+    @property
+    def is_absolute(self) -> bool:
+        """Whether the goal is a limit on latency or size."""
+        return self.latency_ms is not None or self.size_bytes is not None
+
     def __str__(self) -> str:
         """The goal in words."""
         words = f"at most {counted(self.max_drop, 'point')} less accurate"
@@ -41,7 +46,7 @@ class Goal(Part):
             words += f", {self.latency_ms:g} ms an image or less"
         if self.size_bytes is not None:
             words += f", {self.size_bytes:,} bytes or less"
-        if self.latency_ms is None and self.size_bytes is None:
+        if not self.is_absolute:
             best = {"latency": "as fast", "size": "as small", "macs": "as few MACs"}
             words += f", {best[self.target]} as possible"
         return words
@@ -107,6 +112,10 @@ class Settings(Part):
         default=recipe.Bench(repeats=50, warmup=5), description="Timing of each candidate."
     )
     round_to: Literal[1, 4, 8, 16] = Field(default=8, description="Widths are multiples of this.")
+    merge: bool = Field(
+        default=False,
+        description="Also try networks with merged layers, if `latency` is the target.",
+    )
     smallest: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.1, description="Smallest share of the network that is tried."
     )

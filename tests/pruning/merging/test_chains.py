@@ -14,7 +14,7 @@ from helpers.odd_networks import Net, assert_same, batch, conv, lively, outputs
 from secateur.errors import NetworkError
 from secateur.pruning.blocks import find_blocks
 from secateur.pruning.merging.chains import chains_of, find_chains
-from secateur.pruning.merging.rewrite import linearize, merge_segments
+from secateur.pruning.merging.rewrite import from_json, linearize, merge_segments, to_json
 from secateur.pruning.merging.traced import trace_modules
 from secateur.pruning.plan import Plan
 from secateur.pruning.surgery import remove
@@ -211,3 +211,12 @@ def test_a_network_whose_graph_computes_something_else_is_refused():
     network = Net(lambda self, x: self.a(x) * dice.random(), a=conv(3, 4))
     with pytest.raises(NetworkError, match="another output of its graph"):
         find_chains(network, IMAGES[:1].float())
+
+
+def test_segments_are_plain_data():
+    traced = trace_modules(torchvision.models.resnet18(num_classes=5).double(), IMAGES[:1])
+    segments = [s for chain in chains_of(traced) for s in chain.segments(7) if s.kind != "keep"]
+    again = trace_modules(torchvision.models.resnet18(num_classes=5).double(), IMAGES[:1])
+    assert from_json(again, to_json(traced, segments)) == segments
+    with pytest.raises(NetworkError, match="merges of another network"):
+        from_json(nn.Sequential(conv(3, 4)), to_json(traced, segments))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 
 from torch import fx, nn
 
+from secateur.errors import NetworkError
+from secateur.pruning.merging.chains import chains_of
 from secateur.pruning.merging.fold import fold
 from secateur.pruning.merging.linear_segment import LinearSegment
 from secateur.pruning.merging.links import Segment
@@ -69,6 +72,36 @@ def merge_segments(network: nn.Module) -> nn.Module:
         if isinstance(segment, LinearSegment):
             merged.set_submodule(name, fold(segment))
     return merged
+
+
+def to_json(traced: nn.Module, segments: Iterable[Segment]) -> str:
+    """Segments as plain data, for :func:`from_json` on the same architecture.
+
+    Args:
+        traced: The network that they are of.
+        segments: Merges and removals.
+    """
+    chains = chains_of(traced)
+    return json.dumps([[chains.index(s.chain), s.start, s.end, s.kind] for s in segments])
+
+
+def from_json(traced: nn.Module, text: str) -> list[Segment]:
+    """Read segments of :func:`to_json`.
+
+    Raises:
+        NetworkError: The network has no such chains.
+    """
+    chains = chains_of(traced)
+    segments = []
+    for chain, start, end, kind in json.loads(text):
+        if chain >= len(chains) or end > len(chains[chain].links):
+            raise NetworkError(
+                "merges of another network",
+                expected=f"a chain {chain} of {end} layers or more",
+                found=f"chains of {', '.join(str(len(each.links)) for each in chains)} layers",
+            )
+        segments.append(Segment(chains[chain], start, end, kind))
+    return segments
 
 
 def nodes_between(graph: fx.Graph, segment: Segment) -> list[fx.Node]:
