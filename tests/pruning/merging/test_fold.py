@@ -117,6 +117,18 @@ def apart(first, second):
     return first.chain is not second.chain or first.end <= second.start or second.end <= first.start
 
 
+def test_segments_next_to_each_other_are_merged_apart():
+    images = batch(3, 12, 12)
+    network = nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(4)))
+    traced = trace_modules(lively(network, images), images)
+    (chain,) = chains_of(traced)
+    pair = [Segment(chain, 0, 2, "merge"), Segment(chain, 2, 4, "merge")]
+    merged = merge_segments(linearize(traced, pair))
+    assert [conv.kernel_size for conv in merged.children()] == [(5, 5), (5, 5)]
+    expected = outputs(network, images)
+    assert (outputs(merged, images) - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
 def without_activations(network):
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.ReLU | nn.ReLU6 | nn.SiLU | nn.Hardswish):
