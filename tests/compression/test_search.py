@@ -133,7 +133,9 @@ def test_merges_are_tried_until_one_loses_too_much(
 def test_merges_are_tried_only_for_latency_and_where_wanted(
     monkeypatch: pytest.MonkeyPatch, goal: dict[str, Any]
 ) -> None:
-    _, search, _ = searched(monkeypatch, worse_below(0.5), **({"merge": True} | goal))
+    goal = dict(goal)
+    wanted = {"merge": goal.pop("merge", True)}
+    _, search, _ = searched(monkeypatch, worse_below(0.5), settings=wanted, **goal)
     assert not any(one.candidate.merging for one in search.tried)
 
 
