@@ -129,7 +129,9 @@ def test_merges_are_tried_until_one_loses_too_much(
     assert all(each.epochs == 4 for each in stages.trained if each.merging)
 
 
-@pytest.mark.parametrize("goal", [{"target": "size"}, {"latency_ms": 4.0}, {"merge": False}])
+@pytest.mark.parametrize(
+    "goal", [{"target": "size"}, {"latency_ms": 4.0}, {"merge": False}, {"within": 9.9}]
+)
 def test_merges_are_tried_only_for_latency_and_where_wanted(
     monkeypatch: pytest.MonkeyPatch, goal: dict[str, Any]
 ) -> None:

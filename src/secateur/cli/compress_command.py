@@ -61,6 +61,12 @@ Resize = Annotated[
     int | None,
     typer.Option("--resize", metavar="PIXELS", help="Shorter side before the crop.", min=1),
 ]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="Also try merged layers, if latency is the target.")
+]
+Plan = Annotated[
+    bool, typer.Option("--plan", help="Check the inputs, print what would be done, and stop.")
+]
 OutFolder = Annotated[
     Path, typer.Option("--out", "-o", metavar="DIR", help="Folder that receives everything.")
 ]
@@ -87,12 +93,8 @@ def compress(
     out: OutFolder = Path("compressed"),
     device: options.Device = "auto",
     log: options.Log = "",
-    merge: Annotated[
-        bool, typer.Option("--merge", help="Also try merged layers, if latency is the target.")
-    ] = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Check the inputs, print what would be done, and stop.")
-    ] = False,
+    merge: Merge = False,
+    plan: Plan = False,
 ) -> None:
     """Compress a trained network under a limit on the accuracy it may lose, and test the result.
 

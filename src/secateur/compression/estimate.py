@@ -19,6 +19,10 @@ FIXED_SECONDS = 8.0
 PER_QUANTIZED_IMAGE = 3.0
 """Approximate number of forward passes for each calibration or validation image of a candidate."""
 
+MERGING_FORWARDS = 100_000
+"""Forward passes of an image that measure the losses of all merges, approximately: some 60 segments
+with three passes of 500 images each."""
+
 TIMINGS = 2
 """Number of timings of all candidates in turns: before the best one is priced, and after."""
 
@@ -64,6 +68,11 @@ class Estimate:
     def _timing(self, candidates: int) -> float:
         """Seconds to time a number of candidates and the given network in turns."""
         return self.turns * (candidates + 1) * (REST + (SETTLE + 1) * self.forward)
+
+    @property
+    def merging(self) -> float:
+        """Seconds to measure the losses of all merges."""
+        return self.pace * self.forward * MERGING_FORWARDS
 
     def epoch(self, kept: float) -> float:
         """Seconds of an epoch if a fraction ``kept`` of the network is left."""

@@ -267,7 +267,10 @@ class Search:
 
     def _merge(self, quantized: Candidate) -> None:
         """Try networks with merged layers, while they are acceptable."""
-        if not self.settings.merge or self.goal.target != "latency" or self.goal.is_absolute:
+        if not self.settings.merges:
+            return
+        if not self.estimate.fits(self._elapsed, self.estimate.merging):
+            say("    layers are not merged: no time to measure what that loses")
             return
         for kept in MERGED:
             merging = Merging(kept=kept)
@@ -277,14 +280,13 @@ class Search:
 
     def _try_tuned(self, candidate: Candidate) -> Measured | None:
         """Try a changed network after all epochs that fit; None if the time is over."""
-        kept = candidate.kept
-        epochs = self.estimate.epochs_that_fit(self.epochs, kept, self._elapsed)
+        epochs = self.estimate.epochs_that_fit(self.epochs, candidate.kept, self._elapsed)
         if not epochs:
             say("time is up: the best candidate so far is used")
             return None
         candidate = candidate.model_copy(update={"epochs": epochs})
         try:
-            measured = self._try(candidate, self._hopeless(epochs, kept))
+            measured = self._try(candidate, self._hopeless(epochs, candidate.kept))
         except _TimeUpError:
             say(f"{candidate.name}: time is up; the best candidate so far is used")
             return None

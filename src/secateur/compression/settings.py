@@ -124,6 +124,11 @@ class Settings(Part):
         default=0, description="Of the split, the order of images and augmentation."
     )
 
+    @property
+    def merges(self) -> bool:
+        """Whether merged layers can help, and are wanted."""
+        return self.merge and self.goal.target == "latency" and not self.goal.is_absolute
+
 
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*([A-Za-z]*)")
 

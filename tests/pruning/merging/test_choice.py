@@ -84,6 +84,14 @@ def test_a_coarse_budget_is_never_exceeded(latencies, losses, budget, units):
         assert total(loss, chosen) <= min(total(loss, choice) for choice in near)
 
 
+def test_latencies_are_rounded_up():
+    latency = {s: 1.9 if s.kind == "keep" else 100.0 for s in SEGMENTS}
+    links = sum(len(one.links) for one in CHAINS)
+    loss = dict.fromkeys(SEGMENTS, 0.0)
+    assert choose_merges(latency, loss, budget=1.5 * links, units=round(1.5 * links)) is None
+    assert choose_merges(latency, loss, budget=2.0 * links, units=2 * links) is not None
+
+
 def test_every_kind_of_choice_is_tried():
     assert {segment.kind for segment in SEGMENTS} == {"keep", "merge", "remove"}
     assert len(EVERY) > 20
