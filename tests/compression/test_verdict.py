@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from secateur.compression.candidate import Candidate
+from secateur.compression.final import speed
 from secateur.compression.verdict import (
     DISAGREEMENT,
     assurance,
@@ -16,6 +18,7 @@ from secateur.compression.verdict import (
     guesses,
     images_needed,
 )
+from secateur.recipe import Quantize
 
 CELLS = Path(__file__).parents[2] / "results" / "study" / "cells"
 
@@ -110,3 +113,21 @@ def test_needed_images_give_that_power() -> None:
         lost, won, _ = random.multinomial(n, [0.01, 0.01, 0.98])
         met += decide(*pair(n, n // 2, lost, won), max_drop, classes=10).kind == "meets"
     assert met / 400 == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (2.54, "2.5 times faster than PyTorch"),
+        (1.04, "as fast as PyTorch"),
+        (0.97, "as fast as PyTorch"),
+        (0.5, "2.0 times slower than PyTorch"),
+    ],
+)
+def test_speed_in_words(ratio: float, words: str) -> None:
+    assert speed(ratio, "PyTorch") == words
+
+
+def test_candidates_that_differ_in_their_ranges_have_different_names() -> None:
+    names = [Candidate(quantize=Quantize(method=method)).name for method in ("minmax", "auto")]
+    assert names == ["int8", "int8, auto ranges"]

@@ -24,6 +24,7 @@ from secateur.records import Record, write_records
 from secateur.report import numbers, render_report, summary_table, write_report
 from secateur.report.contents import Estimate, Report, Step, Verdict, read_report
 from secateur.report.findings import Findings
+from secateur.report.rows import _times
 from secateur.report.summary import NAMES, headline, missing
 
 CHARTS = ("trade-off-size", "trade-off-latency", "ladder", "scan", "drop", "accuracy", "loss")
@@ -583,3 +584,16 @@ def test_needs_no_torch(whole: tuple[Path, str, str], tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "change"),
+    [
+        (2.0, ("2.0× faster", True)),
+        (1.003, ("as fast", False)),
+        (0.98, ("as fast", False)),
+        (0.5, ("2.0× slower", False)),
+    ],
+)
+def test_a_change_within_the_margin_is_no_gain(ratio: float, change: tuple[str, bool]) -> None:
+    assert _times(ratio, "faster", "slower", "as fast", 0.05) == change

@@ -88,7 +88,8 @@ class Candidate(Part):
 def _bits(config: recipe.Quantize) -> str:
     if config.price:
         return f"int8 at price {config.price}"
-    return f"int{config.bits}" if config.bits != "mixed" else "mixed bits"
+    bits = f"int{config.bits}" if config.bits != "mixed" else "mixed bits"
+    return f"{bits}, auto ranges" if config.method == "auto" else bits
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,9 @@ from secateur.statistics import Interval, proportion, spread
 from secateur.store import save_tensors, write_json, write_text
 from secateur.training.evaluation import BATCH
 
+ALIKE = 0.05
+"""Relative difference below which two latencies are called equal in words."""
+
 TIMED = {"eager": "given, eager PyTorch", "reference": "given, ONNX Runtime", "net": "result"}
 """Descriptions of the timed runtimes."""
 
@@ -74,15 +77,32 @@ class Final:
         """The reduction in size and latency, in one sentence."""
         times = {name: self.latency(name).value for name in self.samples_ms}
         smaller = self.bytes_before / self.packed_bytes
-        runtime = f"{times['reference'] / times['net']:.1f} times"
-        faster = f"{runtime} faster than ONNX Runtime in float32"
-        if "eager" in times:
-            eager = f"{times['eager'] / times['net']:.1f} times faster than eager PyTorch"
-            faster = f"{eager}, {runtime} than ONNX Runtime in float32"
+        names = {"eager": "eager PyTorch", "reference": "ONNX Runtime in float32"}
+        faster = ", ".join(
+            speed(times[key] / times["net"], name) for key, name in names.items() if key in times
+        )
         return (
-            f"{smaller:.1f} times smaller ({self.bytes_before / 1e3:,.0f} to "
+            f"{smaller:.1f} times smaller ({self.bytes_before / 1e3:,.1f} to "
             f"{self.packed_bytes / 1e3:,.1f} kB packed); {faster} ({times['net']:.3g} ms an image)"
         )
+
+
+def speed(ratio: float, other: str) -> str:
+    """Compare with another's latency in words.
+
+    Args:
+        ratio: The other's latency divided by that of the network.
+        other: Name of the other.
+
+    Example:
+        >>> speed(2.5, "eager PyTorch"), speed(1.01, "eager PyTorch")
+        ('2.5 times faster than eager PyTorch', 'as fast as eager PyTorch')
+        >>> speed(0.5, "eager PyTorch")
+        '2.0 times slower than eager PyTorch'
+    """
+    if abs(ratio - 1) < ALIKE:
+        return f"as fast as {other}"
+    return f"{max(ratio, 1 / ratio):.1f} times {'faster' if ratio > 1 else 'slower'} than {other}"
 
 
 def measure_final(stages: Stages, chosen: Measured) -> Final:

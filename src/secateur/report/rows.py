@@ -56,8 +56,9 @@ def key_numbers(report: Report) -> list[Key]:
                 numbers.size(after.size_bytes),
                 f"{numbers.count(after.size_bytes)} bytes",
                 numbers.size(before.size_bytes),
-                _times(before.size_bytes / after.size_bytes, "smaller", "larger"),
-                after.size_bytes < before.size_bytes,
+                *_times(
+                    before.size_bytes / after.size_bytes, "smaller", "larger", "same size", 0.005
+                ),
             )
         )
     if after.latency and before.latency:
@@ -68,17 +69,21 @@ def key_numbers(report: Report) -> list[Key]:
                 f"{numbers.significant(after.latency.value)} ms",
                 f"10th to 90th percentile {low_high}" if low_high else "",
                 f"{numbers.significant(before.latency.value)} ms",
-                _times(before.latency.value / after.latency.value, "faster", "slower"),
-                after.latency.value < before.latency.value,
+                *_times(
+                    before.latency.value / after.latency.value, "faster", "slower", "as fast", 0.05
+                ),
             )
         )
     return keys
 
 
-def _times(ratio: float, better: str, worse: str) -> str:
-    if ratio >= 1:
-        return f"{numbers.times(ratio, 2 if ratio >= 1.095 else 3)} {better}"
-    return f"{numbers.times(1 / ratio, 2 if ratio <= 0.91 else 3)} {worse}"
+def _times(ratio: float, better: str, worse: str, same: str, margin: float) -> tuple[str, bool]:
+    """A ratio in words, and whether it is a gain; ``same`` for a ratio within ``margin`` of 1."""
+    if abs(ratio - 1) < margin:
+        return same, False
+    if ratio > 1:
+        return f"{numbers.times(ratio, 2 if ratio >= 1.095 else 3)} {better}", True
+    return f"{numbers.times(1 / ratio, 2 if ratio <= 0.91 else 3)} {worse}", False
 
 
 class Bar(NamedTuple):

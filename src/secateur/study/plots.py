@@ -185,7 +185,7 @@ def draw_accuracies(table: Table) -> Chart | None:
     keys = [(column.key, str(column.source)) for column in table.columns]
     at = {source: keys.index(("top1_percent", source)) for source in SHAPES}
     recipe = keys.index(("recipe", "label"))
-    rows, names = [], []
+    rows, names = list[Spec](), list[str]()
     for row in table.rows:
         measured = row[at["measured"]]
         if measured.value is None:
@@ -206,7 +206,9 @@ def draw_accuracies(table: Table) -> Chart | None:
     title = "Top-1 on the test images, %: measured here, in the paper, in the report"
     alt = f"{title}; {len(names)} rows of the table below."
     short = _labels(names)
-    body = _accuracies([row | {"label": short[str(row["name"])]} for row in rows], [*short.values()])
+    body = _accuracies(
+        [row | {"label": short[str(row["name"])]} for row in rows], [*short.values()]
+    )
     step = 34 if any(len(label.split(", ")) > 3 for label in short.values()) else 22
     return chart(f"accuracies-{table.name}", title, alt, body, height=step * len(names) + 60)
 
