@@ -55,7 +55,6 @@ SLACK = 2.0
 """A candidate is abandoned if its loss, minus the best gain so far, exceeds the allowed loss by
 this many points."""
 
-
 LATE = 1.5
 """A candidate continues if its expected remaining time is at most this multiple of the time
 left."""
