@@ -25,9 +25,8 @@ from secateur.store import Store
 @pytest.fixture
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stages:
     problem = read_problem(Inputs(), torch.device("cpu"))
-    problem = replace(
-        problem, training=problem.training.spread(100), validation=problem.validation.spread(50)
-    )
+    images = problem.training.spread(100), problem.validation.spread(50)
+    problem = replace(problem, read=lambda: images)
     settings = Settings.model_validate({"tune": {"epochs": 1, "batch_size": 50}})
     stages = Stages(problem, settings, Store(tmp_path / "stages"))
     traced = trace_modules(problem.network, problem.example)

@@ -70,7 +70,7 @@ def in_memory(images: Images) -> Images:
 def test_images_are_those_that_were_written(root: Path) -> None:
     data = ShardDataSet(root, PREPARE)
     assert data.classes == ("0", "1", "2")
-    assert data.report == ("train: 24 images in 2 shards", "val: 6 images in 1 shards")
+    assert data.report == ("train: 24 images in 2 shards", "val: 6 images in 1 shard")
     assert {part: sum(counts) for part, counts in data.counts().items()} == {
         "training": 18, "validation": 6, "test": 6,
     }  # fmt: skip
