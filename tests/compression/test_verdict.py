@@ -101,7 +101,7 @@ def test_the_assumed_disagreement_is_that_of_the_study() -> None:
             ratios.append((right["reference"] != right["quantized"]).mean() / errors)
     assert len(ratios) >= 5
     assert min(ratios) > 0.34
-    assert max(ratios) < 0.5
+    assert max(ratios) < 0.67
     assert np.median(ratios) == pytest.approx(DISAGREEMENT, abs=0.05)
 
 
