@@ -79,6 +79,7 @@ def _ships(
     assert onnx.read_bytes() == shipped.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_whole_chain_twice(
     recipe_file: Path,
     image_folder: Path,

@@ -27,6 +27,7 @@ def chain(recipe_file: Path, image_folder: Path, tmp_path: Path) -> Callable[[st
     return make
 
 
+@pytest.mark.slow
 def test_it_trains_scans_and_calibrates_as_from_memory(
     chain: Callable[[str], Chain], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

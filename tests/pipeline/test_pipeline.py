@@ -70,6 +70,7 @@ def test_the_target_is_of_the_trained_network(
 TEACHER = ("teacher.widths=[8, 8, 8]", "teacher.train.epochs=1", "teacher.train.learning_rate=0.1")
 
 
+@pytest.mark.slow
 def test_one_teacher_teaches_references_and_pruned_networks_of_every_seed(
     recipe_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:

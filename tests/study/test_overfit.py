@@ -60,6 +60,7 @@ def test_more_images_than_there_are(study: Overfitting) -> None:
         )
 
 
+@pytest.mark.slow
 def test_one_cell(study: Overfitting, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[tuple[str, bool]] = []
 
