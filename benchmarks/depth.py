@@ -39,7 +39,7 @@ from secateur.data import Preparation, load, normalization
 from secateur.data.splits import draw
 from secateur.errors import NetworkError
 from secateur.models.build import build_network
-from secateur.pruning.merging.depth import FIT_STEPS, reach_depth
+from secateur.pruning.merging.depth import FIT_STEPS, choose_depth
 from secateur.pruning.merging.links import Kind
 from secateur.pruning.merging.rewrite import merge_segments
 from secateur.pruning.merging.segment_fit import Fit
@@ -47,6 +47,7 @@ from secateur.pruning.removal import prune
 from secateur.training.cpu import keep_freed_memory
 from secateur.training.evaluation import correctness
 from secateur.training.loop import train
+from secateur.wording import counted
 
 LEVERS = ("blocks", "merging", "width", "joint")
 TARGETS = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -139,10 +140,12 @@ class Reference:
         fitted, measured = (
             self.training.take(torch.arange(start, start + count)) for start in (0, count)
         )
-        return reach_depth(
-            self.network, self.example, Fit(fitted, self.prepare, FIT_STEPS), measured,
-            self.prepare, target, self.layer_times, self.network_timer, kinds=kinds,
-        ).linearized  # fmt: skip
+        fit = Fit(fitted, self.prepare, FIT_STEPS)
+        choice = choose_depth(
+            self.network, self.example, fit, measured, self.prepare, target, self.layer_times,
+            self.network_timer, kinds=kinds,
+        )  # fmt: skip
+        return fit.linearize(choice.traced, choice.segments)
 
     def ratio(self, network: nn.Module) -> float:
         """Measured latency relative to the reference."""
@@ -211,15 +214,15 @@ def measure(settings: Settings) -> None:
             continue
         if reference is None or reference.seed != cell.seed:
             reference = Reference(cell.seed, settings)
-        whole = Cell("none", 1.0, cell.seed)
-        if whole not in done:
-            done.add(whole)
-            records.append(path, _whole(reference), PACKAGES)
+        unchanged = Cell("none", 1.0, cell.seed)
+        if unchanged not in done:
+            done.add(unchanged)
+            records.append(path, _unchanged(reference), PACKAGES)
         records.append(path, run(cell, reference), PACKAGES)
         reference.layer_times.save()
 
 
-def _whole(reference: Reference) -> Record:
+def _unchanged(reference: Reference) -> Record:
     right = correctness(reference.network, reference.compared, reference.prepare)
     return {
         "lever": "none", "target": 1.0, "seed": reference.seed, "ratio": 1.0,
@@ -232,9 +235,11 @@ def _whole(reference: Reference) -> Record:
 # ---- the page
 
 
-def lost(rows: Sequence[Record], whole: dict[int, Record]) -> tuple[float, float, float]:
+def lost(rows: Sequence[Record], references: dict[int, Record]) -> tuple[float, float, float]:
     """Mean points of accuracy lost, paired by seed and image, with a 95 % interval over images."""
-    each = np.mean([100.0 * (_right(whole[row["seed"]]) - _right(row)) for row in rows], axis=0)
+    each = np.mean(
+        [100.0 * (_right(references[row["seed"]]) - _right(row)) for row in rows], axis=0
+    )
     reach = stats.t.ppf(0.975, len(each) - 1) * each.std(ddof=1) / len(each) ** 0.5
     return float(each.mean()), float(each.mean() - reach), float(each.mean() + reach)
 
@@ -245,11 +250,11 @@ def _right(record: Record) -> np.ndarray:
 
 def page(rows: Sequence[Record]) -> str:
     """The page as Markdown."""
-    whole = {row["seed"]: row for row in rows if row["lever"] == "none"}
-    if not whole:
+    references = {row["seed"]: row for row in rows if row["lever"] == "none"}
+    if not references:
         return "# Depth and width compared\n\nNothing is measured yet.\n"
-    first = next(iter(whole.values()))
-    accuracy = np.mean([100 * _right(row).mean() for row in whole.values()])
+    first = next(iter(references.values()))
+    accuracy = np.mean([100 * _right(row).mean() for row in references.values()])
     lines = [
         "# Depth and width compared", "",
         "Written by `python -m benchmarks depth` from [its cells](cells.jsonl). MobileNetV2, "
@@ -258,7 +263,7 @@ def page(rows: Sequence[Record]) -> str:
         f"Runtime, one image, {first['processor']}, as a share of the reference's. Points of "
         f"accuracy lost on {first['compared']:,} other training images, paired, with 95 % "
         "intervals over images, for these trainings.", "",
-        f"Reference: {accuracy:.2f} % ({len(whole)} seeds).", "",
+        f"Reference: {accuracy:.2f} % ({counted(len(references), 'seed')}).", "",
         "| Lever | Target | Latency | Points lost | Seeds |", "| --- | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     fastest: dict[str, float] = {}
@@ -268,7 +273,10 @@ def page(rows: Sequence[Record]) -> str:
         if not timed:
             lines += [f"| {lever} | {target} | not reached | – | {len(own)} |"] if own else []
             continue
-        ratio, (mean, low, high) = float(np.mean([r["ratio"] for r in timed])), lost(timed, whole)
+        ratio, (mean, low, high) = (
+            float(np.mean([r["ratio"] for r in timed])),
+            lost(timed, references),
+        )
         interval = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
         lines.append(f"| {lever} | {target} | {ratio:.2f} | {interval} | {len(timed)} |")
         if high <= ALLOWED:

@@ -115,6 +115,14 @@ def test_a_plan_decodes_a_sample_only(folder: Path, capsys: pytest.CaptureFixtur
     assert "images   80 to train, 20 to validate, 100 to test" in capsys.readouterr().err
 
 
+def test_the_plan_tells_of_merged_layers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problem = read_problem(write_network(folder), torch.device("cpu"))
+    plan(problem, Settings(merge=True), folder / "out")
+    assert "then merged layers, to 0.8, 0.65, 0.5 of the latency" in capsys.readouterr().err
+    plan(problem, Settings(), folder / "out")
+    assert "merged" not in capsys.readouterr().err
+
+
 def test_three_folders_are_counted_without_decoding(folder: Path) -> None:
     for part, count in (("a", 3), ("b", 2), ("c", 1)):
         write_images(folder / "three", part, ("cat", "dog"), count)

@@ -101,11 +101,11 @@ def data_folder(data: bytes) -> None:
             if parts and b"\0" not in line:
                 with contextlib.suppress(OSError):  # too long, or there already
                     _make_entry(root / os.fsdecode(b"/".join(parts)), line[:1])
-        found = load_folder(root, _PREPARATION)
-        for images in (found.training, found.validation, found.test):
+        data_set = load_folder(root, _PREPARATION)
+        for images in (data_set.training, data_set.validation, data_set.test):
             assert len(images) == len(images.pixels) > 0
-            assert 0 <= images.labels.min() <= images.labels.max() < len(found.classes)
-        json.dumps(found.report, ensure_ascii=False).encode()
+            assert 0 <= images.labels.min() <= images.labels.max() < len(data_set.classes)
+        json.dumps(data_set.report, ensure_ascii=False).encode()
 
 
 def _make_entry(path: Path, kind: bytes) -> None:

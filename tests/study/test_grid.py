@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from helpers.study import timeless
@@ -15,7 +18,7 @@ from secateur.errors import SecateurError
 from secateur.recipe import Network, Teacher, Train, load_recipe
 from secateur.records import Record, read_records
 from secateur.store import MANIFEST
-from secateur.study import forecast
+from secateur.study import engines, forecast
 from secateur.study.cells import read_cells
 from secateur.study.curves import NOT_IN_FORCE, scan_points
 from secateur.study.engines import LocalEngine, Work
@@ -47,6 +50,25 @@ def test_names_that_are_not_known_are_refused() -> None:
     for said in ({"networks": ["vgg"]}, {"datasets": ["mnist"]}, {"tables": "1,7"}):
         with pytest.raises(SecateurError, match="unknown name"):
             study(device="cpu", **said)  # type: ignore[arg-type]
+
+
+def test_cells_share_the_threads_of_this_process(
+    tiny: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cores that the process may use, not those of the machine, are divided."""
+    submitted: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *arguments: Any) -> Future[None]:
+            submitted.append(arguments[-1])
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", lambda *_, **__: Pool(1))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    LocalEngine(["cpu", "cpu"]).run(tiny[:1], Work(tmp_path, None), lambda cell, error: None)
+    assert submitted == [3]
 
 
 @pytest.mark.slow

@@ -153,9 +153,9 @@ def compress(
 
 def run(problem: Problem, settings: Settings, inputs: Inputs, out: Path) -> Result:
     """Run a compression: preflight, search, verdict, files."""
-    estimate = plan(problem, settings, out)
-    problem.load()  # not part of the search, whose time is limited
     start = time.monotonic()
+    estimate = plan(problem, settings, out)
+    problem.load()  # after the checks, because it may take long
     stages = Stages(problem, settings, Store(out / "stages"))
     search = Search(stages, settings, estimate, settings.tune.epochs, start)
     chosen = search.run()

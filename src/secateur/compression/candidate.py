@@ -69,7 +69,7 @@ class Candidate(Part):
         return changed.kept if changed else 1.0
 
     @property
-    def change(self) -> str:
+    def reduction(self) -> str:
         """What is removed or merged, for example ``macs 0.50``; empty for the whole network."""
         if self.merging:
             return f"latency {self.kept:.2f} by merging"
@@ -78,7 +78,7 @@ class Candidate(Part):
     @property
     def name(self) -> str:
         """A short description, for example ``macs 0.50, local l2, int8``."""
-        words = [self.change] if self.change else []
+        words = [self.reduction] if self.reduction else []
         if self.removal:
             words.append(str(self.removal.method))
         words.append("float" if self.quantize is None else _bits(self.quantize))

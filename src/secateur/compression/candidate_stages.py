@@ -29,10 +29,9 @@ from secateur.compression.verdict import Right
 from secateur.data import Images, batches
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import write_model
-from secateur.pruning.merging.depth import FIT_STEPS, reach_depth
+from secateur.pruning.merging.depth import FIT_STEPS, choose_depth
 from secateur.pruning.merging.rewrite import to_json
 from secateur.pruning.merging.segment_fit import Fit
-from secateur.pruning.merging.traced import trace_modules
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import plan_removal
 from secateur.quantization.importing import import_onnx
@@ -159,7 +158,7 @@ class Stages:
         network, history, reason = change.start(self.problem.network), list[Epoch](), ""
         if candidate.epochs:
             network, history, reason = self._train(
-                folder, network, candidate.epochs, candidate.change, hopeless
+                folder, network, candidate.epochs, candidate.reduction, hopeless
             )
         network = change.finish(network)
         save_tensors(folder / "weights.safetensors", network.state_dict())
@@ -249,13 +248,13 @@ class Stages:
         timer = LayerTimer("int8", threads)
         measured = problem.validation.spread(MERGING_IMAGES).to(torch.device("cpu"))
         try:
-            merged = reach_depth(
+            choice = choose_depth(
                 network, problem.example, self._fit, measured, problem.prepare, merging.kept, timer,
                 NetworkTimer(problem.input_shape, "int8", threads),
             )  # fmt: skip
         finally:
             timer.save()
-        return to_json(trace_modules(network, problem.example), merged.segments)
+        return to_json(choice.traced, choice.segments)
 
     @property
     def _fit(self) -> Fit:
@@ -279,7 +278,7 @@ class Stages:
     def measured(self, candidate: Candidate, hopeless: Hopeless | None = None) -> Measured:
         """Make a candidate's files and measure them, or read them from the store."""
         upstream, seconds = {"reference": self.reference}, 0.0
-        if candidate.change:
+        if candidate.reduction:
             upstream["tune"] = tuned = self.tuned(candidate, hopeless)
             seconds = tuned.manifest["seconds"]
             given_up = tuned.json("tune.json")["given_up"]

@@ -88,12 +88,7 @@ class LayerMerging:
     def start(self, network: nn.Module) -> nn.Module:
         """The network without activations and branches."""
         traced = self._traced(network)
-        segments = from_json(traced, self.segments)
-        linear = linearize(traced, segments)
-        for segment in segments:
-            if segment.kind == "merge":
-                self.fit(linear, traced, segment)
-        return linear
+        return self.fit.linearize(traced, from_json(traced, self.segments))
 
     def finish(self, trained: nn.Module) -> nn.Module:
         """The merged network."""

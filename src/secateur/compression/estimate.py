@@ -98,9 +98,18 @@ class Estimate:
         pace = self.pace * seconds / self.candidate(epochs, kept)
         return replace(self, pace=max(self.pace, pace), tried=self.tried + 1)
 
-    def total(self, epochs: int, tries: int, trials: int) -> float:
-        """Approximate total seconds, if half of the network is kept on average."""
+    def total(self, epochs: int, tries: int, trials: int, merges: int = 0) -> float:
+        """Approximate total seconds, if half of the network is kept on average.
+
+        Args:
+            epochs: Of each candidate.
+            tries: Number of widths.
+            trials: Number of ways to choose channels.
+            merges: Number of networks with merged layers.
+        """
+        tries += merges
         search = 2 * self.fixed + trials * self.epoch(0.5) + tries * self.candidate(epochs, 0.5)
+        search += self.merging if merges else 0.0
         last = replace(self, tried=tries + 2).verdict
         return min(search + last, self.within or float("inf"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from secateur.compression.estimate import Estimate, duration
 from secateur.compression.onnx_network import REASON, count, is_file
 from secateur.compression.problem import Problem
-from secateur.compression.search import METHODS
+from secateur.compression.search import MERGED, METHODS
 from secateur.compression.settings import Settings
 from secateur.compression.verdict import can_show, images_needed
 from secateur.errors import RecipeError, StoreError
@@ -79,8 +79,12 @@ def plan_lines(
         f"tries    int8 without training; {len(METHODS)} ways to choose channels; then up to "
         f"{counted(settings.tries, 'width')}, {counted(epochs, 'epoch')} each, chosen on validation"
     )
+    merged = MERGED if settings.merges else ()
+    if merged:
+        yield f"         then merged layers, to {', '.join(map(str, merged))} of the latency"
+    seconds = estimate.total(epochs, settings.tries, len(METHODS), len(merged))
     yield (
-        f"takes    about {duration(estimate.total(epochs, settings.tries, len(METHODS)))}"
+        f"takes    about {duration(seconds)}"
         + (f", {duration(estimate.within)} at most" if estimate.within else "")
     )
 

@@ -21,7 +21,7 @@ from secateur.errors import DataError, NetworkError
 from secateur.pruning.geometry import list_calls
 from secateur.pruning.merging import depth as merging_depth
 from secateur.pruning.merging.chains import chains_of
-from secateur.pruning.merging.depth import reach_depth
+from secateur.pruning.merging.depth import MergedDepth, choose_depth
 from secateur.pruning.merging.latency_table import LatencyTable
 from secateur.pruning.merging.linear_segment import LinearSegment
 from secateur.pruning.merging.links import Segment
@@ -83,10 +83,13 @@ NO_FIT = Fit(PICTURES, lambda pixels: pixels, 0)
 
 
 def reach(network, target, machine=None, fit=NO_FIT):
-    return reach_depth(
+    choice = choose_depth(
         network, PICTURES.pixels[:1], fit, PICTURES, lambda pixels: pixels, target, Clock(),
         machine or Machine(),
     )  # fmt: skip
+    linearized = fit.linearize(choice.traced, choice.segments)
+    merged = secateur.merge_segments(linearized)
+    return MergedDepth(**vars(choice), linearized=linearized, merged=merged)
 
 
 @pytest.mark.parametrize("target", [0.9, 0.7, 0.5])

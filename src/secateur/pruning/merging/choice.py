@@ -78,14 +78,14 @@ def _steps(latency: float, budget: float, units: int) -> int:
 
 
 class _Table:
-    """The least loss at each boundary of a chain for each number of steps spent so far.
+    """The least loss at each boundary of a chain for each number of steps so far.
 
     Args:
         segments: Of the chain.
         steps: Latency of each.
         loss: Of each.
         links: Number of links of the chain.
-        before: Least loss of the chains before for each number of steps spent; entry n is for
+        before: Least loss of the chains before for each number of their steps; entry n is for
             exactly n steps, or fewer.
     """
 
@@ -101,20 +101,20 @@ class _Table:
         self._last = np.full((links + 1, len(before)), -1)
         self._segments, self._steps = segments, steps
         for number, segment in sorted(enumerate(segments), key=lambda pair: pair[1].end):
-            spent = steps[segment]
-            if spent >= len(before):
+            own = steps[segment]
+            if own >= len(before):
                 continue
-            through = self.values[segment.start][: len(before) - spent] + loss[segment]
-            value, last = self.values[segment.end][spent:], self._last[segment.end][spent:]
+            through = self.values[segment.start][: len(before) - own] + loss[segment]
+            value, last = self.values[segment.end][own:], self._last[segment.end][own:]
             better = through < value
             value[better], last[better] = through[better], number
 
     def walk_back(self, left: int) -> tuple[list[Segment], int]:
         """Segments of the optimum within ``left`` steps, and the steps for the chains before."""
-        found: list[Segment] = []
+        segments: list[Segment] = []
         boundary = len(self.values) - 1
         while boundary:
             segment = self._segments[self._last[boundary][left]]
-            found.insert(0, segment)
+            segments.insert(0, segment)
             boundary, left = segment.start, left - self._steps[segment]
-        return found, left
+        return segments, left

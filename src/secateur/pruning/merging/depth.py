@@ -38,22 +38,19 @@ FIT_STEPS = 30
 
 
 @dataclass(frozen=True)
-class MergedDepth:
-    """A network of less depth, before and after merging.
+class DepthChoice:
+    """What is merged and removed, and the measured latency.
 
     Attributes:
-        linearized: The network without the chosen activations and branches, to be trained;
-            :func:`secateur.merge_segments` then merges it.
-        merged: The same network with each linear segment merged into one convolution.
+        traced: The network as graphs of its modules.
         segments: What is merged and removed, in the network's order.
         original: Measured milliseconds of the network, on one image.
-        shallow: Measured milliseconds of ``merged``, timed in turns.
-        predicted: Milliseconds predicted for ``merged`` from its layers.
+        shallow: Measured milliseconds after merging, timed in turns.
+        predicted: Milliseconds predicted from the layers.
         loss: Sum of the losses of the segments, in nats.
     """
 
-    linearized: nn.Module
-    merged: nn.Module
+    traced: nn.Module
     segments: tuple[Segment, ...]
     original: float
     shallow: float
@@ -72,6 +69,20 @@ class MergedDepth:
             f"(predicted {self.predicted:.3f} ms)"
         )
         return "\n".join([head, *map(str, self.segments)])
+
+
+@dataclass(frozen=True)
+class MergedDepth(DepthChoice):
+    """A network of less depth, before and after merging.
+
+    Attributes:
+        linearized: The network without the chosen activations and branches, to be trained;
+            :func:`secateur.merge_segments` then merges it.
+        merged: The same network with each linear segment merged into one convolution.
+    """
+
+    linearized: nn.Module
+    merged: nn.Module
 
 
 def merge_depth(
@@ -123,16 +134,17 @@ def merge_depth(
         raise ValueError(f"latency must be in (0, 1], found {latency}")
     fitted, measured = _halves(images, labels)
     count = threads or environment.threads()
-    timer = LayerTimer(precision, count)
+    timer, fit = LayerTimer(precision, count), Fit(fitted, _as_it_is, fit_steps)
     network_timer = NetworkTimer(example_input.shape[1:], precision, count)
-    fit = Fit(fitted, _as_it_is, fit_steps)
     try:
-        return reach_depth(
+        choice = choose_depth(
             model, example_input, fit, measured, _as_it_is, latency, timer, network_timer,
             most_kernel,
         )  # fmt: skip
     finally:
         timer.save()
+    linearized = fit.linearize(choice.traced, choice.segments)
+    return MergedDepth(**vars(choice), linearized=linearized, merged=merge_segments(linearized))
 
 
 def _halves(images: Tensor, labels: Tensor) -> tuple[Images, Images]:
@@ -151,7 +163,7 @@ def _as_it_is(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def reach_depth(
+def choose_depth(
     model: nn.Module,
     example_input: Tensor,
     fit: Fit,
@@ -162,13 +174,13 @@ def reach_depth(
     network_timer: NetworkTimes,
     most_kernel: int = MOST_KERNEL,
     kinds: Collection[Kind] = ("merge", "remove"),
-) -> MergedDepth:
-    """:func:`merge_depth` with any timers.
+) -> DepthChoice:
+    """Choose what to merge and remove for a limit on latency, by any timers.
 
     Args:
         model: Not modified.
         example_input: One batch.
-        fit: Fits a linear segment.
+        fit: Fits linear segments before their loss is measured.
         images: Validation images.
         prepare: Maps stored pixels to the network's input.
         target: Largest remaining fraction of the latency, in (0, 1].
@@ -196,28 +208,7 @@ def reach_depth(
             found=f"{best.ratio:.3f} in the fastest network that was tried",
             remedy="give a larger target, or remove channels too",
         )
-    linearized = linearize(traced, best.segments)
-    for segment in best.segments:
-        if segment.kind == "merge":
-            fit(linearized, traced, segment)
-    return MergedDepth(
-        linearized, merge_segments(linearized), tuple(best.segments), best.original,
-        best.shallow, best.predicted, sum(losses[s] for s in best.segments),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """A choice that was built and timed."""
-
-    segments: list[Segment]
-    original: float
-    shallow: float
-    predicted: float
-
-    @property
-    def ratio(self) -> float:
-        return self.shallow / self.original
+    return best
 
 
 class _Search:
@@ -237,10 +228,10 @@ class _Search:
         self.latencies = {segment: table[segment] for segment in segments}
         self.outside = table.outside(segments)
 
-    def within(self, target: float) -> _Tried:
+    def within(self, target: float) -> DepthChoice:
         """The choice with the least loss that meets the target, or the fastest that was tried."""
         saved = (1 - target) * self.table.full
-        tried: list[_Tried] = []
+        tried: list[DepthChoice] = []
         for _ in range(ATTEMPTS):
             chosen = self._choose(self.table.full - saved)
             if tried and chosen == tried[-1].segments:
@@ -251,29 +242,33 @@ class _Search:
             promised = 1 - tried[-1].predicted / tried[-1].original
             real = max(1 - tried[-1].ratio, 1e-3)
             saved = min((1 - target) * promised / real, 1.0) * self.table.full
-        return min(tried, key=lambda one: self._merit(one, target))
+        return min(tried, key=lambda one: _merit(one, target))
 
-    def _merit(self, one: _Tried, target: float) -> tuple[bool, float]:
-        """Sort key: within the target first, by the loss; others by their latency."""
-        within = one.ratio <= target
-        return not within, sum(self.losses[s] for s in one.segments) if within else one.ratio
-
-    def _choose(self, budget: float) -> list[Segment]:
+    def _choose(self, budget: float) -> tuple[Segment, ...]:
         """Merges and removals within a budget, or the fastest ones."""
         chosen = choose_merges(self.latencies, self.losses, budget - self.outside)
         if chosen is None:
             chosen = choose_merges(self.latencies, self.latencies, sum(self.latencies.values()))
         assert chosen is not None
-        return [segment for segment in chosen if segment.kind != "keep"]
+        return tuple(segment for segment in chosen if segment.kind != "keep")
 
-    def _time(self, segments: list[Segment]) -> _Tried:
+    def _time(self, segments: tuple[Segment, ...]) -> DepthChoice:
         """Build a choice, without its fits, which do not change the latency, and time it."""
         network = merge_segments(linearize(self.traced, segments))
         now, after = self.timer.time(self.original, self.timer.load(network))
         saved = sum(self._saves(segment) for segment in segments)
-        return _Tried(segments, now, after, (1 - saved / self.table.full) * now)
+        return DepthChoice(
+            self.traced, segments, now, after, (1 - saved / self.table.full) * now,
+            sum(self.losses[segment] for segment in segments),
+        )  # fmt: skip
 
     def _saves(self, segment: Segment) -> float:
         links = range(segment.start, segment.end)
         kept = (self.latencies[Segment(segment.chain, n, n + 1, "keep")] for n in links)
         return sum(kept) - self.latencies[segment]
+
+
+def _merit(choice: DepthChoice, target: float) -> tuple[bool, float]:
+    """Sort key: within the target first, by the loss; others by their latency."""
+    within = choice.ratio <= target
+    return not within, choice.loss if within else choice.ratio

@@ -209,8 +209,8 @@ class Segment:
     @property
     def spanning(self) -> Skip | None:
         """The only residual add from the first to the last boundary, or None."""
-        whole = [s for s in self.skips if (s.start, s.end) == (self.start, self.end)]
-        return whole[0] if len(whole) == 1 else None
+        ends = [s for s in self.skips if (s.start, s.end) == (self.start, self.end)]
+        return ends[0] if len(ends) == 1 else None
 
     @property
     def last(self) -> str:
@@ -248,17 +248,17 @@ class Segment:
     @property
     def margins(self) -> tuple[Sides, ...]:
         """Pixels at each side by which each boundary is larger once all padding is in front."""
-        found: list[Sides] = [(0, 0)]
+        margins: list[Sides] = [(0, 0)]
         for number in reversed(range(self.start, self.end)):
-            windows = [(self.chain.links[number].layer.window, found[0])]
+            windows = [(self.chain.links[number].layer.window, margins[0])]
             windows += [
-                (skip.window, found[skip.end - number - 1])
+                (skip.window, margins[skip.end - number - 1])
                 for skip in self.skips
                 if skip.start == number
             ]
             needs = [_margin(window, margin) for window, margin in windows]
-            found.insert(0, (max(h for h, _ in needs), max(w for _, w in needs)))
-        return tuple(found)
+            margins.insert(0, (max(h for h, _ in needs), max(w for _, w in needs)))
+        return tuple(margins)
 
     def crop(self, start: int, end: int, window: Window) -> Sides:
         """Pixels of a boundary, at each side, that a convolution to another does not read."""

@@ -17,7 +17,6 @@ from torch import nn
 from secateur.console import progress
 from secateur.data import Images
 from secateur.pruning.merging.links import Segment
-from secateur.pruning.merging.rewrite import linearize
 from secateur.pruning.merging.segment_fit import Fit
 from secateur.training.evaluation import Prepare, correct_and_loss
 
@@ -53,10 +52,7 @@ def measure_losses(
     changed = [segment for segment in segments if changes(segment)]
     with progress("loss of segments", len(changed)) as tick:
         for segment in changed:
-            network = linearize(traced, [segment])
-            if segment.kind == "merge":
-                fit(network, traced, segment)
-            losses[segment] = max(0.0, loss(network) - before)
+            losses[segment] = max(0.0, loss(fit.linearize(traced, [segment])) - before)
             tick.advance()
     return losses
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from secateur.data import Images
 from secateur.data.images import in_turn, parts_of
 from secateur.pruning.merging.linear_segment import LinearSegment
 from secateur.pruning.merging.links import Segment
-from secateur.pruning.merging.rewrite import segment_as_it_is
+from secateur.pruning.merging.rewrite import linearize, segment_as_it_is
 from secateur.training.evaluation import Prepare
 
 BATCH = 32
@@ -37,6 +38,19 @@ class Fit:
     images: Images
     prepare: Prepare
     steps: int
+
+    def linearize(self, traced: nn.Module, segments: Sequence[Segment]) -> nn.Module:
+        """Linearize a network, and fit each segment that is merged.
+
+        Args:
+            traced: See :func:`secateur.pruning.merging.rewrite.linearize`.
+            segments: See there.
+        """
+        network = linearize(traced, segments)
+        for segment in segments:
+            if segment.kind == "merge":
+                self(network, traced, segment)
+        return network
 
     def __call__(self, network: nn.Module, traced: nn.Module, segment: Segment) -> None:
         """Train a linear segment of ``network``, in place, on its inputs there.
