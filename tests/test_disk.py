@@ -154,3 +154,15 @@ def test_reading_keeps_to_its_bounds(tmp_path: Path) -> None:
     ):
         with pytest.raises(StoreError, match=message):
             read_bytes(tmp_path / name, limit)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_reading_keeps_to_its_bounds_if_a_file_holds_more_than_it_tells() -> None:
+    with pytest.raises(StoreError, match=r"larger than allowed"):
+        read_bytes(Path("/proc/self/status"), 10)  # its size is 0
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 127)  # 254 bytes; the temporary name is longer than its stem
+    write_bytes(path, b"x")
+    assert path.read_bytes() == b"x"

@@ -65,10 +65,10 @@ class Remote:
             self._create(path, own)
         except FileNotFoundError as error:
             raise self._failed("no such place", error) from error
-        again = self._create(path, b"another")
+        self._create(path, b"another")
         stored = self._try(self._files.cat_file, path)
         self._try(self._files.rm_file, path)
-        if again or stored != own:
+        if stored != own:
             raise StoreError(
                 "storage overwrites an object that it should keep",
                 where=self.url,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -285,6 +286,26 @@ def test_goal_that_cannot_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_candidate_is_begun_that_would_exceed_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     _, search, stages = searched(monkeypatch, worse_below(0.2), within=16.1)
     assert not stages.trained
+    assert len(search.tried) == 2
+
+
+def test_a_candidate_that_becomes_too_slow_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(searching.time, "monotonic", lambda: clock[0])
+
+    class Slow(Stages):
+        def measured(self, candidate: Candidate, hopeless: Any = None) -> Measured:
+            if hopeless is not None:
+                clock[0] += 5000
+                hopeless([SimpleNamespace(validation_right=900, validation_images=1000)])
+            return super().measured(candidate, hopeless)
+
+    monkeypatch.setattr(sys.modules[__name__], "Stages", Slow)
+    chosen, search, _ = searched(monkeypatch, worse_below(0.2), within=1000)
+    assert "time is up; the best candidate so far is used" in capsys.readouterr().err
+    assert chosen.candidate.removal is None
     assert len(search.tried) == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,22 @@ def test_images_on_disk_are_the_same_images(tmp_path: Path) -> None:
         assert torch.equal(outside.pixels[1:3], inside.pixels[1:3])
         assert outside.to(torch.device("meta")).pixels[1:3].device.type == "meta"
     assert normalization(disk.training, "dataset") == normalization(memory.training, "dataset")
+
+
+def test_changes_in_memory_stay_out_of_decoded_files(tmp_path: Path) -> None:
+    root = make(tmp_path / "images", ("train", "test"))
+    images = mapped(root, tmp_path).source
+    before = {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+    images.pixels[:].add_(1)
+    assert {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
+
+
+def test_another_normalization_needs_no_decoding(tmp_path: Path) -> None:
+    root, cache = make(tmp_path / "images", ("train", "test")), tmp_path / "cache"
+    for mean in (0.5, 0.1):
+        prepare = replace(PREPARE, mean=(mean,) * 3)
+        load_folder(root, prepare, memory=0, cache=cache).source  # noqa: B018
+    assert len(list(cache.glob("*.u8"))) == 1
 
 
 def test_files_are_decoded_once_and_again_when_they_change(

@@ -331,6 +331,18 @@ def test_precision(
     assert dtypes == [expected]
 
 
+def test_labels_are_smoothed_in_training() -> None:
+    network, images = _network(), _images(8)
+    trainer = Trainer(network, CONFIG.model_copy(update={"label_smoothing": 0.3}), seed=0)
+    torch.manual_seed(0)  # dropout
+    with torch.no_grad():
+        scores = network.train()(PREPARE(images.pixels))
+    expected = nn.functional.cross_entropy(scores, images.labels, label_smoothing=0.3)
+    torch.manual_seed(0)
+    loss = trainer.step(PREPARE(images.pixels), images.labels, rate=0.1)
+    assert float(loss) == pytest.approx(float(expected))
+
+
 @pytest.mark.parametrize(("own", "others"), [("bf16", "fp32"), ("fp32", "bf16")])
 def test_a_teacher_has_its_own_precision(own: str, others: str) -> None:
     teacher, dtypes = _network().eval(), []

@@ -6,8 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 
-import torch
-
 from secateur.compression.candidate import OBJECTIVES, Candidate, Measured, Merging, Method, Removal
 from secateur.compression.candidate_stages import Hopeless, Stages
 from secateur.compression.estimate import Estimate
@@ -15,6 +13,7 @@ from secateur.compression.onnx_network import REASON, is_file
 from secateur.compression.settings import Settings
 from secateur.compression.verdict import assurance
 from secateur.console import say
+from secateur.data.images import evenly_spaced
 from secateur.errors import NetworkError, SecateurError
 from secateur.pruning.find import find_prunable
 from secateur.tracking import log_metrics
@@ -390,10 +389,8 @@ class Search:
 
     def _reference_share(self) -> float:
         """Accuracy of the given network on the validation images that are evaluated each epoch."""
-        right = torch.from_numpy(self.stages.reference_right)
-        if len(right) > GLANCE:
-            right = right[torch.linspace(0, len(right) - 1, GLANCE).long()]
-        return float(right.double().mean())
+        right = self.stages.reference_right
+        return float(right[evenly_spaced(len(right), GLANCE)].mean())
 
 
 def _share(epoch: Epoch) -> float:

@@ -108,8 +108,7 @@ class Images:
         """
         if not 0 < count < len(self):
             return self
-        chosen = torch.linspace(0, len(self) - 1, count).long()
-        return self.take(chosen.to(self.labels.device))
+        return self.take(evenly_spaced(len(self), count).to(self.labels.device))
 
     def to(self, device: torch.device) -> Images:
         """Return the same images on ``device``."""
@@ -119,6 +118,16 @@ class Images:
     def fingerprint(self) -> str:
         """SHA-256 over shape, pixels and labels, as hexadecimal digits."""
         return fingerprint_of(self.pixels, self.labels)
+
+
+def evenly_spaced(total: int, count: int) -> Tensor:
+    """Indices of ``count`` evenly spaced elements out of ``total``, int64; at most all.
+
+    Example:
+        >>> evenly_spaced(10, 4).tolist(), evenly_spaced(2, 4).tolist()
+        ([0, 3, 6, 9], [0, 1])
+    """
+    return torch.linspace(0, total - 1, min(count, total)).long()
 
 
 def fingerprint_of(pixels: Pixels, labels: Tensor) -> str:

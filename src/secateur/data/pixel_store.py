@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from secateur.console import progress, say
-from secateur.data.images import MappedPixels, Pixels, fingerprint_of
+from secateur.data.images import MappedPixels, Pixels, evenly_spaced, fingerprint_of
 from secateur.disk import read_bytes, replacing, write_json
 from secateur.environment import cores
 from secateur.errors import DataError, StoreError
@@ -87,7 +87,7 @@ class ImageFiles:
         """At most ``count`` of the files, evenly spaced."""
         if count >= len(self.files):
             return self
-        chosen = np.linspace(0, len(self.files) - 1, count).astype(int).tolist()
+        chosen = evenly_spaced(len(self.files), count).tolist()
         return replace(self, files=[self.files[index] for index in chosen])
 
     def decoded(self) -> Iterator[npt.NDArray[np.uint8]]:

@@ -69,6 +69,17 @@ def test_activations_that_are_no_modules_are_seen():
     assert convs(second) == ["b"]
 
 
+def test_a_value_that_is_read_before_its_activation_ends_the_chain():
+    def call(self, x):
+        value = self.a(x)
+        return self.c(F.relu(self.b(F.relu(value)))) + value.mean((2, 3), keepdim=True)
+
+    network = Net(call, a=conv(3, 4), b=conv(4, 4), c=conv(4, 4))
+    first, second = find_chains(network, IMAGES[:1].float())
+    assert (convs(first), convs(second)) == (["a"], ["b", "c"])
+    assert not first.links[0].activation
+
+
 def halves(self, x):
     first, second = self.a(x).chunk(2, 1)
     return torch.cat([first, self.b(second)], 1)
@@ -78,6 +89,9 @@ ENDS = {
     "a split": Net(halves, a=conv(3, 4), b=conv(2, 2)),
     "a pool": nn.Sequential(conv(3, 4), nn.MaxPool2d(2), conv(4, 4)),
     "circular padding": nn.Sequential(conv(3, 4), conv(4, 4, padding_mode="circular")),
+    "padding that is wider at one side": nn.Sequential(
+        conv(3, 4), nn.Conv2d(4, 4, 2, padding="same")
+    ),
     "shared weights": Net(lambda self, x: self.b(self.b(self.a(x))), a=conv(3, 4), b=conv(4, 4)),
     "a layer norm": nn.Sequential(conv(3, 4), nn.GroupNorm(1, 4), conv(4, 4)),
     "a gate": Net(lambda self, x: self.b(self.a(x) * self.a(x).mean()), a=conv(3, 4), b=conv(4, 4)),
@@ -87,6 +101,7 @@ ENDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("what", ENDS)
 def test_a_chain_ends_at(what):
     chains = find_chains(ENDS[what], IMAGES[:1].float())

@@ -197,7 +197,7 @@ class _Finder:
         if len(before.users) > 1 or len(node.all_input_nodes) > 1 or link.activation:
             return
         if self._is_norm(node) and link.layer.norm is None and link.output == before.name:
-            if before.name != link.node or any(s.node == before.name for s in chain.skips):
+            if before.name != link.node:  # an addition is between
                 return
             layer = replace(link.layer, norm=str(node.target))
             self._move(chain, node, replace(link, layer=layer, node=node.name, output=node.name))
