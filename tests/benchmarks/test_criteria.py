@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from benchmarks import criteria
-from benchmarks.criteria import Cell, against, cells, curvature_scores, page
+from benchmarks.criteria import Cell, Growing, against, cells, curvature_scores, page
 from helpers.odd_networks import lively
 from secateur.models.small_resnet import small_resnet
 from secateur.pruning.find import find_prunable
+from secateur.pruning.masks import Masks
 
 
 def record(criterion: str, seed: int, right: list[bool], scope: str = "local") -> dict:
@@ -28,7 +29,7 @@ def record(criterion: str, seed: int, right: list[bool], scope: str = "local") -
 
 def test_every_criterion_is_compared_in_both_scopes_with_three_seeds() -> None:
     every = list(cells())
-    assert len(every) == len(set(every)) == 8 * 2 * 3
+    assert len(every) == len(set(every)) == 9 * 2 * 3
     assert Cell("random", "global", 2) in every
 
 
@@ -68,6 +69,19 @@ def test_a_channel_whose_output_is_never_read_costs_nothing() -> None:
     assert np.sort(scores["stage1.conv1"])[1] > 0
 
 
+def test_the_penalty_grows_on_removed_weights_only() -> None:
+    network = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    penalty = Growing(Masks({"weight": torch.tensor([[True, True], [False, False]])}), steps=4)
+    images, labels = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)
+    losses = [penalty(network, images, labels) for _ in range(4)]
+    base = float(torch.nn.functional.cross_entropy(torch.zeros(1, 2), labels, label_smoothing=0.1))
+    assert [round(loss.item() - base, 4) for loss in losses] == [6.25, 12.5, 18.75, 25.0]
+    losses[-1].backward()
+    assert network.weight.grad.tolist() == [[0, 0], [6, 8]]  # PENALTY * weight
+
+
 def test_cells_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch) -> None:
     asked = []
 
@@ -87,11 +101,11 @@ def test_cells_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch) -> 
     path = tmp_path / "cells.jsonl"
     criteria.measure(path, tmp_path, 7)
     lines = path.read_text().splitlines()
-    assert len(lines) == 48 + 3
+    assert len(lines) == 54 + 3
     path.write_text("\n".join(lines[:10]) + "\n")
     asked.clear()
     criteria.measure(path, tmp_path, 7)
-    assert len(asked) == 48 - 9
+    assert len(asked) == 54 - 9
     assert sorted(map(str, map(json.loads, path.read_text().splitlines()))) == sorted(
         map(str, map(json.loads, lines))
     )
