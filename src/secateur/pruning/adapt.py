@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from secateur.pruning.channels import Group, Ints, Units
+from secateur.pruning.channels import Group, Ints
 from secateur.pruning.plan import Scale, Setting
 from secateur.pruning.tracing.channel_graph import Axis, ChannelGraph, Home, Nodes, Width
+from secateur.pruning.units import Units
 
 
 class WidthsRejected(Exception):  # noqa: N818  a finding, not an error

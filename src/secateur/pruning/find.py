@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -10,10 +10,11 @@ import numpy as np
 from torch import nn
 
 from secateur.pruning.adapt import is_depthwise
-from secateur.pruning.channels import Prunable, protected_layers, units_of
+from secateur.pruning.channels import Group, Prunable
 from secateur.pruning.realize import ChannelsDoNotFit, WidthsRejected, realize_exactly
 from secateur.pruning.tracing.probe import Example, example_of, first_names, weightless, with_values
 from secateur.pruning.tracing.trace import ValuesNeededError, follow_channels
+from secateur.pruning.units import protected_layers, units_of
 
 
 def find_prunable(
@@ -50,26 +51,33 @@ def find_prunable(
         >>> [(layer.name, layer.reason) for layer in prunable.protected]
         [('2', "they are the network's output")]
     """
-    prunable = _find(model, example_input, heads, frozenset())
-    stuck = _grouped_weights(prunable, protected=True)
-    within = stuck if grouped == "groups" else _grouped_weights(prunable)
-    if not within:
-        return prunable
-    other = _find(model, example_input, heads, within)
-    if grouped == "groups":
-        return other if _removable(other) > _removable(prunable) else prunable
-    failing = _grouped_weights(other, protected=True) - stuck
-    return _find(model, example_input, heads, within - failing) if failing else other
+    empty = _follow(model, example_input, heads, frozenset())
+    every = _grouped_weights(empty)
+    if grouped == "width" and every:
+        within = _find(model, _follow(model, example_input, heads, every))
+        failing = _stuck(within)
+        failing = failing and failing - _stuck(_find(model, empty))
+        if not failing:
+            return within
+        return _find(model, _follow(model, example_input, heads, every - failing))
+    whole = _find(model, empty)
+    if not (stuck := _stuck(whole)):
+        return whole
+    other = _find(model, _follow(model, example_input, heads, stuck))
+    return other if _removable(other) > _removable(whole) else whole
 
 
-def _grouped_weights(prunable: Prunable, protected: bool = False) -> frozenset[str]:
-    """Weights of grouped convolutions, or only those of which no group can be removed."""
-    removable = {member.axis for group in prunable.groups for member in group.members}
-    return frozenset(
-        axis.tensor
-        for axis, width in prunable.graph.blocks.items()
-        if not is_depthwise(prunable.graph, axis) and not (protected and axis in removable)
-    )
+def _grouped_weights(prunable: Prunable) -> frozenset[str]:
+    """Weights of grouped convolutions that are not depthwise."""
+    graph = prunable.graph
+    return frozenset(axis.tensor for axis in graph.blocks if not is_depthwise(graph, axis))
+
+
+def _stuck(prunable: Prunable) -> frozenset[str]:
+    """Weights of grouped convolutions of which nothing can be removed."""
+    removable = {m.axis.tensor for group in prunable.groups for m in group.members
+                 if m.axis in prunable.graph.blocks}  # fmt: skip
+    return _grouped_weights(prunable) - removable
 
 
 def _removable(prunable: Prunable) -> int:
@@ -77,15 +85,12 @@ def _removable(prunable: Prunable) -> int:
     return sum(len(member.index) for group in prunable.groups for member in group.makers())
 
 
-def _find(
-    model: nn.Module, example_input: Example, heads: bool, within: frozenset[str]
-) -> Prunable:
-    """Find the removable channels, with channels within the groups of some convolutions."""
-    empty = _follow(model, example_input, heads, within)
+def _find(model: nn.Module, empty: Prunable) -> Prunable:
+    """Find the removable channels of a network that ran, for the convolutions it ran with."""
     prunable = _sort(model, empty, {}, {})
     failing = _failing(model, prunable, _halves(prunable))
-    steps = {name: _steps_of(model, prunable, name, half_fails=True) for name in failing}
-    refused = {name: why for name, why in failing.items() if steps[name] is None}
+    steps = _steps_of(model, prunable, failing, half_fails=True)
+    refused = {name: why for name, why in failing.items() if name not in steps}
     if failing:
         prunable = _sort(model, empty, refused, steps)
     coarser = _coarser_steps(model, prunable)
@@ -125,33 +130,54 @@ def _coarser_steps(model: nn.Module, prunable: Prunable) -> dict[str, int]:
     keeps its steps.
     """
     even = {group.name: group.steps - 1 for group in prunable.groups if group.balanced}
-    steps = {name: _steps_of(model, prunable, name) for name in _failing(model, prunable, even)}
-    return {name: count for name, count in steps.items() if count is not None}
+    return _steps_of(model, prunable, _failing(model, prunable, even))
 
 
 def _steps_of(
-    model: nn.Module, prunable: Prunable, name: str, half_fails: bool = False
-) -> int | None:
-    """Largest number of steps in which a group can shrink separately, or None.
+    model: nn.Module, prunable: Prunable, names: Iterable[str], half_fails: bool = False
+) -> dict[str, int]:
+    """Largest number of steps in which each group can shrink without others, where there is one.
 
-    If steps of some number of channels work, so do multiples of it.
+    If steps of some number of channels work, so do multiples of it: a group for which no largest
+    step works is not tried further.
     """
-    group = prunable.group(name)
-    if not group.balanced:
-        return None
-    sizes = [size for size in range(1, group.steps // 2 + 1) if group.steps % size == 0]
-    if half_fails:
-        sizes = [size for size in sizes if 2 * size != group.steps]
-    largest = [size for size in sizes if not any(more % size == 0 for more in sizes if more > size)]
+    sizes = {name: _step_sizes(prunable.group(name), half_fails) for name in names}
+    largest = {
+        name: [size for size in each if not any(more % size == 0 for more in each if more > size)]
+        for name, each in sizes.items()
+    }
+    able = _first_working(model, prunable, largest)
+    finest = _first_working(model, prunable, {name: sizes[name] for name in able})
+    return {name: prunable.group(name).steps // size for name, size in finest.items()}
 
-    def works(size: int) -> bool:
-        coarser = replace(group, steps=group.steps // size)
-        separate = replace(prunable, groups=(coarser,))
-        return _rejection(model, separate, {name: coarser.steps - 1}) is None
 
-    if not any(works(size) for size in largest):
-        return None
-    return next((group.steps // size for size in sizes if works(size)), None)
+def _step_sizes(group: Group, half_fails: bool) -> list[int]:
+    """Channels that a group may lose at a time, increasing."""
+    sizes = range(1, group.steps // 2 + 1) if group.balanced else ()
+    without = group.steps if half_fails else 0
+    return [size for size in sizes if group.steps % size == 0 and 2 * size != without]
+
+
+def _first_working(
+    model: nn.Module, prunable: Prunable, sizes: Mapping[str, Sequence[int]]
+) -> dict[str, int]:
+    """First of its sizes with which each group can lose one step, where there is one.
+
+    Groups are tried together, to run the network less often.
+    """
+    first: dict[str, int] = {}
+    for place in range(max(map(len, sizes.values()), default=0)):
+        trial = {
+            name: each[place]
+            for name, each in sizes.items()
+            if name not in first and place < len(each)
+        }
+        coarser = {name: prunable.group(name).steps // size for name, size in trial.items()}
+        groups = tuple(replace(prunable.group(name), steps=n) for name, n in coarser.items())
+        widths = {name: steps - 1 for name, steps in coarser.items()}
+        failing = _failing(model, replace(prunable, groups=groups), widths)
+        first |= {name: size for name, size in trial.items() if name not in failing}
+    return first
 
 
 def _failing(model: nn.Module, prunable: Prunable, widths: Mapping[str, int]) -> dict[str, str]:
@@ -234,7 +260,7 @@ def _sort(
     model: nn.Module,
     empty: Prunable,
     refused: Mapping[str, str],
-    steps: Mapping[str, int | None],
+    steps: Mapping[str, int],
 ) -> Prunable:
     units = units_of(empty.graph).copy()
     groups = []

@@ -18,17 +18,13 @@ from torch import nn
 
 from secateur.errors import NetworkError
 from secateur.pruning.adapt import WidthsRejected, conv_groups, scales, settings
-from secateur.pruning.channels import Group, Ints, Prunable, Scores, Units, units_of
+from secateur.pruning.channels import Group, Ints, Prunable, Scores
 from secateur.pruning.plan import Plan, Reindex, Setting
 from secateur.pruning.surgery import apply_plan
 from secateur.pruning.tracing.channel_graph import INPUTS, Axis, ChannelGraph
 from secateur.pruning.tracing.probe import weightless, with_values
 from secateur.pruning.tracing.trace import follow_channels
-
-_Bucket = tuple[tuple[tuple[Axis, int], ...], int, bool]
-"""Axes of a unit, its operations, and whether it is protected; units with equal keys are
-interchangeable."""
-
+from secateur.pruning.units import Units, units_of
 
 _CACHED = 2
 """Smaller networks whose units are kept."""
@@ -233,21 +229,6 @@ def _require_same(large: ChannelGraph, small: ChannelGraph, sizes: Mapping[Axis,
         raise WidthsRejected("smaller, it runs other operations")
 
 
-def _buckets(units: Units) -> dict[_Bucket, list[int]]:
-    """Interchangeable units, in the network's order."""
-    places: dict[tuple[tuple[int, int], ...], tuple[tuple[Axis, int], ...]] = {}
-    for own in units.signatures:
-        if own not in places:
-            places[own] = tuple(sorted((units.axes[axis], many) for axis, many in own))
-    buckets: dict[_Bucket, list[int]] = {}
-    firsts = units.by_unit[units.bounds[:-1]]
-    tours = units.tours.tolist()
-    for unit in np.argsort(firsts, kind="stable").tolist():
-        key = (places[units.signatures[unit]], tours[unit], unit in units.reasons)
-        buckets.setdefault(key, []).append(unit)
-    return buckets
-
-
 def _match(
     prunable: Prunable,
     large: Units,
@@ -262,8 +243,7 @@ def _match(
         for unit, component in enumerate(_components(prunable, large, group)):
             score_of[component] = scores[group.name][unit]
             owner[component] = group.name
-    room = _buckets(small)
-    have = _buckets(large)
+    room, have = small.buckets, large.buckets
     stands_for = np.full(small.number, -1)
     for bucket, slots in room.items():
         candidates = have.get(bucket, [])
@@ -319,8 +299,9 @@ def _read_plan(prunable: Prunable, large: Units, small: Units, stands_for: Ints)
     node_of = _places(large, small, stands_for)
     edges = np.sort(node_of[small.graph.edges], axis=1)
     count = prunable.graph.count
-    known = prunable.graph.edges @ np.array([count, 1])
-    if not np.isin(edges @ np.array([count, 1]), known).all():
+    codes = np.sort(edges @ np.array([count, 1]))
+    known = prunable.graph.edges @ np.array([count, 1])  # increasing
+    if not np.array_equal(np.append(known, -1)[np.searchsorted(known, codes)], codes):
         raise WidthsRejected("smaller, it would join channels that the large network keeps apart")
     small_of = np.full(count, -1)
     small_of[node_of] = np.arange(small.graph.count)

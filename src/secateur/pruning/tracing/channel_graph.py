@@ -223,7 +223,9 @@ class ChannelGraph:
         """Distinct sorted pairs, shape (pairs, 2)."""
         if not self._edges:
             return np.empty((0, 2), np.int64)
-        return _distinct_pairs(np.concatenate(self._edges))
+        if len(self._edges) > 1 or len(self._edges[0]) <= _FEW:
+            self._edges = [_distinct_pairs(np.concatenate(self._edges))]
+        return self._edges[0]
 
 
 def _distinct_pairs(pairs: Nodes) -> Nodes:

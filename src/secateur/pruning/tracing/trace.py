@@ -140,8 +140,7 @@ def follow_channels(
     graph = ChannelGraph(heads=heads, within=within)
     if larger is not None:
         graph.heads, graph.within = larger.heads, larger.within
-    if graph.heads:
-        separate_heads(probe)
+    separate_heads(probe)
     mark_widths(probe)
     probe.eval()
     _watch(probe, example, graph, larger)
