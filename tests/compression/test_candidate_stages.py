@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 
-from secateur.compression import candidate_stages
+from secateur.compression import candidate_stages, tuning
 from secateur.compression.candidate import Candidate, Method, Removal
 from secateur.compression.candidate_stages import Stages
 from secateur.compression.problem import Problem
 from secateur.compression.settings import Settings
 from secateur.data import Images, Preparation
+from secateur.onnx_ir.model import read_model
 from secateur.recipe import Quantize
 from secateur.store import Store
 from secateur.training.batch_norm import LEAST_MOMENTUM
@@ -65,13 +68,13 @@ def stages(tmp_path: Path) -> Stages:
 def test_statistics_follow_the_batches_while_a_pruned_network_is_trained(
     stages: Stages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    momenta, train = [], candidate_stages.train
+    momenta, train = [], tuning.train
 
     def recording(network: nn.Module, *rest: Any, **options: Any) -> Any:
         momenta.extend(m.momentum for m in network.modules() if isinstance(m, nn.BatchNorm2d))
         return train(network, *rest, **options)
 
-    monkeypatch.setattr(candidate_stages, "train", recording)
+    monkeypatch.setattr(tuning, "train", recording)
     stages.tuned(Candidate(removal=HALF, epochs=1))
     assert momenta == [LEAST_MOMENTUM]
     assert stages.problem.network[1].momentum == 0.01  # type: ignore[index]
@@ -89,6 +92,45 @@ def test_a_candidate_is_the_network_that_was_trained(stages: Stages) -> None:
     assert {path.name for path in tuned.folder.iterdir()} == {
         "stage.json", "weights.safetensors", "history.json", "tune.json",
     }  # fmt: skip
+
+
+def test_rounding_can_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plainly = SETTINGS.tune.model_copy(update={"distill": 0.0, "ema": 0.0})
+    stages = Stages(problem(), SETTINGS.model_copy(update={"tune": plainly}), Store(tmp_path))
+    config = SETTINGS.quantize
+    trained = config.model_copy(update={"epochs": 20, "learning_rate": 0.05})
+    plain, better = (stages.measured(Candidate(quantize=each)) for each in (config, trained))
+    assert plain.folder is not None
+    assert better.folder is not None
+    assert "train with rounding" in capsys.readouterr().err
+    schemes = [
+        weights_of(read_model(one.folder / "net.onnx")) for one in (plain, better) if one.folder
+    ]
+    assert schemes[0].keys() == schemes[1].keys()
+    assert any((schemes[0][name] != schemes[1][name]).any() for name in schemes[0])
+    assert {w.dtype for w in schemes[1].values()} == {np.dtype(np.int8)}
+    assert plain.accuracy.value == 0.5
+    assert better.accuracy.value >= 0.9
+    names = {path.name for path in better.folder.iterdir()}
+    assert not any("checkpoint" in name for name in names)
+
+
+def test_zeros_stay_zero_while_rounding_is_trained(tmp_path: Path) -> None:
+    sparse = problem()
+    with torch.no_grad():
+        sparse.network[3].weight[:, 2] = 0  # type: ignore[index]
+    trained = SETTINGS.quantize.model_copy(update={"epochs": 1, "learning_rate": 0.05})
+    measured = Stages(sparse, SETTINGS, Store(tmp_path)).measured(Candidate(quantize=trained))
+    assert measured.folder is not None
+    weights = weights_of(read_model(measured.folder / "net.onnx"))
+    (second,) = (weight for weight in weights.values() if weight.shape[:2] == (8, 8))
+    assert (second == 0).all((0, 2, 3)).nonzero()[0].tolist() == [2]
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The integers of a quantized file's weights."""
+    arrays = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    return {name: array for name, array in arrays.items() if array.ndim > 1}
 
 
 def test_a_hopeless_candidate_has_no_files(stages: Stages) -> None:

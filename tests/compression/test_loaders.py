@@ -45,7 +45,7 @@ def tuned(folder: Path, loop: UserLoop, **more: object) -> tuple[nn.Module, list
     return train_with_loader(
         network(), loop, collect(loader(40), None, "validation"), Prepared(1, 8), config, seed=0,
         checkpoint=folder / "checkpoint.safetensors", label="test",
-        **({"teacher": None, "stop": lambda history: False} | more),
+        **({"masks": None, "teacher": None, "stop": lambda history: False} | more),
     )  # fmt: skip
 
 

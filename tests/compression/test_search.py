@@ -19,10 +19,12 @@ import torch
 from secateur.compression import search as searching
 from secateur.compression.candidate import Candidate, Measured, Removal
 from secateur.compression.estimate import Estimate, duration
+from secateur.compression.patience import Patience
 from secateur.compression.search import Search
 from secateur.compression.settings import Settings
 from secateur.errors import SecateurError
 from secateur.tracking import _TOOLS, tracking
+from secateur.training.trainer import Epoch
 
 N = 4000
 REFERENCE = np.arange(N) < 3600
@@ -180,6 +182,48 @@ def test_careful_quantization_equalizes_only_where_channels_share_a_scale(
     careful = [config for config in tried if config.method == "auto"]
     assert careful
     assert {config.equalize for config in careful} == {not per_channel}
+
+
+def lost_by_rounding(candidate: Candidate) -> float:
+    """Rounding loses 4 points unless it is trained; channels cost nothing down to a half."""
+    untrained = candidate.quantize is not None and not candidate.quantize.epochs
+    return 4.0 * untrained + worse_below(0.5)(candidate)
+
+
+def test_rounding_is_trained_where_it_loses_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, search, _ = searched(monkeypatch, lost_by_rounding)
+    assert chosen.candidate.quantize is not None
+    assert chosen.candidate.quantize.epochs == 2  # half of those of fine-tuning
+    assert chosen.candidate.quantize.learning_rate == pytest.approx(0.25 * 2e-4)
+    assert chosen.candidate.kept < 0.6
+    pruned = [one.candidate.quantize for one in search.tried if one.candidate.removal]
+    assert all(config is not None and config.epochs for config in pruned)
+
+
+def test_rounding_is_not_trained_where_it_need_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, search, _ = searched(monkeypatch, worse_below(0.5))
+    assert not any(one.candidate.quantize and one.candidate.quantize.epochs for one in search.tried)
+    assert search.estimate.rounding_epochs == 0
+
+
+def test_rounding_is_trained_only_in_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = estimate().fixed + estimate().verdict + 3.0  # two epochs with rounding take 6 s
+    _, search, _ = searched(monkeypatch, lost_by_rounding, within=limit)
+    assert "rounding is not trained: no time" in capsys.readouterr().err
+    assert search.estimate.rounding_epochs == 0
+
+
+def test_widths_that_are_only_timed_have_no_trained_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, search, _ = searched(monkeypatch, lost_by_rounding, latency_ms=0.1)
+    pruned = [one.candidate for one in search.tried if one.candidate.removal]
+    for candidate in pruned:
+        assert candidate.quantize is not None
+        assert bool(candidate.quantize.epochs) == bool(candidate.epochs)
+    assert any(candidate.epochs for candidate in pruned)
 
 
 @pytest.mark.parametrize(("lost", "ships"), [(0.75, "int8"), (0.95, "float")])
@@ -342,16 +386,16 @@ def test_time_for_timing_all_candidates_together_is_kept_free() -> None:
     assert few.after(1, 1.0, 1.0).tried == 2
 
 
-def test_hopeless_candidates_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, search, _ = searched(monkeypatch, worse_below(0.2))
-    epochs = [
-        SimpleNamespace(validation_right=right, validation_images=1000) for right in (850, 890)
-    ]
-    search._histories = [epochs]  # 4 points were won after the first of two epochs
-    hopeless = search._hopeless(2, 0.5)
-    behind = [SimpleNamespace(validation_right=700, validation_images=1000)]
-    assert "16.0 points behind after 1 of 2 epochs" in hopeless(behind)  # type: ignore[arg-type]
-    assert hopeless(epochs[:1]) == ""  # type: ignore[arg-type]
+def test_hopeless_candidates_are_given_up() -> None:
+    def epoch(right: int) -> Epoch:
+        return Epoch(1, 1.0, right, 1000, 1.0)
+
+    patience = Patience(reference=0.9, max_drop=1.0)
+    patience.learn([epoch(850), epoch(890)])  # 4 points were won after the first of two epochs
+    hopeless = patience.rule(2, lambda rest: True)
+    assert "16.0 points behind after 1 of 2 epochs" in hopeless([epoch(700)])
+    assert hopeless([epoch(850)]) == ""
+    assert patience.rule(3, lambda rest: True)([epoch(700)]) == ""  # nothing to compare with
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,18 @@ def test_a_clip_can_still_be_absorbed_after_its_step_has_grown(tmp_path):
     assert "Clip" not in kinds
 
 
+def test_a_step_cannot_vanish(tmp_path):
+    network, model, _ = trainable("mobilenet", tmp_path / "f.onnx", 8)
+    steps = [*network.quantizers.values(), *network.weight_steps.values()]
+    before = [step.bounded().detach().clone() for step in steps]
+    with torch.no_grad():
+        for step in steps:
+            step.delta.fill_(-1.0)
+    for step, start in zip(steps, before, strict=True):
+        torch.testing.assert_close(step.bounded(), start / 64, rtol=0.01, atol=0)
+    write_qdq(model, network.learned(), tmp_path / "q.onnx")
+
+
 def test_eight_bits_stay_free_of_saturation(tmp_path):
     network, _, _ = trainable("shufflenet", tmp_path / "f.onnx", 8)
     with torch.no_grad():

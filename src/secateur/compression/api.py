@@ -200,4 +200,5 @@ def _estimate(problem: Problem, settings: Settings) -> Estimate:
         problem.test_images,
         settings.goal.within_seconds,
         settings.bench.warmup + settings.bench.repeats,
+        rounding_epochs=settings.quantize.epochs,
     )

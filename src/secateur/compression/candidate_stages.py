@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,36 +15,39 @@ import onnx
 import torch
 from torch import nn
 
+from secateur import recipe
 from secateur.artifact.packing import pack
 from secateur.benchmarking.layer_timer import LayerTimer
 from secateur.benchmarking.network_timer import NetworkTimer
 from secateur.benchmarking.timing import latencies
 from secateur.compression.candidate import Candidate, Measured, Merging, Removal
 from secateur.compression.changes import Change, ChannelRemoval, LayerMerging
-from secateur.compression.loaders import train_with_loader
 from secateur.compression.onnx_network import OnnxNetwork, count
 from secateur.compression.problem import Problem
 from secateur.compression.settings import Settings
+from secateur.compression.tuning import Hopeless, fine_tune
 from secateur.compression.verdict import Right
 from secateur.data import Images, batches
 from secateur.onnx_ir.export import export_onnx
-from secateur.onnx_ir.model import write_model
+from secateur.onnx_ir.model import Graph, write_model
+from secateur.pruning.masks import Masks
 from secateur.pruning.merging.depth import FIT_STEPS, choose_depth
 from secateur.pruning.merging.rewrite import to_json
 from secateur.pruning.merging.segment_fit import Fit
 from secateur.pruning.plan import Plan
 from secateur.pruning.removal import plan_removal
+from secateur.quantization.aware import Trainable
 from secateur.quantization.importing import import_onnx
+from secateur.quantization.post_training import Quantized
 from secateur.quantization.qdq import write_qdq
-from secateur.quantization.quantize import quantize_imported
+from secateur.quantization.quantize import quantize_imported, require_simulated
+from secateur.quantization.rate import priced_layers
+from secateur.quantization.scheme import Scheme
 from secateur.quantization.validation import ValidationSet
 from secateur.runtimes import Runtime, open_file
 from secateur.store import Stage, Store, save_tensors, write_bytes, write_json, write_text
-from secateur.training.batch_norm import follow_batches
-from secateur.training.checkpoint import remove_checkpoints
 from secateur.training.evaluation import correct, leave_gradients, scorer
-from secateur.training.loop import train
-from secateur.training.trainer import Epoch, Teacher
+from secateur.training.trainer import Epoch
 
 GRADIENT_IMAGES = 2000
 """Number of training images whose mean gradient is used by first-order importance."""
@@ -54,9 +57,6 @@ MERGING_IMAGES = 500
 
 REFERENCE = "reference"
 """Name of the given network among what is timed."""
-
-Hopeless = Callable[[Sequence[Epoch]], str]
-"""Returns after each epoch the reason to abandon a candidate, or an empty string to continue."""
 
 
 def evaluate(runtime: Runtime, images: Images, problem: Problem, part: str) -> Right:
@@ -157,47 +157,15 @@ class Stages:
     ) -> None:
         network, history, reason = change.start(self.problem.network), list[Epoch](), ""
         if candidate.epochs:
-            network, history, reason = self._train(
-                folder, network, candidate.epochs, candidate.reduction, hopeless
-            )
+            network, history, reason = fine_tune(
+                self.problem, self.settings, self.place(network),
+                self.settings.tune.to_train(network, candidate.epochs), folder,
+                label=f"fine-tune at {candidate.reduction}", hopeless=hopeless,
+            )  # fmt: skip
         network = change.finish(network)
         save_tensors(folder / "weights.safetensors", network.state_dict())
         write_json(folder / "history.json", [asdict(epoch) for epoch in history])
         write_json(folder / "tune.json", {"given_up": reason})
-
-    def _train(
-        self,
-        folder: Path,
-        network: nn.Module,
-        epochs: int,
-        change: str,
-        hopeless: Hopeless | None,
-    ) -> tuple[nn.Module, list[Epoch], str]:
-        problem, tune, reasons = self.problem, self.settings.tune, [""]
-
-        def stop(history: Sequence[Epoch]) -> bool:
-            reasons.append(hopeless(history) if hopeless else "")
-            return bool(reasons[-1])
-
-        teacher = Teacher(problem.network, problem.prepare, tune.distill) if tune.distill else None
-        follow_batches(network)
-        checkpoint = folder / "checkpoint.safetensors"
-        label = f"fine-tune at {change}"
-        config, network = tune.to_train(network, epochs), self.place(network)
-        if problem.loop.loader is not None:
-            network, history = train_with_loader(
-                network, problem.loop, problem.validation, problem.prepare, config,
-                seed=self.settings.seed, checkpoint=checkpoint, teacher=teacher, stop=stop,
-                label=label,
-            )  # fmt: skip
-        else:
-            network, history = train(
-                network, problem.training, problem.validation, problem.prepare, config,
-                seed=self.settings.seed, checkpoint=checkpoint, teacher=teacher, stop=stop,
-                train_step=problem.loop.train_step, label=label,
-            )  # fmt: skip
-        remove_checkpoints(checkpoint)
-        return network, history, reasons[-1]
 
     def plan(self, removal: Removal) -> Plan:
         """Plan the channels to remove.
@@ -340,7 +308,7 @@ class Stages:
         network, path = self.network(candidate), folder / "net.onnx"
         self._export(network, path)
         if candidate.quantize is not None:
-            self._quantize(path, candidate)
+            self._quantize(path, candidate.quantize, folder)
         packed = pack(path.read_bytes(), self.provenance(candidate))
         write_bytes(folder / "net.sec", packed)
         right = evaluate(self._open(path), self.problem.validation, self.problem, "validation")
@@ -359,18 +327,33 @@ class Stages:
         """The given network as a float ONNX file."""
         return self.reference.folder / "net.onnx"
 
-    def _quantize(self, path: Path, candidate: Candidate) -> None:
-        """Quantize a float file in place."""
-        assert candidate.quantize is not None
-        config, problem = candidate.quantize, self.problem
+    def _quantize(self, path: Path, config: recipe.Quantize, folder: Path) -> None:
+        """Quantize a float file in place; checkpoints of training are written to ``folder``."""
+        problem = self.problem
         generator = torch.Generator().manual_seed(self.settings.seed)
         chosen = torch.randperm(len(problem.training), generator=generator)[: config.images]
         images = problem.training.take(chosen.to(problem.device))
         some = problem.validation.spread(config.scan_images).to(torch.device("cpu"))
         prepared = problem.prepare(images.pixels[:]).contiguous().cpu()
         graph = import_onnx(path, prepared[:2].numpy())
+        if config.epochs:
+            require_simulated(graph, prepared[:1])
         done = quantize_imported(graph, prepared, config, ValidationSet(some, problem.prepare))
-        write_qdq(done.model, done.scheme, path)
+        scheme = self._trained(done, config, folder) if config.epochs else done.scheme
+        write_qdq(done.model, scheme, path)
+
+    def _trained(self, done: Quantized, config: recipe.Quantize, folder: Path) -> Scheme:
+        """Train the weights and scales of a quantized graph; see ``quantization.aware``."""
+        priced = priced_layers(Graph(done.model)) if config.price else ()
+        rounded = Trainable(done.model, done.scheme, done.rules, priced)
+        schedule = self.settings.tune.to_train(self.problem.network, config.epochs)
+        schedule = schedule.model_copy(update={"learning_rate": config.learning_rate})
+        network, _, _ = fine_tune(
+            self.problem, self.settings, self.place(rounded), schedule, folder,
+            label="train with rounding", masks=Masks(rounded.masks()),
+        )  # fmt: skip
+        assert isinstance(network, Trainable)
+        return network.learned()
 
     def provenance(self, candidate: Candidate) -> dict[str, Any]:
         """Provenance stored in a packed file."""

@@ -19,6 +19,9 @@ FIXED_SECONDS = 8.0
 PER_QUANTIZED_IMAGE = 3.0
 """Approximate number of forward passes for each calibration or validation image of a candidate."""
 
+ROUNDING_COST = 3.0
+"""Duration of an epoch of training with rounding relative to fine-tuning, approximately."""
+
 MERGING_FORWARDS = 100_000
 """Forward passes of an image that measure the losses of all merges, approximately: some 60 segments
 with three passes of 500 images each."""
@@ -41,6 +44,7 @@ class Estimate:
         turns: Number of turns when candidates are timed.
         tried: Number of candidates so far.
         pace: Measured over expected duration of candidates.
+        rounding_epochs: Epochs of training with rounding, of each candidate.
     """
 
     step: float
@@ -52,12 +56,14 @@ class Estimate:
     turns: int = 0
     tried: int = 0
     pace: float = 1.0
+    rounding_epochs: int = 0
 
     @property
     def fixed(self) -> float:
         """Seconds of a candidate without its fine-tuning."""
         quantized = PER_QUANTIZED_IMAGE * self.forward * self.evaluated
-        return self.pace * (FIXED_SECONDS + quantized) + self._timing(1)
+        trained = self.rounding_epochs * ROUNDING_COST * self.epoch(1.0)
+        return self.pace * (FIXED_SECONDS + quantized) + trained + self._timing(1)
 
     @property
     def verdict(self) -> float:

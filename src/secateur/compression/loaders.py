@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,7 @@ def train_with_loader(
     *,
     seed: int,
     checkpoint: Path,
+    masks: Mapping[str, Tensor] | None,
     teacher: Teacher | None,
     stop: Callable[[list[Epoch]], bool],
     label: str,
@@ -166,7 +167,7 @@ def train_with_loader(
     """:func:`secateur.training.loop.train` on the batches of a user's loader."""
     assert loop.loader is not None
     steps = len(loop.loader) if isinstance(loop.loader, Sized) else sum(1 for _ in loop.loader)
-    trainer = Trainer(network, config, seed, None, teacher, loop.train_step)
+    trainer = Trainer(network, config, seed, masks, teacher, loop.train_step)
     trainer.load(checkpoint)
     device, total = next(network.parameters()).device, steps * config.epochs
     behind = steps * len(trainer.history)

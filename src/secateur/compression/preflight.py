@@ -75,8 +75,10 @@ def plan_lines(
         yield f"tries    int8 without training: {REASON}"
         yield f"takes    about {duration(estimate.total(0, 0, 0))}"
         return
+    trained = ", trained with rounding if that loses too much" if epochs else " without training"
+    yield f"tries    int8{trained}"
     yield (
-        f"tries    int8 without training; {len(METHODS)} ways to choose channels; then up to "
+        f"         {len(METHODS)} ways to choose channels; then up to "
         f"{counted(settings.tries, 'width')}, {counted(epochs, 'epoch')} each, chosen on validation"
     )
     merged = MERGED if settings.merges else ()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 
 from secateur.compression.candidate import OBJECTIVES, Candidate, Measured, Merging, Method, Removal
-from secateur.compression.candidate_stages import Hopeless, Stages
+from secateur.compression.candidate_stages import Stages
 from secateur.compression.estimate import Estimate
 from secateur.compression.onnx_network import REASON, is_file
+from secateur.compression.patience import Patience, TimeUpError
 from secateur.compression.settings import Settings
+from secateur.compression.tuning import Hopeless
 from secateur.compression.verdict import assurance
 from secateur.console import say
 from secateur.data.images import evenly_spaced
@@ -37,6 +41,9 @@ METHODS = (
 MERGED = (0.8, 0.65, 0.5)
 """Fractions of the latency to merge layers to, tried in order until one loses too much."""
 
+ROUNDING_RATE = 0.25
+"""Learning rate of training with rounding, relative to that of fine-tuning."""
+
 PRICED_COST = 3
 """Duration of quantization with pricing relative to without, approximately."""
 
@@ -50,17 +57,9 @@ ALIKE = 1.1
 
 CLOSE = 1.15
 """The bisection ends when the smallest acceptable fraction is known within this factor."""
-SLACK = 2.0
-"""A candidate is abandoned if its loss, minus the best gain so far, exceeds the allowed loss by
-this many points."""
-
 LATE = 1.5
 """A candidate continues if its expected remaining time is at most this multiple of the time
 left."""
-
-
-class _TimeUpError(Exception):
-    """The time limit would be exceeded before the candidate is finished."""
 
 
 class Search:
@@ -86,7 +85,6 @@ class Search:
         self.estimate, self.epochs = estimate, epochs
         self.tried: list[Measured] = []
         self._start = start
-        self._histories: list[list[Epoch]] = []
 
     def run(self) -> Measured:
         """Search, and return the chosen candidate.
@@ -211,7 +209,30 @@ class Search:
         # Equalization replaces ReLU6 by ReLU; channels with scales of their own do not need it.
         careful = config.model_copy(update={"method": "auto", "equalize": not config.per_channel})
         second = self._try(Candidate(quantize=careful))
-        return max(first, second, key=self._assurance).candidate
+        best = max(first, second, key=self._assurance)
+        if not self.acceptable(best):
+            best = max([best, *self._trained_rounding(best)], key=self._assurance)
+        if not (best.candidate.quantize and best.candidate.quantize.epochs):
+            self.estimate = replace(self.estimate, rounding_epochs=0)
+        return best.candidate
+
+    def _trained_rounding(self, best: Measured) -> list[Measured]:
+        """Train the quantized network, if there is time and its graph can be trained."""
+        config, epochs = best.candidate.quantize, math.ceil(self.epochs / 2)
+        if config is None or config.epochs or not epochs or is_file(self.stages.problem.network):
+            return []
+        longer = replace(self.estimate, rounding_epochs=epochs)
+        if not longer.fits(self._elapsed, longer.fixed):
+            say("    rounding is not trained: no time")
+            return []
+        self.estimate, network = longer, self.stages.problem.network
+        peak = ROUNDING_RATE * self.settings.tune.to_train(network, epochs).learning_rate
+        trained = config.model_copy(update={"epochs": epochs, "learning_rate": peak})
+        try:
+            return [self._try(Candidate(quantize=trained))]
+        except NetworkError as error:
+            say(f"    rounding is not trained: {error}")
+            return []
 
     def _make_smaller(self, best: Measured) -> None:
         """Apply pricing to the weights of the best candidate; its latency does not change."""
@@ -285,7 +306,7 @@ class Search:
         candidate = candidate.model_copy(update={"epochs": epochs})
         try:
             measured = self._try(candidate, self._hopeless(epochs, candidate.kept))
-        except _TimeUpError:
+        except TimeUpError:
             say(f"{candidate.name}: time is up; the best candidate so far is used")
             return None
         except NetworkError as error:  # no width reaches that fraction
@@ -293,7 +314,7 @@ class Search:
             return Measured.without_files(candidate, str(error))
         if measured.folder is not None and measured.candidate == candidate:
             history = self.stages.tuned(candidate).json("history.json")
-            self._histories.append([Epoch(**epoch) for epoch in history])
+            self._patience.learn([Epoch(**epoch) for epoch in history])
         return measured
 
     def _choose_method(self) -> Method:
@@ -331,9 +352,11 @@ class Search:
         if as_is.meets(self.goal):
             return
 
+        config = quantized.quantize and quantized.quantize.model_copy(update={"epochs": 0})
+
         def untrained(kept: float) -> Measured:
             removal = Removal(kept=kept, objective=objective)
-            return self._try(quantized.model_copy(update={"removal": removal}))
+            return self._try(Candidate(removal=removal, quantize=config))
 
         least = untrained(low)
         if not least.meets(self.goal):
@@ -360,38 +383,15 @@ class Search:
 
     # ---- giving up
 
-    def _hopeless(self, epochs: int, kept: float) -> Hopeless:
-        """Return a function that decides after each epoch whether to abandon a candidate.
-
-        If the time is over, the next run continues from the checkpoint.
-        """
-        reference = self._reference_share()
-        gains = [
-            [_share(history[-1]) - _share(epoch) for epoch in history]
-            for history in self._histories
-            if len(history) == epochs
-        ]
-
-        def reason(history: Sequence[Epoch]) -> str:
-            done = len(history)
-            rest = (epochs - done) * self.estimate.epoch(kept) + self.estimate.fixed
-            if done < epochs and not self.estimate.fits(self._elapsed, rest / LATE):
-                raise _TimeUpError
-            if done == epochs or not gains:
-                return ""
-            expected = _share(history[-1]) + max(gain[done - 1] for gain in gains)
-            drop = 100 * (reference - expected)
-            if drop <= self.goal.max_drop + SLACK:
-                return ""
-            return f"{drop:.1f} points behind after {done} of {epochs} epochs, gains included"
-
-        return reason
-
-    def _reference_share(self) -> float:
-        """Accuracy of the given network on the validation images that are evaluated each epoch."""
+    @cached_property
+    def _patience(self) -> Patience:
         right = self.stages.reference_right
-        return float(right[evenly_spaced(len(right), GLANCE)].mean())
+        share = float(right[evenly_spaced(len(right), GLANCE)].mean())
+        return Patience(share, self.goal.max_drop)
 
+    def _hopeless(self, epochs: int, kept: float) -> Hopeless:
+        def in_time(rest: int) -> bool:
+            seconds = rest * self.estimate.epoch(kept) + self.estimate.fixed
+            return self.estimate.fits(self._elapsed, seconds / LATE)
 
-def _share(epoch: Epoch) -> float:
-    return epoch.validation_right / epoch.validation_images
+        return self._patience.rule(epochs, in_time)

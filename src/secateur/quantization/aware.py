@@ -20,6 +20,9 @@ from secateur.quantization.scheme import Rules, Scheme, make_layer, rule_of, wei
 from secateur.quantization.simulate import Simulated
 from secateur.quantization.weights import choose_scales, few_digits
 
+_LEAST = 2**-6
+"""Smallest step size relative to the initial one: at smaller ones nearly all values are clipped."""
+
 _PRUNED = 0.01
 """A weight with a larger fraction of zeros is taken as pruned, and keeps its zeros."""
 
@@ -112,6 +115,7 @@ class Step(nn.Module):
     """
 
     zero_point: Tensor
+    least: Tensor
 
     def __init__(
         self, affine: Affine, ceiling: float = float("inf"), *, coarse: bool = False
@@ -120,6 +124,7 @@ class Step(nn.Module):
         self._start, self._ceiling, self._coarse = affine, ceiling, coarse
         self.delta = nn.Parameter(torch.tensor(affine.delta))
         self.register_buffer("zero_point", torch.tensor(affine.zero_point, dtype=torch.float32))
+        self.register_buffer("least", self.delta.detach() * _LEAST, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` rounded to the grid and back."""
@@ -139,8 +144,8 @@ class Step(nn.Module):
         return Affine(delta, self._start.zero_point, self._start.grid, self._start.axis)
 
     def bounded(self) -> Tensor:
-        """The step size, positive, at most the ceiling, and rounded if coarse."""
-        delta = self.delta.clamp(torch.finfo(torch.float32).tiny, self._ceiling)
+        """The step size, between its least size and the ceiling, and rounded if coarse."""
+        delta = self.delta.maximum(self.least).clamp_max(self._ceiling)
         if not self._coarse:
             return delta
         coarse = torch.from_numpy(few_digits(delta.detach().cpu().numpy())).to(delta.device)

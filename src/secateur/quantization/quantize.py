@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from secateur import recipe
 from secateur.console import say
 from secateur.data import Images, Preparation
-from secateur.errors import DataError, RecipeError, SecateurError
+from secateur.errors import DataError, NetworkError, RecipeError, SecateurError
 from secateur.onnx_ir.export import export_onnx
 from secateur.onnx_ir.model import read_model, write_model
 from secateur.quantization.agreement import Agreement, agreement
@@ -183,6 +183,20 @@ def quantize_imported(
         say(f"quantize: biases are not corrected, because of {problem}")
     resources = Resources(validation, run_graph, COUNTED, 0 if problem else _MEMORY)
     return quantize_graph(graph, images, config, resources, points)
+
+
+def require_simulated(graph: onnx.ModelProto, image: Tensor) -> None:
+    """Check that the simulation, which training needs, computes what the graph computes.
+
+    Args:
+        graph: A float graph.
+        image: Prepared, float32 (1, C, H, W).
+
+    Raises:
+        NetworkError: It does not, or an operator has no simulation.
+    """
+    if problem := _cannot_simulate(graph, image):
+        raise NetworkError("cannot be trained with rounding", found=problem)
 
 
 @torch.inference_mode()
