@@ -23,7 +23,7 @@ def record(criterion: str, seed: int, right: list[bool], scope: str = "local") -
         "criterion": criterion, "scope": scope, "seed": seed, "compared": len(right), "images": 7,
         "right": base64.b64encode(np.packbits(right).tobytes()).decode(), "macs_left": 0.35,
         "right_before_retraining": 1, "parameters_left": 0.4, "processor": "a processor",
-        "versions": {"torch": "2"},
+        "versions": {"torch": "2"}, "commit": "abc",
     }  # fmt: skip
 
 
@@ -53,6 +53,13 @@ def test_the_page_ranks_what_is_measured() -> None:
     ranked = [line for line in lines if line.startswith("| `")]
     assert [line.split("`")[1] for line in ranked] == ["taylor", "random"]
     assert "| 62.50 ± 17.68 (2) | 25.0 | +37.50 [" in ranked[0]
+    assert any(line.endswith("at 95 %: none.") for line in lines)
+    rows += [
+        record("l2", 0, [False] * 4),
+        record("l1", 0, [True] * 4),
+        record("fpgm", 0, [False] * 4),
+    ]
+    assert any(line.endswith("at 95 %: `l1` (local).") for line in page(rows).splitlines())
 
 
 def test_a_channel_whose_output_is_never_read_costs_nothing() -> None:
