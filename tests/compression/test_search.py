@@ -194,6 +194,7 @@ def test_rounding_is_trained_where_it_loses_too_much(monkeypatch: pytest.MonkeyP
     chosen, search, _ = searched(monkeypatch, lost_by_rounding)
     assert chosen.candidate.quantize is not None
     assert chosen.candidate.quantize.epochs == 2  # half of those of fine-tuning
+    assert chosen.candidate.name.endswith(", trained")
     assert chosen.candidate.quantize.learning_rate == pytest.approx(0.25 * 2e-4)
     assert chosen.candidate.kept < 0.6
     pruned = [one.candidate.quantize for one in search.tried if one.candidate.removal]

@@ -86,10 +86,10 @@ class Candidate(Part):
 
 
 def _bits(config: recipe.Quantize) -> str:
-    if config.price:
-        return f"int8 at price {config.price}"
     bits = f"int{config.bits}" if config.bits != "mixed" else "mixed bits"
-    return f"{bits}, auto ranges" if config.method == "auto" else bits
+    ranges = ", auto ranges" if config.method == "auto" else ""
+    how = f" at price {config.price}" if config.price else ranges
+    return bits + how + (", trained" if config.epochs else "")
 
 
 @dataclass(frozen=True, eq=False)
