@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
+from benchmarks.common.records import read as records_of
 from benchmarks.networks_report import page
 from secateur import environment
 from secateur.benchmarking.cost import parameters
@@ -34,7 +35,7 @@ from secateur.pruning.planner import plan_channels
 from secateur.recipe import Removal
 
 LIST = Path(__file__).with_suffix(".txt")
-SECONDS = 240
+SECONDS = 90
 """Processor time that one network may take, in each of the two tools."""
 
 GIGABYTES = 12
@@ -176,26 +177,33 @@ def records(path: Path) -> dict[str, dict[str, Any]]:
     return {record["network"]: record for record in map(json.loads, lines)}
 
 
+def written(path: Path) -> str:
+    """The page of all records, with the times of ``plan_time`` beside them."""
+    times = records_of(path.with_name("plan_time.jsonl"))
+    return page(records(path), list(listed()), times)
+
+
 def main(arguments: list[str]) -> None:
     """Measure missing networks, and write the page."""
     path, table = Path(arguments[0]), Path(arguments[1])
-    names = arguments[2:] or list(listed())
     existing = records(path)
-    import timm  # noqa: F401  once, before the processes
-    import torch_pruning  # noqa: F401
-    import torchvision  # noqa: F401
+    missing = [name for name in arguments[2:] or listed() if name not in existing]
+    if missing:
+        import timm  # noqa: F401  once, before the processes
+        import torch_pruning  # noqa: F401
+        import torchvision  # noqa: F401
 
     facts = {
         "processor": environment.processor(),
         "versions": environment.versions(),
         "commit": environment.commit(),
     }
-    for count, name in enumerate(name for name in names if name not in existing):
+    for count, name in enumerate(missing):
         record = {"network": name, "secateur": apart(by_secateur, name)}
         record |= {"torch_pruning": apart(by_torch_pruning, name), **facts}
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(json.dumps(record)[:300], file=sys.stderr, flush=True)
         if count % 10 == 9:
-            table.write_text(page(records(path), list(listed())))
-    table.write_text(page(records(path), list(listed())))
+            table.write_text(written(path))
+    table.write_text(written(path))

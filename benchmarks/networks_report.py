@@ -9,10 +9,16 @@ from typing import Any
 EXACT = 1e-6
 """Largest difference by rounding; larger ones are errors."""
 REDUCED = 0.45
+PLANNED = 5.0
+"""Processor seconds of a plan that a user does not mind."""
 
 
-def page(records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
-    """The page as Markdown."""
+def page(
+    records: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str],
+    times: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The page as Markdown; ``times`` are the records of ``plan_time``."""
     order = sorted(names, key=lambda name: (name.startswith("timm "), name))
     rows = {name: records[name] for name in order if name in records}
     if not rows:
@@ -43,6 +49,7 @@ def page(records: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
         "| Kept layers, and why |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |",
         *(_row(name, record) for name, record in rows.items()),
+        *objectives(times),
     ]
     return "\n".join(lines) + "\n"
 
@@ -79,6 +86,7 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
          sum(left(record) == 1 for record in torch_pruning)),
         ("differ from the masked network by more than 1e-6",
          sum(record["error"] > EXACT for record in done), "not compared"),
+        (f"planned in at most {PLANNED:g} s", sum(r["seconds"] <= PLANNED for r in done), "–"),
         ("fail or are refused", len(secateur) - len(done),
          sum("failure" in record for record in torch_pruning)),
         ("removes at least 0.01 of the parameters more than the other",
@@ -94,10 +102,39 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def objectives(times: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table of planning by an objective; the newest record of each network."""
+    newest = {record["network"]: record for record in times}
+    if not newest:
+        return []
+    last = [*newest.values()][-1]
+    rows = []
+    for name, record in newest.items():
+        plain, macs, parameters = (
+            record["seconds"][kind] for kind in ("fraction", "macs", "parameters")
+        )
+        rows.append(
+            f"| {name} | {plain:.2f} | {macs:.2f} ({macs / plain:.2f}×) | {parameters:.2f} "
+            f"({parameters / plain:.2f}×) |"
+        )
+    return [
+        "",
+        "## Planning by an objective",
+        "",
+        "`python -m benchmarks plan_time results/plan_time.jsonl`: processor seconds of "
+        f"`secateur.plan_removal`, the least of {last['repeat']}, one thread; {last['processor']}, "
+        f"commit {last['commit']}.",
+        "",
+        "| Network | Fraction 0.5 | Half of the MACs | Half of the parameters |",
+        "| --- | ---: | ---: | ---: |",
+        *rows,
+    ]
+
+
 def _row(name: str, record: Mapping[str, Any]) -> str:
     secateur, torch_pruning = record["secateur"], record["torch_pruning"]
     other = left(torch_pruning)
-    peer = f"crashes: {_short(torch_pruning['failure'])}" if other is None else f"{other:.2f}"
+    peer = f"fails: {_short(torch_pruning['failure'])}" if other is None else f"{other:.2f}"
     if "failure" in secateur:
         return f"| {name} | | | | | | | {peer} | fails: {_short(secateur['failure'])} |"
     (before, _), (macs, fewer) = secateur["parameters"], secateur["macs"]

@@ -1,8 +1,9 @@
 """Processor time of planning a removal by a fraction, and by an objective.
 
-Run: python -m benchmarks plan_time [--repeat N] [NETWORK ...]
-A network is one of torchvision, or ``timm NAME``. Weights are random; the criterion is L2. Prints
-the least of N times of each kind, and the ratio to planning by the fraction 0.5.
+Run: python -m benchmarks plan_time results/plan_time.jsonl [--repeat N] [NETWORK ...]
+A network is one of torchvision, or ``timm NAME``. Weights are random; the criterion is L2. Each
+record has the least of N times of each kind. `python -m benchmarks networks` prints them in its
+page, with the ratio to planning by the fraction 0.5.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import secateur
+from benchmarks.common import records
 from benchmarks.networks import build
 
 NETWORKS = (
@@ -46,22 +49,18 @@ def measure(name: str, repeat: int) -> dict[str, float]:
     return {kind: min(each[kind] for each in every) for kind in KINDS}
 
 
-def row(name: str, times: dict[str, float]) -> str:
-    """Times of a network, and ratios to planning by a fraction, as a line of a table."""
-    plain = times["fraction"]
-    more = (f"{times[kind]:>8.2f} {times[kind] / plain:>6.2f}" for kind in ("macs", "parameters"))
-    return f"{name:<30}{plain:>9.2f} {' '.join(more)}"
-
-
 def main(arguments: list[str]) -> None:
-    """Measure each network, and print a table."""
+    """Measure each network, and append a record."""
     parser = argparse.ArgumentParser(prog="benchmarks plan_time", description=__doc__)
+    parser.add_argument("records", type=Path)
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     seconds(*build("resnet18"), KINDS["macs"])  # the first plan imports modules
-    print(f"{'network':<30}{'fraction':>9} {'macs':>8} {'ratio':>6} {'params':>8} {'ratio':>6}")
     for name in chosen.networks:
-        print(row(name, measure(name, chosen.repeat)), flush=True)
+        times = {kind: round(value, 2) for kind, value in measure(name, chosen.repeat).items()}
+        print(name, times, flush=True)
+        record = {"network": name, "repeat": chosen.repeat, "seconds": times}
+        records.append(chosen.records, record, ("timm", "torchvision"))

@@ -46,6 +46,7 @@ def test_counts_over_all_networks() -> None:
     assert lines["below 0.45 of the parameters"] == "1 | 1 |"
     assert lines["nothing removed"] == "1 | 1 |"
     assert lines["differ from the masked network by more than 1e-6"] == "1 | not compared |"
+    assert lines["planned in at most 5 s"] == "2 | – |"
     assert lines["fail or are refused"] == "1 | 1 |"
     assert lines["removes at least 0.01 of the parameters more than the other"] == "1 | 0 |"
     assert summary(ROWS)[-1] == "Largest error: 1.0e-03."
@@ -56,11 +57,21 @@ def test_the_page_lists_networks_of_torchvision_first_and_those_that_are_missing
     assert "Not measured (1): timm d." in text
     rows = [line for line in text.splitlines() if line.startswith(("| a ", "| b ", "| timm "))]
     assert [line.split(" | ")[0] for line in rows] == ["| a", "| b", "| timm c"]
-    assert rows[0].endswith("| crashes: NoneType | fails: Error: a / b |")
+    assert rows[0].endswith("| fails: NoneType | fails: Error: a / b |")
     assert rows[1].endswith(" | 1,000 | 0.30 | 2 M | 0.25 | 1e-15 | 1.2 | 0.35 | nothing |")
     assert "4 layers (`blocks.0`): softmax mixes them" in rows[2]
     assert "Nothing is measured yet" in page({}, ["a"])
     assert left({"failure": ""}) is None
+    assert "Planning by an objective" not in text
+
+
+def test_the_page_has_the_newest_times_of_planning_by_an_objective() -> None:
+    times = [
+        {"network": "b", "repeat": 2, "seconds": {"fraction": 2.0, "macs": m, "parameters": 2.5},
+         "processor": "a processor", "commit": "abc"} for m in (9.0, 3.0)
+    ]  # fmt: skip
+    rows = [line for line in page(ROWS, ["b"], times).splitlines() if line.startswith("| b | 2.00")]
+    assert rows == ["| b | 2.00 | 3.00 (1.50×) | 2.50 (1.25×) |"]
 
 
 def test_every_network_of_the_list_is_there_once() -> None:
