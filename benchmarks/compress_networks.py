@@ -193,7 +193,8 @@ def compressed(network: Network, runs: Path, within: str, threads: int) -> dict[
     )
     done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
     if done.returncode not in (0, 3):
-        return {"network": network.name, "error": done.stderr.strip().splitlines()[-1]}
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        return {"network": network.name, "error": f"exit code {done.returncode}: {last}"}
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     shown = [word if not Path(word).is_absolute() else Path(word).name for word in command[3:]]
     return {

@@ -19,6 +19,8 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+from tools import parser
+
 ROOT = Path(__file__).parents[1]
 JOB = (
     "run", "quickstart", "--json",
@@ -93,6 +95,7 @@ def _call(*command: object, cwd: Path = ROOT) -> str:
 
 def main(arguments: list[str]) -> None:
     """Run all checks; print what was installed."""
+    parser("check_wheel", __doc__).parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         wheel = build(root)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from secateur.data import Images, load
+from tools import parser
 
 SEED = 2001_04850
 PER_CLASS = {"train": 800, "t10k": 200}
@@ -35,7 +36,9 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 
 def main(arguments: list[str]) -> None:
     """Write the four files."""
-    root = Path(arguments[0])
+    options = parser("excerpt", __doc__)
+    options.add_argument("data", type=Path)
+    root = options.parse_args(arguments).data
     TARGET.mkdir(parents=True, exist_ok=True)
     for stem, per_class in PER_CLASS.items():
         part = excerpt(load("fashionmnist", root, train=stem == "train"), per_class)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tools import blocks
+from tools import blocks, parser
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,13 +73,15 @@ def published(document: str) -> tuple[str, str]:
 
 def main(arguments: list[str]) -> None:
     """Write all documents, or check them."""
-    stale = []
+    options = parser("publish", __doc__)
+    options.add_argument("--check", action="store_true", help="write nothing; list old documents")
+    check, stale = options.parse_args(arguments).check, []
     for document in BLOCKS:
         before, after = published(document)
         if before != after:
             stale.append(document)
-            if "--check" not in arguments:
+            if not check:
                 (ROOT / document).write_text(after, encoding="utf-8", newline="\n")
     for document in stale:
-        print(f"{document}: {'out of date' if '--check' in arguments else 'written'}")
-    sys.exit(bool(stale) and "--check" in arguments)
+        print(f"{document}: {'out of date' if check else 'written'}")
+    sys.exit(bool(stale) and check)

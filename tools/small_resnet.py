@@ -17,6 +17,7 @@ from secateur.models.small_resnet import small_resnet
 from secateur.store import save_tensors
 from secateur.training.cpu import keep_freed_memory
 from secateur.training.loop import train
+from tools import parser
 
 TARGET = Path(__file__).parent.parent / "src/secateur/models/small_resnet.safetensors"
 CONFIG = recipe.Train(
@@ -31,6 +32,7 @@ CONFIG = recipe.Train(
 
 def main(arguments: list[str]) -> None:
     """Train and write the weights."""
+    parser("small_resnet", __doc__).parse_args(arguments)
     keep_freed_memory()
     images = load("fashionmnist-mini", None, train=True)
     training, validation = (images.take(part) for part in split(images.labels, 0.2, 0))

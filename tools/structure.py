@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tools import parser
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -114,7 +116,9 @@ def steps(modules: list[str]) -> Iterator[tuple[str, bool]]:
 
 def main(arguments: list[str]) -> None:
     """Print the measurements of each checkout."""
-    for checkout in [Path(argument) for argument in arguments] or [ROOT]:
+    options = parser("structure", __doc__)
+    options.add_argument("checkouts", nargs="*", type=Path, default=[ROOT], metavar="CHECKOUT")
+    for checkout in options.parse_args(arguments).checkouts:
         lines, modules = lines_by_package(checkout), walk(checkout)
         outside = len(list((checkout / "src" / "secateur").glob("*.py")))
         print(f"{checkout}: {sum(lines.values()):,} lines, {outside} modules beside the packages")
