@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,24 @@ def test_cells_share_the_threads_of_this_process(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     LocalEngine(["cpu", "cpu"]).run(tiny[:1], Work(tmp_path, None), lambda cell, error: None)
     assert submitted == [3]
+
+
+def test_an_interruption_ends_the_cells_too(
+    tiny: list[Cell], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if only this process gets the signal, not the terminal's group."""
+
+    def interrupted(futures: Iterable[Future[None]]) -> Iterator[Future[None]]:
+        while not list((tmp_path / "stages").glob("train-*")):
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+        yield from futures
+
+    monkeypatch.setattr(engines, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LocalEngine(["cpu"]).run(tiny[:1], Work(tmp_path, image_folder), lambda cell, error: None)
+    assert not tiny[0].is_done(tmp_path)
+    assert not active_children()
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from queue import Queue
 from typing import Protocol
@@ -110,6 +110,8 @@ class LocalEngine:
                     finished(started[future], future.result())
             except BaseException:  # Ctrl-C: start no other cell
                 threads_of_cells.shutdown(wait=False, cancel_futures=True)
+                for child in active_children():  # a signal may have reached this process alone
+                    child.terminate()
                 raise
 
 
