@@ -198,6 +198,18 @@ def test_the_keyboard_chooses_a_candidate_and_marks_it_in_the_curve(folder):
     assert picked.count() == 1
 
 
+def test_a_resting_pointer_chooses_nothing_while_the_page_scrolls(folder):
+    page = opened(folder)
+    page.wait_for_selector("[data-chart=trade-off-size][data-live=yes]")
+    page.locator(".candidates summary").click()
+    page.locator(".candidates tbody tr").first.hover()
+    page.locator(".candidates button").nth(20).focus()
+    chosen = page.locator(".trade-off .readout").inner_text()
+    page.mouse.wheel(0, 150)
+    page.wait_for_timeout(500)  # boundary events of the resting pointer follow the scrolling
+    assert page.locator(".trade-off .readout").inner_text() == chosen
+
+
 def test_layers_are_read_by_pointer_and_keyboard(folder):
     page = opened(folder)
     readout = page.locator("#layer-readout")

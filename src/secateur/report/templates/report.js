@@ -19,7 +19,7 @@ async function enliven(figure) {
   views.set(figure.dataset.chart, view);
   figure.dataset.live = "yes";
   if (figure.dataset.chart.startsWith("trade-off")) {
-    view.addEventListener("pointerover", (event, item) => item?.datum?.name && pick(item.datum.name));
+    view.addEventListener("pointermove", (event, item) => item?.datum?.name && pick(item.datum.name));
   }
 }
 
@@ -59,7 +59,7 @@ for (const row of document.querySelectorAll("[data-candidate]")) {
   const own = () => pick(row.dataset.candidate);
   row.addEventListener("click", own);
   row.addEventListener("focusin", own);
-  row.addEventListener("pointerenter", own);
+  row.addEventListener("pointermove", own); // pointerenter also follows scrolling
 }
 
 // The drawing of the network: one layer is read at a time; arrow keys move.
