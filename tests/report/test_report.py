@@ -22,7 +22,16 @@ from rich.console import Console
 from secateur.errors import RecipeError, StoreError
 from secateur.records import Record, write_records
 from secateur.report import numbers, render_report, summary_table, write_report
-from secateur.report.contents import Estimate, Report, Step, Verdict, read_report
+from secateur.report.charts import _classes
+from secateur.report.contents import (
+    Calibration,
+    Estimate,
+    ImageChanges,
+    Report,
+    Step,
+    Verdict,
+    read_report,
+)
 from secateur.report.findings import Findings
 from secateur.report.rows import _times
 from secateur.report.summary import NAMES, headline, missing
@@ -597,3 +606,19 @@ def test_needs_no_torch(whole: tuple[Path, str, str], tmp_path: Path) -> None:
 )
 def test_a_change_within_the_margin_is_no_gain(ratio: float, change: tuple[str, bool]) -> None:
     assert _times(ratio, "faster", "slower", "as fast", 0.05) == change
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [(89, "b loses most, 1 point."), (85, "b loses most, 5 points."), (90, "no class loses.")],
+)
+def test_the_chart_of_classes_tells_which_one_loses_most(right: int, words: str) -> None:
+    flat = Calibration(ece=0.0, bins=())
+    images = ImageChanges(
+        classes=("a", "b"),
+        confusion_before=((90, 10), (10, 90)), confusion_after=((95, 5), (100 - right, right)),
+        calibration_before=flat, calibration_after=flat, flipped=1, lost=1, won=0,
+    )  # fmt: skip
+    chart = _classes(images)
+    assert chart is not None
+    assert chart.alt.endswith(words)

@@ -259,7 +259,10 @@ def _classes(images: ImageChanges) -> Chart | None:
     }
     body = {"data": {"values": rows}, "encoding": {"x": x, "y": y}, "layer": [line, points]}
     worst = max(zip(rows, rows[len(images.classes) :], strict=False), key=_loss)
-    alt = f"{title}, before and after; {worst[0]['name']} loses most, {_loss(worst):.3g} points."
+    alt = f"{title}, before and after; no class loses."
+    if (loss := _loss(worst)) > 0:
+        points_lost = counted(float(f"{loss:.3g}"), "point")
+        alt = f"{title}, before and after; {worst[0]['name']} loses most, {points_lost}."
     return chart("classes", title, alt, body, height=19 * len(images.classes) + 60)
 
 

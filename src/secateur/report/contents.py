@@ -167,8 +167,9 @@ class ImageChanges(_Data):
         flipped: Number of changed predictions.
         lost: Number of images that became wrong.
         won: Number of images that became correct.
-        margin_changes: Edges and counts of a histogram of the change in margin, the label's logit
-            minus the highest other one.
+        margin_edges: Edges of a histogram of the change in margin, the label's logit minus the
+            highest other one.
+        margin_counts: Its counts.
     """
 
     split: str = "test"
