@@ -115,6 +115,7 @@ def by_torch_pruning(name: str) -> dict[str, Any]:
 
     network, images = build(name)
     before, shape = parameters(network), network(images).shape
+    outputs = {name: len(p) for name, p in network.named_parameters() if p.ndim > 1}
     last = [part for part in network.modules() if isinstance(part, nn.Linear)][-1:]
     heads = {
         part.qkv: part.num_heads
@@ -141,7 +142,9 @@ def by_torch_pruning(name: str) -> dict[str, Any]:
     output = network(images)
     if output.shape != shape:
         raise ValueError(f"output of shape {tuple(output.shape)}, expected {tuple(shape)}")
-    return {"parameters": [before, parameters(network)], "seconds": round(seconds, 2)}
+    narrowest = min(len(p) / outputs[n] for n, p in network.named_parameters() if n in outputs)
+    counts = [before, parameters(network)]
+    return {"parameters": counts, "narrowest": round(narrowest, 3), "seconds": round(seconds, 2)}
 
 
 def _child(work: Callable[[str], dict[str, Any]], name: str, pipe: Any) -> None:

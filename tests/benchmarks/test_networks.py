@@ -48,7 +48,15 @@ def test_counts_over_all_networks() -> None:
     assert lines["differ from the masked network by more than 1e-6"] == "1 | not compared |"
     assert lines["planned in at most 5 s"] == "2 | – |"
     assert lines["fail or are refused"] == "1 | 1 |"
-    assert lines["removes at least 0.01 of the parameters more than the other"] == "1 | 0 |"
+    further = "removes half, and at least 0.01 of the parameters more than the other"
+    assert lines[further] == "1 | 0 |"
+    greedy = {"parameters": [1000, 200], "narrowest": 0.2, "seconds": 1}
+    for narrowest, counts in ((0.2, ("1", "0")), (0.5, ("0", "1"))):
+        beyond = ROWS | {"d": row("d", measured(300), greedy | {"narrowest": narrowest})}
+        lines = dict(line[2:].split(" | ", 1) for line in summary(beyond) if line.startswith("| "))
+        over = "removes more than half: a layer keeps less than 0.45 of its channels"
+        assert lines[over] == f"not compared | {counts[0]} |"
+        assert lines[further] == f"1 | {counts[1]} |"
     assert summary(ROWS)[-1] == "Largest error: 1.0e-03."
 
 
