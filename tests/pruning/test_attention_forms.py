@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.halving import halve
+import secateur
+from helpers.halving import IMAGES, halve
 
 
 class Tokens(nn.Module):
@@ -166,3 +167,28 @@ class Additive(nn.Module):
 def test_normalized_queries_shrink() -> None:
     small = halve(Tokens(Additive()), 0.35)
     assert small.block.query.out_features == small.block.key.out_features == 16
+
+
+class Aggregated(nn.Module):
+    """One token of three layers, mixed by a convolution over tokens (Xu et al. 2021, CoaT)."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+        self.mix = nn.Conv1d(3, 2, kernel, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(torch.stack([layer(x)[:, 0] for layer in self.layers], 1)).mean(
+            1, keepdim=True
+        )
+
+
+def test_a_convolution_over_tokens_passes_channels() -> None:
+    small = halve(Tokens(Aggregated(1)), 0.4)
+    assert small.block.mix.weight.shape == (2, 3, 1)
+    assert [layer.out_features for layer in small.block.layers] == [16, 16, 16]
+
+
+def test_a_convolution_along_channels_keeps_them() -> None:
+    prunable = secateur.find_prunable(Tokens(Aggregated(3)), IMAGES)
+    assert not prunable.groups

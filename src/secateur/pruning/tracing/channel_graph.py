@@ -170,14 +170,15 @@ class ChannelGraph:
     def join(self, first: Nodes, second: Nodes, why: str) -> None:
         """Join pairs of nodes that can only be removed together; FIXED protects its partner."""
         first, second = np.broadcast_arrays(first, second)
-        pairs = np.stack([first.ravel(), second.ravel()], axis=1)
-        pairs = pairs[(pairs != ZERO).all(1)]
-        free = (pairs != FIXED).all(1)
-        joined = pairs[free & (pairs[:, 0] != pairs[:, 1])]
-        if joined.size:
+        first, second = first.ravel(), second.ravel()
+        free = (first >= 0) & (second >= 0)
+        apart = free & (first != second)
+        if apart.any():
+            joined = np.stack([first[apart], second[apart]], axis=1)
             self._edges.append(joined if len(joined) <= _FEW else _distinct_pairs(joined))
         if not free.all():
-            self.protect(pairs[~free], why)
+            fixed = ~free & (first != ZERO) & (second != ZERO)
+            self.protect(np.concatenate([first[fixed], second[fixed]]), why)
 
     def protect(self, nodes: Nodes, why: str) -> None:
         """Protect nodes."""
@@ -230,7 +231,7 @@ class ChannelGraph:
 
 def _distinct_pairs(pairs: Nodes) -> Nodes:
     """Distinct sorted pairs, with the smaller node first."""
-    low, high = pairs.min(1), pairs.max(1)
+    low, high = np.minimum(*pairs.T), np.maximum(*pairs.T)
     base = int(high.max()) + 1
     codes = _distinct(low * base + high)
     return np.stack([codes // base, codes % base], axis=1)

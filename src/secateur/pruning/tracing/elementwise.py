@@ -190,7 +190,7 @@ def _main_dimension(every: Sequence[Tensor], wide: set[int]) -> set[int]:
     if len(wide) < 2:
         return wide
     thinned = [thin(labels)[0] for labels in every]
-    return {max(wide, key=lambda d: (max(_distinct(labels, d) for labels in thinned), d))}
+    return {max(wide, key=lambda d: (max(distinct(t, d) / t.shape[d] for t in thinned), d))}
 
 
 def _is_grid(value: Value) -> bool:
@@ -220,15 +220,14 @@ def _meet_grid(ledger: Ledger, tensor: Tensor, main: Tensor, spoken: str) -> Non
         ledger.graph.protect(thin(main)[0].numpy(), f"{spoken} meets weights of several axes")
         return
     (thinned,) = thin(main)
-    along = max(wide, key=lambda d: (_distinct(thinned, d), d))
+    along = max(wide, key=lambda d: (distinct(thinned, d) / thinned.shape[d], d))
     nodes = spread(ledger.nodes(weight, along - lead), along, thinned)
     ledger.graph.join(nodes.numpy(), thinned.numpy(), f"{spoken} meets fixed weights")
 
 
-def _distinct(labels: Tensor, dimension: int) -> float:
-    """Fraction of positions along a dimension with a distinct label."""
-    line = labels.movedim(dimension, 0).flatten(1)[:, -1]
-    return len(line.unique()) / len(line)
+def distinct(labels: Tensor, dimension: int) -> int:
+    """Number of distinct labels along a dimension, at the end of the others."""
+    return len(labels.movedim(dimension, -1)[(-1,) * (labels.ndim - 1)].unique())
 
 
 # ---- operations on each plane of pixels

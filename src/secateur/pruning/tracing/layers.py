@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from secateur.pruning.tracing.channel_graph import INPUTS, Axis, Nodes, known
-from secateur.pruning.tracing.elementwise import meet, mixed
+from secateur.pruning.tracing.elementwise import distinct, meet, mixed
 from secateur.pruning.tracing.labels import PLAIN, Ledger, Traits, Value, Weight, thin
 from secateur.pruning.tracing.rules import (
     argument,
@@ -66,10 +67,15 @@ def _convolution(
         _computed(ledger, func, args, result)
         return
     dimension = images.ndim - (weights.ndim - 1)
-    channels = _channels(ledger, images, dimension)
+    inside, outside = (0, 1) if transposed else (1, 0)
+    bias = argument(func, args, kwargs, "bias")
     for number in ("stride", "padding", "dilation", "output_padding"):
         note_numbers(ledger, number, argument(func, args, kwargs, number))
-    inside, outside = (0, 1) if transposed else (1, 0)
+    beside = _channels_beside(ledger.labels(images), dimension)
+    if beside and not transposed and _filters_points(func, args, kwargs, beside):
+        _mix_positions(ledger, images, weights, outside, bias, result, dimension)
+        return
+    channels = _channels(ledger, images, dimension)
     # A depthwise convolution with one remaining channel is still depthwise.
     if groups == 1 and Axis(weight.name, INPUTS) not in ledger.wider:
         produced = ledger.nodes(weight, outside)
@@ -79,8 +85,31 @@ def _convolution(
         produced = _grouped_within(ledger, weight, channels, groups)
     else:
         produced = _grouped(ledger, weight, channels, groups, transposed)
-    traits = _bias(ledger, argument(func, args, kwargs, "bias"), produced)
+    traits = _bias(ledger, bias, produced)
     ledger.label(result, spread(produced, dimension, result), traits)
+
+
+def _filters_points(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dimensions: Sequence[int]
+) -> bool:
+    """Whether a convolution filters each position along ``dimensions`` on its own."""
+    images, weights = args[:2]
+    pixels = weights.ndim - 2
+    stride, padding = (
+        [each] * pixels if isinstance(each, str) else list(each) * (pixels // len(each))
+        for each in (argument(func, args, kwargs, name) for name in ("stride", "padding"))
+    )
+    places = [d - images.ndim for d in dimensions]
+    return all(
+        d >= -pixels and weights.shape[d] == stride[d] == 1 and padding[d] in (0, "same", "valid")
+        for d in places
+    )
+
+
+def _channels_beside(labels: Tensor, dimension: int) -> list[int]:
+    """Other dimensions along which labels differ, if more do so than along ``dimension``."""
+    others = [d for d in varying(labels) if d != dimension % labels.ndim]
+    return others if any(distinct(labels, d) > distinct(labels, dimension) for d in others) else []
 
 
 def _is_one_filter(weight: Value, weights: Tensor, groups: int) -> bool:
@@ -222,8 +251,8 @@ def dense(
     weight = ledger.value(weights)
     assert isinstance(weight, Weight)
     dimension, inside, outside = where
-    wide = varying(ledger.labels(images))
-    if wide and dimension % images.ndim not in wide and outputs == dimension % images.ndim:
+    beside = _channels_beside(ledger.labels(images), dimension)
+    if beside and outputs == dimension % images.ndim:
         _mix_positions(ledger, images, weights, outside, bias, result, outputs)
         return
     channels = _channels(ledger, images, dimension)
@@ -243,13 +272,14 @@ def _mix_positions(
     result: Tensor,
     dimension: int,
 ) -> None:
-    """A linear layer over positions, as in MLP-Mixer: channels pass, and its own width is kept."""
+    """A layer over positions, as in MLP-Mixer: channels pass, and its own width is kept."""
     weight = ledger.value(weights)
     assert isinstance(weight, Weight)
     _make(ledger, weight, outside, ledger.nodes(weight, outside))
     for tensor in tensors_in((weights, bias)):
         keep(ledger, tensor, f"{ledger.where} mixes positions of channels")
-    labels = ledger.labels(images).narrow(dimension, 0, 1).expand(result.shape)
+    labels = mixed(ledger, ledger.labels(images), [dimension], f"{ledger.where}")
+    labels = labels.narrow(dimension, 0, 1).expand(result.shape)
     zero = bias is None and ledger.traits(images).zero
     ledger.label(result, labels, Traits(zero=zero))
 
