@@ -192,3 +192,32 @@ def test_a_convolution_over_tokens_passes_channels() -> None:
 def test_a_convolution_along_channels_keeps_them() -> None:
     prunable = secateur.find_prunable(Tokens(Aggregated(3)), IMAGES)
     assert not prunable.groups
+
+
+class TableOnDemand(nn.Module):
+    """Attention that stores a table of positions when it meets a new number of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.position = nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(3, 4)
+        self.register_buffer("table", torch.zeros(1, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        if self.table.shape[1] != tokens:
+            steps = torch.arange(tokens, dtype=x.dtype)
+            away = (steps[:, None] - steps)[..., None].to(x.device)
+            self.table = torch.cat([away, away**2, away.sin()], -1)
+        q, k, v = self.qkv(x).view(batch, tokens, 3, 4, width // 4).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.mT).softmax(-1) + self.position(self.table).permute(2, 0, 1).softmax(-1)
+        return self.proj((scores @ v).transpose(1, 2).flatten(2))
+
+
+def test_what_forward_stores_in_a_module_is_undone() -> None:
+    """Else the table of the first run would count as a weight in the second."""
+    network = Tokens(TableOnDemand())
+    graph = secateur.find_prunable(network, IMAGES).graph
+    assert "block.table" not in {axis.tensor for axis in graph.sizes}
+    small = halve(network, 0.4)
+    assert small.block.qkv.out_features == 48
+    assert small.block.table.shape == (16, 16, 3)

@@ -173,7 +173,13 @@ def _watch(
         )
         for name, tensor in {**parameters, **dict(probe.named_buffers())}.items()
     }
-    with _module_stack(probe) as stack, _same_dice(), torch.inference_mode(), _no_fast_path():
+    with (
+        _module_stack(probe) as stack,
+        _same_state(probe),
+        _same_dice(),
+        torch.inference_mode(),
+        _no_fast_path(),
+    ):
         ledger = Ledger(graph, weights, parameters, larger, stack)
         try:
             with _Watch(ledger), WatchWidths(ledger):
@@ -226,6 +232,26 @@ def _same_dice() -> Iterator[None]:
             yield
     finally:
         random.setstate(before)
+
+
+@contextmanager
+def _same_state(model: nn.Module) -> Iterator[None]:
+    """Undo what forward stores in modules, such as a table for the size of its input.
+
+    Replaced tensors stay alive meanwhile: a ledger knows weights by ``id``.
+    """
+    before = []
+    for module in model.modules():
+        own = vars(module)
+        parts = [(part, part.copy()) for part in (own, *own.values())
+                 if part and type(part) in (dict, list, set)]  # fmt: skip
+        before += parts
+    try:
+        yield
+    finally:
+        for part, copied in before:
+            part.clear()
+            (part.extend if isinstance(part, list) else part.update)(copied)
 
 
 class ValuesNeededError(NetworkError):
