@@ -244,7 +244,7 @@ def _same_state(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         own = vars(module)
         parts = [(part, part.copy()) for part in (own, *own.values())
-                 if part and type(part) in (dict, list, set)]  # fmt: skip
+                 if type(part) in (dict, list, set)]  # fmt: skip
         before += parts
     try:
         yield
