@@ -22,7 +22,7 @@ from benchmarks.common.isolation import apart
 from benchmarks.common.records import Record
 from benchmarks.peers.measure import make_and_evaluate, take_turns
 from benchmarks.peers.row import RowInput
-from benchmarks.peers.rows import ROWS
+from benchmarks.peers.rows import ALL_CHANNELS, ROWS
 from benchmarks.peers.torch_pruning_row import pruned_to_macs, save_module
 from secateur.benchmarking.cost import macs
 from secateur.compression.command import Arguments, resolve
@@ -148,7 +148,7 @@ def prune_and_train(compressed: Compressed, path: Path) -> None:
     """
     shipped, (_, settings) = compressed.shipped, compressed.resolved
     if float(shipped["kept"]) == 1:
-        raise ValueError("the shipped network has all channels: nothing to compare with")
+        raise ValueError(ALL_CHANNELS)
     if path.exists():
         return
     problem, epochs, start = compressed.problem, int(shipped["epochs"]), time.monotonic()

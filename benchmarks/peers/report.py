@@ -12,7 +12,7 @@ import numpy.typing as npt
 from benchmarks.common import records as json_lines
 from benchmarks.common.markdown import aim_text, drop_text, in_points, made_with, ratio_text, table
 from benchmarks.common.records import Record
-from benchmarks.peers.rows import ROWS
+from benchmarks.peers.rows import ALL_CHANNELS, ROWS
 from secateur.benchmarking.timing import SETTLE
 from secateur.report.numbers import NONE, fixed, size, times
 from secateur.statistics import (
@@ -168,9 +168,11 @@ def time_cells(network: Network, key: str, peer: str | None) -> list[str]:
 
 
 def failure(record: Record) -> str:
-    """The error of a failed row."""
+    """The error of a failed row, or why it was not run."""
     if "error" not in record:
         return NONE
+    if ALL_CHANNELS in record["error"]:
+        return f"not run: {ALL_CHANNELS}"
     return "failed: " + record["error"].replace("|", "/").replace("`", "'")
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks.common.records import pack
 from benchmarks.compress_tables import COMPRESSED, PEERS, TIMES, page
+from benchmarks.peers.report import failure
+from benchmarks.peers.rows import ALL_CHANNELS
 
 IMAGES = 2000
 NETWORK = {"network": "resnet18"}
@@ -88,6 +90,7 @@ def test_a_failure_is_the_row_s_text(tmp_path: Path) -> None:
     lines = write(tmp_path, WRONG, MS)
     (row,) = [line for line in lines if line.startswith("| Torch-Pruning")]
     assert row.endswith("failed: ValueError: no tracing |")
+    assert failure({"error": f"ValueError: {ALL_CHANNELS}"}) == f"not run: {ALL_CHANNELS}"
 
 
 def test_without_times_the_most_accurate_peer_counts(tmp_path: Path) -> None:
