@@ -161,9 +161,9 @@ def _step_sizes(group: Group, half_fails: bool) -> list[int]:
 def _first_working(
     model: nn.Module, prunable: Prunable, sizes: Mapping[str, Sequence[int]]
 ) -> dict[str, int]:
-    """First of its sizes with which each group can lose one step, where there is one.
+    """First of its sizes with which each group alone can lose one step, where there is one.
 
-    Groups are tried together, to run the network less often.
+    If all groups work together, each works alone: one run of the network is enough.
     """
     first: dict[str, int] = {}
     for place in range(max(map(len, sizes.values()), default=0)):
@@ -174,9 +174,14 @@ def _first_working(
         }
         coarser = {name: prunable.group(name).steps // size for name, size in trial.items()}
         groups = tuple(replace(prunable.group(name), steps=n) for name, n in coarser.items())
-        widths = {name: steps - 1 for name, steps in coarser.items()}
-        failing = _failing(model, replace(prunable, groups=groups), widths)
-        first |= {name: size for name, size in trial.items() if name not in failing}
+        tried = replace(prunable, groups=groups)
+
+        def works(names: Iterable[str], tried: Prunable = tried) -> bool:
+            widths = {name: tried.group(name).steps - 1 for name in names}
+            return _rejection(model, tried, widths) is None
+
+        together = works(trial)
+        first |= {name: size for name, size in trial.items() if together or works([name])}
     return first
 
 
