@@ -221,3 +221,61 @@ def test_what_forward_stores_in_a_module_is_undone() -> None:
     small = halve(network, 0.4)
     assert small.block.qkv.out_features == 48
     assert small.block.table.shape == (16, 16, 3)
+
+
+class GlobalContext(nn.Module):
+    """A sum over positions with weights that one channel gives (Cao et al. 2019, eq. 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.first, self.second = nn.Linear(32, 1), nn.Linear(32, 8), nn.Linear(8, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = (x.mT @ self.weight(x).softmax(1)).mT
+        return x + self.second(F.relu(self.first(context)))
+
+
+def test_a_map_of_one_channel_weighs_all_others() -> None:
+    small = halve(Tokens(GlobalContext()), 0.4)
+    assert small.block.weight.weight.shape == (1, 16)
+    assert small.block.first.out_features == 4
+
+
+class PooledQueries(nn.Module):
+    """Queries are maxima over groups of tokens (Ryali et al. 2023, Hiera)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj = 4, nn.Linear(32, 96), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q = q.unflatten(2, (2, -1)).amax(2)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.proj(x).mean(1, keepdim=True)
+
+
+def test_maxima_of_queries_are_scaled_with_the_queries() -> None:
+    small = halve(Tokens(PooledQueries()), 0.4)
+    assert small.block.qkv.out_features == 48
+
+
+class RootMeanSquare(nn.Module):
+    """An RMS norm (Zhang and Sennrich 2019, eq. 4) of plain operations."""
+
+    def __init__(self, root: bool) -> None:
+        super().__init__()
+        self.root, self.layer, self.weight = root, nn.Linear(32, 32), nn.Parameter(torch.rand(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        mean = x.square().mean(-1, keepdim=True) if self.root else x.pow(2).mean(-1, keepdim=True)
+        x = x / mean.sqrt() if self.root else x * (mean + 1e-12).rsqrt()
+        return x * self.weight
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_an_rms_norm_of_plain_operations_scales_its_weight(root) -> None:
+    small = halve(Tokens(RootMeanSquare(root)), 0.4)
+    assert small.block.weight.shape == (16,)

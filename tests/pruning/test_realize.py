@@ -9,7 +9,7 @@ from torch import nn
 import secateur
 from helpers.odd_networks import FOLLOWED, Net, assert_same, batch, conv, halves, lively, shuffled
 from secateur.errors import NetworkError
-from secateur.pruning.find import find_prunable
+from secateur.pruning.find import _failing, _follow, _sort, find_prunable
 from secateur.pruning.realize import WidthsRejected, realize_widths
 
 IMAGES = batch(3, 8, 8)
@@ -158,3 +158,50 @@ def test_any_scores_and_widths_of_balanced_groups_work(name) -> None:
         )
         masked, removed = secateur.apply_masks(network, plan), secateur.remove(network, plan)
         assert_same(masked, removed, IMAGES)
+
+
+class Shifts(nn.Module):
+    """Shifts by the number of channels, so that a narrower network computes otherwise."""
+
+    def forward(self, x):
+        return x + x.shape[1]
+
+
+def test_only_groups_of_a_module_that_computes_otherwise_are_tried(monkeypatch) -> None:
+    blocks = [nn.Sequential(conv(4, 4), Shifts() if n == 3 else nn.ReLU()) for n in range(8)]
+    network = nn.Sequential(conv(3, 4), *blocks, conv(4, 2)).double()
+    prunable = _sort(network, _follow(network, IMAGES, False, frozenset()), {}, {})
+    runs = []
+    real = secateur.pruning.find.realize_exactly
+    monkeypatch.setattr(
+        "secateur.pruning.find.realize_exactly", lambda *each: (runs.append(1), real(*each))[1]
+    )
+    failing = _failing(network, prunable, {group.name: 2 for group in prunable.groups})
+    assert failing == {"4.0": "smaller, add computes with 2 instead of 4"}
+    assert len(runs) == 3  # all groups, and all but one of the two with entries there
+
+
+def test_a_width_that_fits_many_groups_badly_costs_one_run_more(monkeypatch) -> None:
+    """Norms in groups of 4 channels leave no room for half of 4 x 3 channels."""
+    parts = [(conv(12, 12), nn.GroupNorm(3, 12), nn.ReLU()) for _ in range(6)]
+    network = nn.Sequential(conv(3, 12), *[layer for part in parts for layer in part], conv(12, 2))
+    runs = []
+    real = secateur.pruning.realize.follow_channels
+    monkeypatch.setattr(
+        "secateur.pruning.realize.follow_channels", lambda *each: (runs.append(1), real(*each))[1]
+    )
+    prunable = find_prunable(network, IMAGES.float())
+    assert len(prunable.groups) == 7
+    print(len(runs))
+    assert len(runs) <= 4
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_training_is_run_in_smaller_networks_where_it_differs_from_inference(differs) -> None:
+    def call(network, x):
+        x = network.a(x)
+        return network.b(x.relu() if network.training and differs else x)
+
+    layers = {"a": nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.Dropout(0.1)), "b": conv(8, 2)}
+    graph = find_prunable(Net(call, **layers), IMAGES.float()).graph
+    assert graph.trains == differs

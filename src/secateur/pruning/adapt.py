@@ -19,7 +19,7 @@ class WidthsRejected(Exception):  # noqa: N818  a finding, not an error
 
     Attributes:
         group: Group without room for its channels, if known.
-        where: Module that failed to run, if one did.
+        where: Module that failed to run or computes otherwise, if one does.
     """
 
     def __init__(self, why: str, group: str | None = None, where: str | None = None) -> None:
@@ -138,6 +138,8 @@ def scales(large: Units, small: Units, node_of: Ints) -> tuple[Scale, ...]:
     for (before, nodes), (after, small_nodes) in zip(graph.scales, small.graph.scales, strict=True):
         if abs(before / after - 1) < 1e-12:
             continue
+        if before / after < 0:
+            raise WidthsRejected("smaller, it would scale channels by a negative number")
         if not np.isin(node_of[small_nodes], nodes).all():
             raise WidthsRejected("smaller, it would scale other channels than the large network")
         for node in nodes.tolist():

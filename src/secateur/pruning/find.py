@@ -207,14 +207,17 @@ def _failing(model: nn.Module, prunable: Prunable, widths: Mapping[str, int]) ->
 
 
 def _groups_in(prunable: Prunable, names: Iterable[str], where: str | None) -> list[str]:
-    """Groups with entries in a module."""
-    if where is None:
-        return []
-    return [
-        name
-        for name in names
-        if any(f"{m.module}.".startswith(f"{where}.") for m in prunable.group(name).members)
-    ]
+    """Groups with entries in a module, or in the smallest module around it that has some."""
+    while where:
+        inside = [
+            name
+            for name in names
+            if any(f"{m.module}.".startswith(f"{where}.") for m in prunable.group(name).members)
+        ]
+        if inside:
+            return inside
+        where = where.rpartition(".")[0]
+    return []
 
 
 def _failing_separately(
@@ -254,7 +257,7 @@ def _rejection(
         except ChannelsDoNotFit as rejection:  # depends on the width; the network's code runs in it
             if rejection.group not in wide:
                 return rejection
-            del wide[rejection.group]
+            wide = {name: width for name, width in wide.items() if name not in rejection.groups}
         except WidthsRejected as rejection:
             return rejection
         else:

@@ -31,7 +31,15 @@ _CACHED = 2
 
 
 class ChannelsDoNotFit(WidthsRejected):
-    """The network runs, but its channels cannot all pass through the same operations as before."""
+    """The network runs, but its channels cannot all pass through the same operations as before.
+
+    Attributes:
+        groups: All groups without room for their channels; ``group`` is the first.
+    """
+
+    def __init__(self, why: str, groups: Sequence[str | None]) -> None:
+        super().__init__(why, groups[0])
+        self.groups = groups
 
 
 def realize_widths(
@@ -219,10 +227,11 @@ def _require_same(large: ChannelGraph, small: ChannelGraph, sizes: Mapping[Axis,
     if small.outputs != large.outputs:
         raise WidthsRejected(f"smaller, it returns {small.outputs} instead of {large.outputs}")
     if small.scalars != large.scalars:
-        for (name, before), (_, after) in zip(large.scalars, small.scalars, strict=False):
+        pairs = zip(large.scalars, small.scalars, strict=False)
+        for (name, before, where), (_, after, _) in pairs:
             if before != after:
                 raise WidthsRejected(
-                    f"smaller, {name} computes with {after:g} instead of {before:g}"
+                    f"smaller, {name} computes with {after:g} instead of {before:g}", where=where
                 )
     kinds = ("scalars", "visits", "scales")
     if any(len(getattr(small, each)) != len(getattr(large, each)) for each in kinds):
@@ -245,14 +254,18 @@ def _match(
             owner[component] = group.name
     room, have = small.buckets, large.buckets
     stands_for = np.full(small.number, -1)
+    misfits: dict[str | None, str] = {}
     for bucket, slots in room.items():
         candidates = have.get(bucket, [])
         group_name = next((owner[unit] for unit in candidates if unit in owner), None)
         if len(slots) > len(candidates) or (group_name is None and len(slots) < len(candidates)):
             axis = bucket[0][0][0]
             why = f"smaller, it has {len(slots)} places for {len(candidates)} channels"
-            raise ChannelsDoNotFit(f"{why} of {axis.tensor}", group_name or _owner_of(groups, axis))
+            misfits.setdefault(group_name or _owner_of(groups, axis), f"{why} of {axis.tensor}")
+            continue
         stands_for[slots] = _best(candidates, score_of, len(slots))
+    if misfits:
+        raise ChannelsDoNotFit(next(iter(misfits.values())), list(misfits))
     for bucket, candidates in have.items():
         if bucket not in room and any(unit not in owner for unit in candidates):
             raise WidthsRejected(

@@ -105,7 +105,8 @@ class ChannelGraph:
         couplings: Nodes that an operation splits or reorders by position, with the operation.
         ties: Pairs of sets of nodes that can only shrink alike, with the operation.
         gated: Nodes whose channels are multiplied or shifted by other tensors.
-        scalars: All numeric arguments of operations, except widths, in order.
+        scalars: All numeric arguments of operations, except widths, in order, with the operation
+            and its module.
         scales: Numbers that directly multiply the output channels of a layer, with the channels; if
             a number depends on a width, the layer's weights are scaled.
         uses: Channels that each operation reads directly from a layer.
@@ -123,7 +124,7 @@ class ChannelGraph:
             of entire groups.
         units: Cached components of the graph.
         smaller: Cached units of smaller networks, by sizes and settings.
-        trains: Whether the network was also run in training mode.
+        trains: Whether the network runs in training mode too, and otherwise than in inference.
         count: Number of nodes.
     """
 
@@ -137,7 +138,7 @@ class ChannelGraph:
     couplings: list[tuple[Nodes, str]] = field(default_factory=list)
     ties: list[tuple[Nodes, Nodes, str]] = field(default_factory=list)
     gated: list[Nodes] = field(default_factory=list)
-    scalars: list[tuple[str, float]] = field(default_factory=list)
+    scalars: list[tuple[str, float, str]] = field(default_factory=list)
     scales: list[tuple[float, Nodes]] = field(default_factory=list)
     uses: list[Nodes] = field(default_factory=list)
     weight_uses: list[Axis] = field(default_factory=list)
@@ -219,6 +220,26 @@ class ChannelGraph:
                 setattr(copied, part.name, value.copy())
         return copied
 
+    def repeats(self, before: ChannelGraph) -> bool:
+        """Whether a run after ``before``, of which this is a copy, did the same operations.
+
+        Their numbers may differ, as the second run's batch does.
+        """
+        if len(self.edges) != len(before.edges) or len(self.outputs) != 2 * len(before.outputs):
+            return False
+        for name in _RECORDED:
+            both, first = getattr(self, name), getattr(before, name)
+            if isinstance(both, list):
+                again = both[len(first) :]
+                if name == "scalars":
+                    first, again = ([each[::2] for each in part] for part in (first, again))
+                if not _alike(first, again):
+                    return False
+            elif name != "attributes" and both.keys() != first.keys():
+                return False
+        uses = self.attributes.items()
+        return all(_alike(each[: len(each) // 2], each[len(each) // 2 :]) for _, each in uses)
+
     @property
     def edges(self) -> Nodes:
         """Distinct sorted pairs, shape (pairs, 2)."""
@@ -227,6 +248,22 @@ class ChannelGraph:
         if len(self._edges) > 1 or len(self._edges[0]) <= _FEW:
             self._edges = [_distinct_pairs(np.concatenate(self._edges))]
         return self._edges[0]
+
+
+_RECORDED = (
+    *("offsets", "blocks", "sources", "readers", "indices", "unfollowed", "attributes"),
+    *("protections", "couplings", "ties", "gated", "scalars", "scales", "uses", "weight_uses"),
+    *("biases", "rows", "visits"),
+)
+"""What a run adds, except explanations."""
+
+
+def _alike(first: Any, second: Any) -> bool:
+    if isinstance(first, np.ndarray):
+        return np.array_equal(first, second)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_alike, first, second))
+    return bool(first == second)
 
 
 def _distinct_pairs(pairs: Nodes) -> Nodes:

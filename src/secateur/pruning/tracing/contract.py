@@ -180,6 +180,7 @@ def _contract(
 ) -> _Operand:
     """Label a product that is summed over all letters not in ``out``."""
     where = f"product at {ledger.where}"
+    single = not (first.wide() and second.wide())
     summed = [s for s in first.letters if s in second.letters and s not in out]
     alone = [s for each in (first, second) for s in each.letters if s not in out + "".join(summed)]
     first = _sum_alone(ledger, first, alone, where)
@@ -196,7 +197,7 @@ def _contract(
             first = sum_up(ledger, first, letter, where)
             second = sum_up(ledger, second, letter, where)
     first, second = (_without(each, summed) for each in (first, second))
-    return _outer(ledger, first, second, out, shape, where)
+    return _outer(ledger, first, second, out, shape, where, single)
 
 
 def _grids(first: _Operand, second: _Operand, letters: str) -> tuple[Nodes, Nodes]:
@@ -261,9 +262,15 @@ def _reduced(ledger: Ledger, operand: _Operand, letter: str, where: str) -> _Ope
 
 
 def _outer(
-    ledger: Ledger, first: _Operand, second: _Operand, out: str, shape: Sequence[int], where: str
+    ledger: Ledger,
+    first: _Operand,
+    second: _Operand,
+    out: str,
+    shape: Sequence[int],
+    where: str,
+    single: bool,
 ) -> _Operand:
-    """An outer product with channels of both operands."""
+    """An outer product with channels of both operands, one of which may have a ``single`` one."""
     produced = [each for each in (first, second) if bool((thin(each.labels)[0] != FIXED).any())]
     if not produced:
         return _Operand(torch.tensor(FIXED).expand(tuple(shape)), out, False)
@@ -272,6 +279,9 @@ def _outer(
         other = second.wide() & (set(second.letters) - set(first.letters))
         if own and other:
             return _paired(first, second, out, shape)
+        if single and bool(first.wide()) != bool(second.wide()) and not ledger.graph.heads:
+            operand, lone = (first, second) if first.wide() else (second, first)
+            return _held(ledger, operand, lone, out, shape, where, "spreads them over channels")
         if (own or other) and first.wide() and second.wide() and not ledger.graph.heads:
             return _held(ledger, *((first, second) if own else (second, first)), out, shape, where)
         first_labels, second_labels = (
@@ -296,10 +306,16 @@ def _paired(first: _Operand, second: _Operand, out: str, shape: Sequence[int]) -
 
 
 def _held(
-    ledger: Ledger, operand: _Operand, other: _Operand, out: str, shape: Sequence[int], where: str
+    ledger: Ledger,
+    operand: _Operand,
+    other: _Operand,
+    out: str,
+    shape: Sequence[int],
+    where: str,
+    why: str = "counts them as heads",
 ) -> _Operand:
     """A product whose channels are those of ``operand``; those of ``other``, the heads, stay."""
-    ledger.graph.protect(thin(other.labels)[0].numpy(), f"{where} counts them as heads")
+    ledger.graph.protect(thin(other.labels)[0].numpy(), f"{where} {why}")
     _hold_rows(ledger, operand, other, where)
     return _Operand(operand.aligned(out).expand(tuple(shape)), out, operand.zero)
 
@@ -337,9 +353,9 @@ def _attention(
     scale = argument(func, args, kwargs, "scale")
     channels = ledger.traits(query).linear
     if scale is not None:
-        ledger.graph.scalars.append((name_of(func), float(scale)))
+        ledger.number(name_of(func), scale)
     elif channels is None:
-        ledger.graph.scalars.append((name_of(func), 1 / math.sqrt(query.shape[-1])))
+        ledger.number(name_of(func), 1 / math.sqrt(query.shape[-1]))
     else:
         ledger.graph.scales.append((1 / math.sqrt(query.shape[-1]), channels))
     shape = (*query.shape[:-1], key.shape[-2])

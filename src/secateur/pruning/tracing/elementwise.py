@@ -19,6 +19,7 @@ from secateur.pruning.tracing.labels import Factor, Ledger, Traits, Value, Weigh
 from secateur.pruning.tracing.rules import (
     argument,
     fixed,
+    moves,
     name_of,
     note_numbers,
     rule,
@@ -77,6 +78,9 @@ def _elementwise(
     """Join channels that are combined elementwise; a scalar does not join them."""
     name = name_of(func).rstrip("_")
     inputs = tensors_in(args, kwargs)
+    in_place = name_of(func).endswith("_")
+    if in_place and all(not t.ndim and isinstance(ledger.value(t), Weight) for t in inputs):
+        return  # a batch-norm's count of batches
     if not _note_scale(ledger, name, args, inputs):
         note_numbers(ledger, name, (args, kwargs))
     traits = Traits(zero=_makes_zero(ledger, func, args, kwargs))
@@ -90,8 +94,8 @@ def _elementwise(
         ledger, inputs, first.shape, f"{name} at {ledger.where}", _VERBS.get(name, "joins")
     )
     for tensor in outputs:
-        in_place = any(tensor is each for each in inputs)
-        for alias in ledger.aliases(tensor) if in_place else ():
+        writes = any(tensor is each for each in inputs)
+        for alias in ledger.aliases(tensor) if writes else ():
             before = ledger.traits(alias)
             zero = before.zero and traits.zero
             ledger.carry(alias, ledger.value(alias), Traits(zero, factor=before.factor))
@@ -270,7 +274,24 @@ _ADDS_UP = ("sum", "mean", "linalg_vector_norm", "norm")
 _KEEPS_ZERO = (*_ADDS_UP, "amax", "amin", "max", "min", "prod", "var", "std")
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp")
+@rule("amax", "amin")
+@moves
+def _extreme(
+    ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> None:
+    """An extreme over pixels is proportional to weights whose scales are positive, as a move is."""
+    channels = ledger.traits(args[0]).linear
+    ledger.close(args[0])
+    _reduce(ledger, func, args, kwargs, result)
+    traits = ledger.traits(result)
+    labels = ledger.labels(result)
+    if channels is None or len(known(thin(labels)[0].numpy())) < len(channels):
+        ledger.use(args[0])
+    else:
+        ledger.carry(result, labels, replace(traits, linear=channels))
+
+
+@rule("mean", "sum", "var", "std", "linalg_vector_norm", "norm", "logsumexp")
 @rule("prod", "max", "min", "var_mean", "std_mean")
 def _reduce(
     ledger: Ledger, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any

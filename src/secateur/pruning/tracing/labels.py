@@ -48,13 +48,14 @@ class Factor:
 
     Attributes:
         count: Number of averaged channels.
-        power: -1 if the tensor is divided by the count, 1 if it is multiplied by it.
+        power: -1 if the tensor is divided by the count, 1 if it is multiplied by it, 0.5 if by its
+            root.
         nodes: The channels.
         why: Reason for protection if nothing absorbs the factor.
     """
 
     count: int
-    power: int
+    power: float
     nodes: Nodes
     why: str
 
@@ -82,7 +83,7 @@ class Traits:
     Attributes:
         zero: Whether elements of masked channels are zero.
         linear: Channels to whose weights and biases the tensor is proportional: it is a layer's
-            output and was only moved.
+            output and was only moved, or reduced to extremes.
         factor: Open factor of the tensor.
         pair: Second labels, if it is an outer product.
     """
@@ -190,6 +191,10 @@ class Ledger:
         self.carry(tensor, value, traits)
         if isinstance(value, Tensor):
             self.graph.visits.append(known(thin(value)[0].numpy()))
+
+    def number(self, name: str, value: float) -> None:
+        """Record a number with which the operation ``name`` computes."""
+        self.graph.scalars.append((name, float(value), self.where))
 
     def aliases(self, tensor: Tensor) -> Iterator[Tensor]:
         """All labeled tensors that share memory with ``tensor``."""

@@ -154,14 +154,14 @@ def _keeps_pixels(
             for order in _orders(labels, moved_places):
                 if not np.array_equal(order, np.arange(math.prod(sizes))):
                     keeps = False
-                    ledger.graph.scalars.append((name, float(zlib.crc32(order.tobytes()))))
+                    ledger.number(name, zlib.crc32(order.tobytes()))
             continue
         channel_dims = [d for d in varying(labels) if d not in varying(moved_places)]
         channel = tuple(0 if d in channel_dims else slice(None) for d in range(labels.ndim))
         line = moved_places[channel].flatten()
         if not torch.equal(line, torch.arange(math.prod(sizes))):
             keeps = False
-            ledger.graph.scalars.append((name, float(zlib.crc32(line.numpy().tobytes()))))
+            ledger.number(name, zlib.crc32(line.numpy().tobytes()))
     return keeps
 
 
@@ -215,7 +215,8 @@ def _tell_orders(
                 alike.setdefault(tuple(ranked_here.tolist()), []).append(value)
         for ranked in sorted(alike):
             ledger.graph.visits.append(known(np.array(alike[ranked])))
-            ledger.graph.scalars += [(name, float(rank)) for rank in ranked]
+            for rank in ranked:
+                ledger.number(name, rank)
 
 
 def _ranks(line: Nodes) -> Nodes:

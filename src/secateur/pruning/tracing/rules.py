@@ -120,14 +120,27 @@ def argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str
 
 
 def result_without_data(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Result of a batch-norm on the meta device, for which torch takes milliseconds.
+    """Result of a norm on the meta device, for which torch takes milliseconds.
 
     None for other operations, and if sizes do not agree, so that torch raises its own error.
     """
-    if name_of(func) != "batch_norm" or kwargs or not args[0].is_meta or args[0].ndim < 2:
+    name = name_of(func)
+    if name not in _NORMS or kwargs or not args[0].is_meta or args[0].ndim < 2:
         return None
-    sizes = (tensor.shape for tensor in args[1:5] if tensor is not None)
-    return torch.empty_like(args[0]) if all(s == args[0].shape[1:2] for s in sizes) else None
+    images, first, end = args[0], *_NORMS[name]
+    size = images.shape[1:2]
+    if name == "layer_norm":
+        size = torch.Size(args[1])
+    fits = size == images.shape[-len(size) :] if name == "layer_norm" else True
+    if name == "group_norm":
+        fits = images.shape[1] % args[1] == 0
+    fits = fits and (name == "batch_norm" or images.is_contiguous())
+    sizes = (tensor.shape for tensor in args[first:end] if tensor is not None)
+    return torch.empty_like(images) if fits and all(s == size for s in sizes) else None
+
+
+_NORMS = {"batch_norm": (1, 5), "group_norm": (2, 4), "layer_norm": (2, 4)}
+"""Norms, with the positions of their weights among the arguments."""
 
 
 def note_numbers(ledger: Ledger, name: str, values: Any) -> None:
@@ -135,7 +148,7 @@ def note_numbers(ledger: Ledger, name: str, values: Any) -> None:
     for value in tree_iter(values):
         single = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
         if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-            ledger.graph.scalars.append((name, float(value)))
+            ledger.number(name, float(value))
 
 
 def fixed(tensor: Tensor) -> Tensor:

@@ -124,13 +124,14 @@ def follow_channels(
 ) -> ChannelGraph:
     """Run ``probe``, a network of :func:`weightless`, on ``example``; return its channel graph.
 
-    It runs in inference mode and, if possible, in training mode, where auxiliary heads may run.
+    It runs in inference mode and, if possible, in training mode, where auxiliary heads may run. If
+    training repeats the operations of inference, smaller versions run in inference only.
 
     Args:
         probe: Is in inference mode afterwards.
         example: Result of :func:`example_of`.
-        larger: Graph of the large network if ``probe`` is a smaller version; if that one ran in
-            training mode, so must this. Its ``heads`` and ``within`` are used.
+        larger: Graph of the large network if ``probe`` is a smaller version; if that one ran
+            otherwise in training mode, this must too. Its ``heads`` and ``within`` are used.
         heads: Whether an attention loses whole heads, in place of channels within each.
         within: Weights of grouped convolutions that lose channels within each group.
 
@@ -157,7 +158,7 @@ def follow_channels(
         return graph
     finally:
         probe.eval()
-    return both
+    return graph if larger is None and both.repeats(graph) else both
 
 
 def _watch(
