@@ -28,7 +28,6 @@ NAMES = (
     "same_bytes",
     "scan_speed",
     "study",
-    "torchvision_zoo",
     "training_speed",
     "width_latency",
 )

@@ -1,4 +1,4 @@
-"""Networks of torchvision as they are; the others are in docs/torchvision.md."""
+"""Networks of torchvision as they are; the others are in docs/networks.md."""
 
 import copy
 
