@@ -1,9 +1,8 @@
 """Factors that depend on the number of channels, and the parameters that absorb them.
 
 A mean over channels divides by their count. In the global response norm of ConvNeXt V2 (Woo et al.
-2023, eq. 2), the mean is a divisor, followed by a scale; an RMS norm (Zhang and Sennrich 2019,
-eq. 4) of plain operations divides by its root. With fewer channels, the scale must be changed
-accordingly.
+2023, eq. 2), the mean is a divisor, followed by a scale. With fewer channels, the scale must be
+changed accordingly.
 """
 
 from __future__ import annotations
@@ -18,9 +17,6 @@ from secateur.pruning.tracing.rules import tensors_in
 
 SMALL = 1e-4
 """Largest added number that is taken as protection against division by zero."""
-
-_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "reciprocal": -1.0}
-"""Operations that raise to a power; positive factors go through them."""
 
 
 def passed_on(
@@ -45,9 +41,6 @@ def passed_on(
         return None
     if name == "div" and isinstance(args[1], Tensor) and args[1] is tensor:
         factor = replace(factor, power=-factor.power)
-    if name in _POWERS or name == "pow":
-        exponent = _POWERS[name] if name in _POWERS else float(args[1])
-        factor = replace(factor, power=factor.power * exponent)
     for partner in partners:
         weight = ledger.value(partner)
         if isinstance(weight, Weight) and ledger.traits(partner).zero:
@@ -63,8 +56,6 @@ def _partners(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor
 ) -> list[Tensor] | None:
     """The other factors of a product; None if the operation does not propagate factors."""
-    if name in _POWERS or (name == "pow" and isinstance(args[1], (int, float))):
-        return []
     if name in ("mul", "div"):
         return [each for each in args[:2] if isinstance(each, Tensor) and each is not tensor]
     if name == "add" and len(tensors_in(args)) == 1:

@@ -48,14 +48,13 @@ class Factor:
 
     Attributes:
         count: Number of averaged channels.
-        power: -1 if the tensor is divided by the count, 1 if it is multiplied by it, 0.5 if by its
-            root.
+        power: -1 if the tensor is divided by the count, 1 if it is multiplied by it.
         nodes: The channels.
         why: Reason for protection if nothing absorbs the factor.
     """
 
     count: int
-    power: float
+    power: int
     nodes: Nodes
     why: str
 
