@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from benchmarks.common.records import read as records_of
+from benchmarks.common.records import read
 from benchmarks.networks_report import page
 from secateur import environment
 from secateur.benchmarking.cost import parameters
@@ -176,14 +176,12 @@ def apart(work: Callable[[str], dict[str, Any]], name: str) -> dict[str, Any]:
 
 def records(path: Path) -> dict[str, dict[str, Any]]:
     """Existing records by network."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {record["network"]: record for record in map(json.loads, lines)}
+    return {record["network"]: record for record in read(path)}
 
 
-def written(path: Path) -> str:
+def page_of(path: Path) -> str:
     """The page of all records, with the times of ``plan_time`` beside them."""
-    times = records_of(path.with_name("plan_time.jsonl"))
-    return page(records(path), list(listed()), times)
+    return page(records(path), list(listed()), read(path.with_name("plan_time.jsonl")))
 
 
 def main(arguments: list[str]) -> None:
@@ -210,5 +208,5 @@ def main(arguments: list[str]) -> None:
             file.write(json.dumps(record) + "\n")
         print(json.dumps(record)[:300], file=sys.stderr, flush=True)
         if count % 10 == 9:
-            table.write_text(written(path))
-    table.write_text(written(path))
+            table.write_text(page_of(path))
+    table.write_text(page_of(path))

@@ -27,7 +27,9 @@ def write(path, *nodes, constants=None, opsets=(("", 18),), shape=(1, 3, 8, 8)):
 def test_a_good_file_passes(tmp_path):
     path = tmp_path / "net.onnx"
     path.write_bytes(quantized("micro"))
+    before = path.read_bytes()
     screen(path, run=True)
+    assert path.read_bytes() == before
 
 
 def test_what_takes_too_much_memory_ends_alone(tmp_path):

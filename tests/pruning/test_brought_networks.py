@@ -127,7 +127,8 @@ def test_a_network_prepared_for_quantization_is_refused_with_the_remedy() -> Non
 def test_a_sum_that_is_ready_for_quantization_is_a_sum() -> None:
     """Networks of torchvision that can be quantized hold such modules as floats too."""
     add = torch.ao.nn.quantized.FloatFunctional()
-    halve(Between(lambda n, x: n.add.add(x, x), add=add), 0.35)
+    small = halve(Between(lambda n, x: n.add.add(x, x), add=add), 0.35)
+    assert small.first.out_channels == 8
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda n: torch.compile(n, backend="eager")])
@@ -165,7 +166,9 @@ def test_computed_weights_are_made_permanent(change) -> None:
     change(network[0])
     change(network[2])
     network.eval()(IMAGES)
-    halve(network, 0.6)
+    small = halve(network, 0.6)
+    assert (small[0].out_channels, small[2].in_channels) == (8, 8)
+    assert isinstance(small[0].weight, nn.Parameter)
 
 
 def test_gradients_of_masked_weights_are_those_of_what_they_come_from() -> None:
@@ -242,7 +245,8 @@ class Vector(nn.Module):
     ],
 )  # fmt: skip
 def test_these_operations_are_followed(call, parts, most) -> None:
-    halve(Between(call, **parts), most)
+    small = halve(Between(call, **parts), most)
+    assert small.first.out_channels == small.second.in_channels == 8
 
 
 class Parts(nn.Module):
@@ -292,11 +296,26 @@ def test_half_of_a_width_is_a_width() -> None:
 def test_a_global_response_norm_scales_what_stays() -> None:
     network = Between(response_norm)
     network.scale = nn.Parameter(torch.rand(16))
-    halve(network, 0.35, tolerance=1e-6)  # its epsilon does not scale
+    small = halve(network, 0.35, tolerance=1e-6)  # its epsilon does not scale
+    assert small.scale.shape == (8,)
+
+
+@pytest.mark.parametrize(("epsilon", "shrinks"), [(1e-6, True), (1e-4, False)])
+def test_only_a_small_epsilon_may_stay_uncorrected(epsilon: float, shrinks: bool) -> None:
+    def norm(network: nn.Module, x: Tensor) -> Tensor:
+        energy = x.norm(p=2, dim=(2, 3), keepdim=True)
+        scaled = x * (energy / (energy.mean(1, keepdim=True) + epsilon))
+        return network.scale.view(1, -1, 1, 1) * scaled
+
+    network = Between(norm)
+    network.scale = nn.Parameter(torch.rand(16))
+    groups = {group.name for group in find_prunable(network, IMAGES).groups}
+    assert ("first" in groups) == shrinks
 
 
 def test_a_shift_leaves_zeros_that_any_channel_may_have() -> None:
-    halve(Between(lambda n, x: write(n, x)), 0.75)
+    small = halve(Between(lambda n, x: write(n, x)), 0.75)
+    assert small.second.out_channels == 8
 
 
 # ---- the user's wishes
@@ -491,6 +510,17 @@ def test_heads_of_torchs_own_attention_leave_alone() -> None:
     with torch.inference_mode():  # where torch's own layer would take its fused form
         expected = secateur.apply_masks(encoder, plan)(IMAGES)
         torch.testing.assert_close(smaller(IMAGES), expected)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_channels_of_heads_shrink_apart_from_the_embedding(weights, first) -> None:
+    network = Own(True, weights, first)
+    steps = {group.name: group.steps for group in find_prunable(network, IMAGES).groups}
+    assert steps["attention"] == 4  # any number of channels of each head
+    small = halve(network, 0.8, keep=["patch", "norm"])
+    assert (small.attention.num_heads, small.attention.head_dim) == (8, 2)
+    assert small.attention.in_proj_weight.shape == (48, 32)
 
 
 @pytest.mark.parametrize("heads", [2, 4])

@@ -9,7 +9,7 @@ from torch import nn
 import secateur
 from helpers.odd_networks import FOLLOWED, Net, assert_same, batch, conv, halves, lively, shuffled
 from secateur.errors import NetworkError
-from secateur.pruning.find import _failing, _follow, _sort, find_prunable
+from secateur.pruning.find import _failing, _follow, _rejection, _sort, find_prunable
 from secateur.pruning.realize import WidthsRejected, realize_widths
 
 IMAGES = batch(3, 8, 8)
@@ -181,19 +181,19 @@ def test_only_groups_of_a_module_that_computes_otherwise_are_tried(monkeypatch) 
     assert len(runs) == 3  # all groups, and all but one of the two with entries there
 
 
-def test_a_width_that_fits_many_groups_badly_costs_one_run_more(monkeypatch) -> None:
-    """Norms in groups of 4 channels leave no room for half of 4 x 3 channels."""
-    parts = [(conv(12, 12), nn.GroupNorm(3, 12), nn.ReLU()) for _ in range(6)]
-    network = nn.Sequential(conv(3, 12), *[layer for part in parts for layer in part], conv(12, 2))
+def test_groups_whose_width_leaves_no_room_are_found_in_one_run(monkeypatch) -> None:
+    network = Net(
+        lambda n, x: n.p(x) + n.q(x), p=FOLLOWED["selective"](), q=FOLLOWED["selective"]()
+    ).double()
+    prunable = _sort(network, _follow(network, IMAGES, False, frozenset()), {}, {})
     runs = []
-    real = secateur.pruning.realize.follow_channels
+    real = secateur.pruning.find.realize_exactly
     monkeypatch.setattr(
-        "secateur.pruning.realize.follow_channels", lambda *each: (runs.append(1), real(*each))[1]
+        "secateur.pruning.find.realize_exactly", lambda *each: (runs.append(each), real(*each))[1]
     )
-    prunable = find_prunable(network, IMAGES.float())
-    assert len(prunable.groups) == 7
-    print(len(runs))
-    assert len(runs) <= 4
+    assert _rejection(network, prunable, {group.name: 1 for group in prunable.groups}) is None
+    assert set(runs[0][3]) - set(runs[1][3]) == {"p.3.a", "q.3.a"}
+    assert len(runs) == 2
 
 
 @pytest.mark.parametrize("differs", [False, True])

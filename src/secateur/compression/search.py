@@ -210,29 +210,30 @@ class Search:
         careful = config.model_copy(update={"method": "auto", "equalize": not config.per_channel})
         second = self._try(Candidate(quantize=careful))
         best = max(first, second, key=self._assurance)
-        if not self.acceptable(best):
-            best = max([best, *self._trained_rounding(best)], key=self._assurance)
+        trained = None if self.acceptable(best) else self._try_trained(best)
+        if trained is not None:
+            best = max(best, trained, key=self._assurance)
         if not (best.candidate.quantize and best.candidate.quantize.epochs):
             self.estimate = replace(self.estimate, rounding_epochs=0)
         return best.candidate
 
-    def _trained_rounding(self, best: Measured) -> list[Measured]:
-        """Train the quantized network, if there is time and its graph can be trained."""
+    def _try_trained(self, best: Measured) -> Measured | None:
+        """Try the quantized network trained with rounding, if it can be trained in time."""
         config, epochs = best.candidate.quantize, math.ceil(self.epochs / 2)
         if config is None or config.epochs or not epochs or is_file(self.stages.problem.network):
-            return []
+            return None
         longer = replace(self.estimate, rounding_epochs=epochs)
         if not longer.fits(self._elapsed, longer.fixed):
             say("    rounding is not trained: no time")
-            return []
+            return None
         self.estimate, network = longer, self.stages.problem.network
         peak = ROUNDING_RATE * self.settings.tune.to_train(network, epochs).learning_rate
         trained = config.model_copy(update={"epochs": epochs, "learning_rate": peak})
         try:
-            return [self._try(Candidate(quantize=trained))]
+            return self._try(Candidate(quantize=trained))
         except NetworkError as error:
             say(f"    rounding is not trained: {error}")
-            return []
+            return None
 
     def _make_smaller(self, best: Measured) -> None:
         """Apply pricing to the weights of the best candidate; its latency does not change."""

@@ -54,17 +54,18 @@ def find_prunable(
     empty = _follow(model, example_input, heads, frozenset())
     every = _grouped_weights(empty)
     if grouped == "width" and every:
-        within = _find(model, _follow(model, example_input, heads, every))
-        failing = _stuck(within)
-        failing = failing and failing - _stuck(_find(model, empty))
-        if not failing:
-            return within
-        return _find(model, _follow(model, example_input, heads, every - failing))
-    whole = _find(model, empty)
-    if not (stuck := _stuck(whole)):
-        return whole
-    other = _find(model, _follow(model, example_input, heads, stuck))
-    return other if _removable(other) > _removable(whole) else whole
+        by_width = _find(model, _follow(model, example_input, heads, every))
+        if not (stuck := _stuck(by_width)):
+            return by_width
+        better = stuck - _stuck(_find(model, empty))  # by groups
+        if not better:
+            return by_width
+        return _find(model, _follow(model, example_input, heads, every - better))
+    by_groups = _find(model, empty)
+    if not (stuck := _stuck(by_groups)):
+        return by_groups
+    mixed = _find(model, _follow(model, example_input, heads, stuck))
+    return mixed if _removable(mixed) > _removable(by_groups) else by_groups
 
 
 def _grouped_weights(prunable: Prunable) -> frozenset[str]:

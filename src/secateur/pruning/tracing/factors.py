@@ -15,8 +15,9 @@ from torch import Tensor
 from secateur.pruning.tracing.labels import Factor, Ledger, Weight
 from secateur.pruning.tracing.rules import tensors_in
 
-SMALL = 1e-4
-"""Largest added number that is taken as protection against division by zero."""
+SMALL = 1e-6
+"""Largest added number that is taken as protection against division by zero; the scale that absorbs
+the factor does not correct it."""
 
 
 def passed_on(

@@ -147,11 +147,8 @@ def follow_channels(
     _watch(probe, example, graph, larger)
     if larger is not None and not larger.trains:
         return graph
-    both = graph.copy()
-    both.trains = True
     try:
-        probe.train()
-        _watch(probe, twice(example), both, larger)
+        both = _in_training(probe, example, graph, larger)
     except NetworkError:
         if larger is not None:
             raise
@@ -159,6 +156,24 @@ def follow_channels(
     finally:
         probe.eval()
     return graph if larger is None and both.repeats(graph) else both
+
+
+def _in_training(
+    probe: nn.Module, example: Example, graph: ChannelGraph, larger: ChannelGraph | None
+) -> ChannelGraph:
+    """A copy of ``graph`` with a run in training mode; on two images if one is too few."""
+    probe.train()
+    for last, batch in enumerate((example, twice(example))):
+        both = graph.copy()
+        both.trains = True
+        try:
+            _watch(probe, batch, both, larger)
+        except NetworkError:
+            if last:
+                raise
+        else:
+            break
+    return both
 
 
 def _watch(
